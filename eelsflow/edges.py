@@ -1,0 +1,149 @@
+"""Edges as configuration: where an edge lies, which window holds its fine structure, what it looks like."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from eelsflow.energy import EnergyAxis, Window
+from eelsflow.errors import EdgeOutOfRangeError, StudyFileError
+
+
+class Feature(BaseModel):
+    """One feature of an edge's shape, relative to the edge's reference energy.
+
+    `position` and `sigma` in eV, `height` relative to the highest feature. The ranges say how far real
+    specimens spread: the offset estimate may move a feature within `position_range`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    position: float
+    sigma: Annotated[float, Field(gt=0)]
+    height: Annotated[float, Field(gt=0)]
+    position_range: Window | None = None
+
+
+class Edge(BaseModel):
+    """An ionisation edge and the windows its analysis uses; energies in eV, windows half-open.
+
+    `reference_energy` is where the feature named by `align_on` belongs: the first peak of the edge or its
+    maximum. `features` is the shape that an acquisition's summed spectrum is matched with when the energy
+    offset is estimated; without it the offset is found from the nearest peak alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    reference_energy: Annotated[float, Field(gt=0)]
+    align_on: Literal["first_peak", "maximum"] = "maximum"
+    elnes_window: Window
+    pre_edge_window: Window
+    features: tuple[Feature, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> Self:
+        for name in ("elnes_window", "pre_edge_window"):
+            start, stop = getattr(self, name)
+            if not start < stop:
+                raise ValueError(f"{name} {(start, stop)} eV is empty; write (start, stop) with start < stop")
+        if self.pre_edge_window[1] > self.elnes_window[0]:
+            raise ValueError(
+                f"pre_edge_window {self.pre_edge_window} eV overlaps elnes_window {self.elnes_window} eV; "
+                "the background must be fitted before the edge begins"
+            )
+        return self
+
+    def require_within(self, axis: EnergyAxis, *, overhang: float = 0.0, pre_edge: bool = True) -> None:
+        """Refuse an axis that does not show this edge.
+
+        Parameters
+        ----------
+        axis
+            The energy axis at hand.
+        overhang
+            How far, in eV, a window may reach past the axis: the largest energy offset to allow for.
+        pre_edge
+            Whether the background window is needed too.
+
+        Raises
+        ------
+        EdgeOutOfRangeError
+            If the fine-structure window, or the background window, lies outside the axis.
+        """
+        windows = {"pre-edge window": self.pre_edge_window} if pre_edge else {}
+        windows["ELNES window"] = self.elnes_window
+        for what, window in windows.items():
+            if not axis.covers(window, overhang=overhang):
+                raise EdgeOutOfRangeError(
+                    f"{what} {window} eV for {self.name} lies outside the energy axis, which spans "
+                    f"{axis.start:.1f}-{axis.stop:.1f} eV; this file cannot show the {self.name} edge: record "
+                    f"{self.pre_edge_window[0] if pre_edge else self.elnes_window[0]:g}-{self.elnes_window[1]:g} eV, "
+                    "or choose an edge that the axis covers"
+                )
+
+
+# O K of iron oxides: positions and heights as measured on iron-oxide nanocubes at 200 kV (pre-peak at 0, main
+# peak +9.0 eV, third peak +30.5 eV, fourth +43 eV); the ranges cover FeO to Fe2O3.
+O_K = Edge(
+    name="O_K",
+    reference_energy=530.0,
+    align_on="first_peak",
+    elnes_window=(525.0, 555.0),
+    pre_edge_window=(495.0, 522.0),
+    features=(
+        Feature(name="pre_peak", position=0.0, sigma=1.2, height=0.63),
+        Feature(name="main_peak", position=9.4, sigma=2.5, height=1.0, position_range=(8.5, 11.0)),
+        Feature(name="third_peak", position=29.5, sigma=4.5, height=0.5, position_range=(26.5, 31.0)),
+    ),
+)
+
+# White lines: L3 at the reference energy, L2 above it by the spin-orbit splitting; ratios near 2.8 (Fe, measured
+# on the same nanocubes) and 2.5 (Mn, an assumption).
+FE_L3 = Edge(
+    name="Fe_L3",
+    reference_energy=709.0,
+    align_on="maximum",
+    elnes_window=(700.0, 730.0),
+    pre_edge_window=(660.0, 698.0),
+    features=(
+        Feature(name="L3", position=0.0, sigma=2.1, height=1.0),
+        Feature(name="L2", position=13.0, sigma=2.2, height=0.36, position_range=(12.5, 13.7)),
+    ),
+)
+
+MN_L3 = Edge(
+    name="Mn_L3",
+    reference_energy=642.0,
+    align_on="maximum",
+    elnes_window=(634.0, 664.0),
+    pre_edge_window=(595.0, 632.0),
+    features=(
+        Feature(name="L3", position=0.0, sigma=1.9, height=1.0),
+        Feature(name="L2", position=11.0, sigma=2.1, height=0.45, position_range=(10.3, 11.8)),
+    ),
+)
+
+SHIPPED: dict[str, Edge] = {edge.name: edge for edge in (O_K, FE_L3, MN_L3)}
+
+
+def resolve_edge(edge: str | dict[str, Any] | Edge) -> Edge:
+    """Return the edge that a study file or a command names.
+
+    Raises
+    ------
+    StudyFileError
+        If the name is not a shipped edge.
+    """
+    if isinstance(edge, Edge):
+        return edge
+    if isinstance(edge, str):
+        if edge not in SHIPPED:
+            raise StudyFileError(
+                f"no shipped edge is called {edge!r}; shipped are {', '.join(SHIPPED)}: use one of them or write the "
+                "edge out as {name, reference_energy, align_on, elnes_window, pre_edge_window}"
+            )
+        return SHIPPED[edge]
+    return Edge.model_validate(edge)

@@ -1,0 +1,113 @@
+"""The energy-loss axis: uniform, in eV, channel centres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eelsflow.errors import InputError
+
+Window = tuple[float, float]
+"""A half-open energy window ``(start, stop)`` in eV: channel centres with ``start <= E < stop``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyAxis:
+    """A uniform energy-loss axis.
+
+    Parameters
+    ----------
+    start
+        Energy of the centre of the first channel, eV.
+    dispersion
+        Width of a channel, eV; positive.
+    size
+        Number of channels; at least 2.
+
+    Raises
+    ------
+    InputError
+        If the dispersion is not positive and finite, or there are fewer than 2 channels.
+    """
+
+    start: float
+    dispersion: float
+    size: int
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.start) and np.isfinite(self.dispersion) and self.dispersion > 0):
+            raise InputError(
+                f"energy axis starts at {self.start} eV with {self.dispersion} eV per channel; both must be finite "
+                "and the dispersion positive: correct the calibration in the acquisition software"
+            )
+        if self.size < 2:
+            raise InputError(f"energy axis has {self.size} channel(s); a spectrum needs at least 2")
+
+    @classmethod
+    def from_values(cls, values: ArrayLike) -> Self:
+        """Build the axis from channel centres.
+
+        Parameters
+        ----------
+        values
+            Channel centres, shape (channels,), eV; strictly increasing and uniform to 1 % of a channel.
+
+        Raises
+        ------
+        InputError
+            If the values are not one-dimensional, increasing and uniform.
+        """
+        energy_loss = np.asarray(values, dtype=np.float64)
+        if energy_loss.ndim != 1 or energy_loss.size < 2 or not np.isfinite(energy_loss).all():
+            raise InputError(
+                f"energy_loss has shape {energy_loss.shape} or values that are not finite; "
+                "expected one finite energy in eV for each of at least 2 channels"
+            )
+        dispersion = (energy_loss[-1] - energy_loss[0]) / (energy_loss.size - 1)
+        axis_deviation = np.abs(energy_loss - (energy_loss[0] + dispersion * np.arange(energy_loss.size))).max()
+        if dispersion <= 0 or axis_deviation > 0.01 * dispersion:
+            raise InputError(
+                f"energy_loss from {energy_loss[0]:g} to {energy_loss[-1]:g} eV is not increasing in equal steps "
+                f"(largest deviation {axis_deviation:.3g} eV); resample the spectra onto a uniform axis first"
+            )
+        return cls(float(energy_loss[0]), float(dispersion), int(energy_loss.size))
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Channel centres, shape (size,), eV."""
+        return self.start + self.dispersion * np.arange(self.size, dtype=np.float64)
+
+    @property
+    def boundaries(self) -> NDArray[np.float64]:
+        """Channel boundaries, shape (size + 1,), eV."""
+        return self.start + self.dispersion * (np.arange(self.size + 1, dtype=np.float64) - 0.5)
+
+    @property
+    def stop(self) -> float:
+        """Energy of the centre of the last channel, eV."""
+        return self.start + self.dispersion * (self.size - 1)
+
+    def shifted(self, offset: float) -> EnergyAxis:
+        """Return the axis moved by ``offset`` eV; the counts stay where they are."""
+        return EnergyAxis(self.start + offset, self.dispersion, self.size)
+
+    def channels(self, window: Window) -> slice:
+        """Return the channels whose centres lie in the half-open ``window`` (eV), clipped to the axis.
+
+        A centre within 1e-6 of a channel of a window's bound counts as lying on it.
+        """
+        tolerance = 1e-6
+        first, last = ((bound - self.start) / self.dispersion - tolerance for bound in window)
+        begin = min(max(int(np.ceil(first)), 0), self.size)
+        return slice(begin, min(max(int(np.ceil(last)), begin), self.size))
+
+    def covers(self, window: Window, *, overhang: float = 0.0) -> bool:
+        """Tell whether the axis spans ``window`` (eV), bar at most ``overhang`` eV on either side."""
+        half = 0.5 * self.dispersion
+        return window[0] >= self.start - half - overhang and window[1] <= self.stop + half + overhang
+
+    def __str__(self) -> str:
+        return f"{self.start:.1f}-{self.stop:.1f} eV in {self.size} channels of {self.dispersion:.4g} eV"

@@ -1,0 +1,77 @@
+"""Where work runs: in a plain loop, in threads, or on a Dask cluster. No numerics here.
+
+Every stage that can be split takes an `Executor` and calls `map` with a function of an installed module and a list
+of items. Results come back in the order of the items, so a sum over them is the same sum whatever ran it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Executor(Protocol):
+    """Something that applies a function to every item and returns the results in order."""
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
+        """Return ``[function(item) for item in items]``; `label` is what a person sees the work called."""
+        ...
+
+
+class LoopExecutor:
+    """A plain loop: the oracle that the others must agree with."""
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
+        """Apply the function to one item after the other."""
+        return [function(item) for item in items]
+
+
+class ThreadExecutor:
+    """Threads of this process; for work that releases the interpreter lock.
+
+    Parameters
+    ----------
+    n_threads
+        How many items are worked on at once.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
+        """Apply the function in threads."""
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            return list(pool.map(function, items))
+
+
+class DaskExecutor:
+    """Workers of a Dask cluster, driven as a client.
+
+    Parameters
+    ----------
+    client
+        A connected client; one is shared by all threads of a flow.
+    resources
+        Worker resources an item needs, such as ``{"GPU": 1}``.
+    """
+
+    def __init__(self, client: Client, *, resources: dict[str, float] | None = None) -> None:
+        self.client = client
+        self.resources = resources
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
+        """Apply the function on the workers; the work is cancelled if this call is interrupted."""
+        options: dict[str, Any] = {"pure": False, "key": label or None, "resources": self.resources}
+        futures = self.client.map(function, list(items), **options)
+        try:
+            return list(self.client.gather(futures))
+        except BaseException:
+            self.client.cancel(futures)
+            raise

@@ -1,0 +1,135 @@
+"""The content-addressed store: one directory for everything that was computed, found by its digest.
+
+An entry is a directory. It is written under a temporary name and renamed when it is whole, so an entry that
+exists is complete, a killed run leaves nothing that looks finished, and two writers of the same digest are harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eelsflow.errors import OutputPathError
+
+
+def home() -> Path:
+    """Return the folder that eelsflow keeps its store, server and registry in: $EELSFLOW_HOME or ~/.eelsflow."""
+    return Path(os.environ.get("EELSFLOW_HOME") or Path.home() / ".eelsflow").expanduser().resolve()
+
+
+def make_directory(path: Path) -> Path:
+    """Create a directory for output.
+
+    Raises
+    ------
+    OutputPathError
+        If it cannot be created or written to, for example because it lies below a regular file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputPathError(
+            f"cannot write to {path}: {error.strerror or error}; name a directory that can be created and written to"
+        ) from error
+    return path
+
+
+class Store:
+    """Entries by digest below `root`.
+
+    Parameters
+    ----------
+    root
+        Created where it does not exist. On a cluster: a folder that every worker sees.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = make_directory(Path(root))
+        self._entries = make_directory(self.root / "entries")
+
+    @property
+    def generation(self) -> str:
+        """An identity that changes when entries are removed, so that caches elsewhere cannot outlive them."""
+        path = self.root / "generation"
+        if not path.exists():
+            temporary = self.root / f".{uuid.uuid4().hex}"
+            temporary.write_text(uuid.uuid4().hex)
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+            temporary.unlink()
+        return path.read_text()
+
+    def path(self, digest: str) -> Path:
+        """Return where the entry of this digest is, or would be."""
+        return self._entries / digest[:2] / digest
+
+    def has(self, digest: str) -> bool:
+        """Tell whether the entry is there, and therefore complete."""
+        return self.path(digest).is_dir()
+
+    def compute(self, digest: str, write: Callable[[Path], None]) -> Path:
+        """Return the entry's directory, calling ``write(directory)`` for its content if it is not there yet.
+
+        If `write` raises, nothing stays behind.
+        """
+        path = self.path(digest)
+        if path.is_dir():
+            return path
+        temporary = self.temporary()
+        try:
+            write(temporary)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if not path.is_dir():  # another writer of the same content won the race
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return path
+
+    def temporary(self) -> Path:
+        """Create a directory for work in progress, on the same file system as the entries."""
+        path = self.root / "temporary" / f"{os.getpid()}-{uuid.uuid4().hex}"
+        path.mkdir(parents=True)
+        return path
+
+    def remove_abandoned(self) -> int:
+        """Remove the work in progress of processes that are gone; return how many were removed."""
+        removed = 0
+        for path in (self.root / "temporary").glob("*-*"):
+            process = path.name.split("-")[0]
+            if not Path("/proc", process).exists():
+                shutil.rmtree(path, ignore_errors=True)
+                removed += 1
+        return removed
+
+    def prune(self, keep: set[str]) -> list[str]:
+        """Remove every entry whose digest is not in `keep`; return the digests removed."""
+        removed = [entry.name for entry in self._entries.glob("*/*") if entry.name not in keep]
+        if removed:
+            (self.root / "generation").unlink(missing_ok=True)
+        for digest in removed:
+            shutil.rmtree(self.path(digest))
+        return removed
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all: under a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)

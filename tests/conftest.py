@@ -1,0 +1,15 @@
+"""What every test may use."""
+
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real spectra beside the checkout; the test is skipped where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"real spectra are not at {REAL_DATA}; they are not part of the repository")
+    return REAL_DATA
