@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline: machines are shared and noisy, and the first example pays for imports.
+settings.register_profile("eelsflow", deadline=None)
+settings.load_profile("eelsflow")
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -1,0 +1,33 @@
+# Everything sets itself up in .venv; a machine needs Python 3.11, make and a C compiler.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint types contracts clean
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@echo "installing the locked environment into .venv (some minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eelsflow needs Python 3.11 or newer, found " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(INSTALLED)  ## the main job on simulated acquisitions
+	$(BIN)/eelsflow demo
+
+test: $(INSTALLED)  ## every test, the slow ones included
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+contracts: $(INSTALLED)
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv demo

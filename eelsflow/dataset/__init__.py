@@ -1,0 +1,1 @@
+"""From prepared acquisitions, or a table, to labelled spectra and their splits."""

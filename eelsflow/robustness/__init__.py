@@ -1,0 +1,1 @@
+"""How classifiers stand up to energy shifts, noise and dose: perturbations, curves and scores."""

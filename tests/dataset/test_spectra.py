@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from eelsflow.dataset.spectra import LabelledSpectra, read_table
+from eelsflow.errors import DataSetError, UnreadableFileError
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(**changes):
+        arrays = {
+            "spectra": np.arange(40.0).reshape(4, 10),
+            "energy_loss": 700 + 0.1 * np.arange(10),
+            "label": np.array(["Mn2+", "Mn2+", "Mn3+", "Mn3+"]),
+            **changes,
+        }
+        path = tmp_path / "table.npz"
+        np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+        return path
+
+    return write
+
+
+def test_table_is_read_and_survives_saving(table, tmp_path):
+    spectra = read_table(table(group=np.array(list("abab"))))
+    spectra.save(tmp_path)
+    again = LabelledSpectra.load(tmp_path)
+    for name in ("intensity", "energy_loss", "label", "group"):
+        assert np.array_equal(getattr(spectra, name), getattr(again, name))
+    assert again.variance is None
+
+
+def test_classes_choose_spectra(table):
+    labels = np.array(["Mn2+", "Mn3+", "Mn4+", "Mn4+"])
+    assert read_table(table(label=labels), ["Mn2+", "Mn3+"]).label.tolist() == ["Mn2+", "Mn3+"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": np.array(["Mn2+"] * 4)}, "at least two classes"),
+        ({"label": None}, r"lacks \['label'\]"),
+        ({"spectra": np.zeros((4, 9))}, "expected .labels, energies."),
+        ({"spectra": np.full((4, 10), np.nan)}, "4 of 4 spectra hold NaN"),
+    ],
+)
+def test_table_that_cannot_be_used_is_refused(table, changes, message):
+    with pytest.raises((DataSetError, UnreadableFileError), match=message):
+        read_table(table(**changes))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a table", b"PK\x03\x04" + bytes(200)])
+def test_damaged_table_is_refused(tmp_path, content):
+    path = tmp_path / "table.npz"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFileError, match=r"table\.npz"):
+        read_table(path)
+
+
+def test_truncated_table_is_refused(table):
+    path = table()
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UnreadableFileError, match=r"table\.npz"):
+        read_table(path)

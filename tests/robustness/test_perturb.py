@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from eelsflow.robustness.perturb import (
+    add_gaussian_noise,
+    add_poisson_noise,
+    draw_shifts,
+    fit_leading_components,
+    scale_residual,
+)
+
+
+@pytest.fixture
+def vectors():
+    energy_loss = np.linspace(0, 30, 300)
+    heights = np.random.default_rng(0).uniform(0.5, 1, (200, 1))
+    return (heights * np.exp(-((energy_loss - 10) ** 2) / 20)).astype(np.float32)
+
+
+def test_shifts_are_uniform_within_the_amplitude():
+    shifts = draw_shifts(20000, amplitude=5, rng=np.random.default_rng(0))
+    assert np.abs(shifts).max() <= 5
+    assert shifts.std() == pytest.approx(5 / np.sqrt(3), rel=0.02)
+
+
+def test_gaussian_noise_is_sigma_times_the_span(vectors):
+    noisy = add_gaussian_noise(vectors, sigma=0.15, rng=np.random.default_rng(0))
+    span = np.percentile(vectors, 99, axis=1) - np.percentile(vectors, 1, axis=1)
+    measured = (noisy - vectors).std(axis=1) / span
+    # 300 channels know a standard deviation to 4 %; the mean of 200 spectra to .3 %
+    assert measured.mean() == pytest.approx(0.15, rel=0.02)
+
+
+def test_draws_depend_on_the_seed_alone(vectors):
+    first, again = (add_gaussian_noise(vectors, sigma=0.1, rng=np.random.default_rng(3)) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
+def test_poisson_noise_keeps_the_mean_and_has_the_variance_of_its_counts(vectors):
+    repeated = np.repeat(vectors[:1], 4000, axis=0)
+    noisy = add_poisson_noise(repeated, peak_counts=100, rng=np.random.default_rng(0))
+    peak = vectors[0].argmax()
+    assert noisy[:, peak].mean() == pytest.approx(vectors[0, peak], rel=0.01)
+    # 100 counts: relative deviation 10 %
+    assert noisy[:, peak].std() / vectors[0, peak] == pytest.approx(0.1, rel=0.05)
+
+
+def test_residual_times_one_is_the_spectrum_itself(vectors):
+    mean, components = fit_leading_components(vectors, n_components=3)
+    assert np.allclose(scale_residual(vectors, mean, components, factor=1), vectors, atol=1e-5)
+
+
+def test_residual_leaves_the_leading_components_alone(vectors):
+    noisy = add_gaussian_noise(vectors, sigma=0.1, rng=np.random.default_rng(1))
+    mean, components = fit_leading_components(noisy)
+    louder = scale_residual(noisy, mean, components, factor=4)
+    assert np.allclose((louder - mean) @ components.T, (noisy - mean) @ components.T, atol=1e-4)
+    assert (louder - noisy).std() > 0.1
+
+
+def test_leading_components_agree_with_scikit_learn(vectors):
+    from sklearn.decomposition import PCA
+
+    noisy = add_gaussian_noise(vectors, sigma=0.1, rng=np.random.default_rng(1))
+    mean, components = fit_leading_components(noisy, n_components=1)
+    reference = PCA(1, svd_solver="full").fit(noisy)
+    assert np.allclose(mean, reference.mean_, atol=1e-5)
+    assert abs(components[0] @ reference.components_[0]) == pytest.approx(1, abs=1e-4)

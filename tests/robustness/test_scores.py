@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eelsflow.robustness.scores import area_under_curve, bootstrap_score, breakdown_point, class_weights
+
+
+def test_score_of_a_perfect_classifier_is_one_without_width():
+    score = bootstrap_score([np.ones(50, bool)] * 3, [None] * 3)
+    assert (score.mean, score.low, score.high) == (1, 1, 1)
+
+
+def test_interval_agrees_with_the_binomial_for_independent_spectra():
+    rng = np.random.default_rng(0)
+    right = rng.random(2000) < 0.9
+    score = bootstrap_score([right], [None])
+    half = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / right.size)
+    assert score.mean == pytest.approx(right.mean())
+    assert score.high - score.low == pytest.approx(2 * half, rel=0.15)
+
+
+def test_resampling_groups_gives_a_wider_interval_than_resampling_their_spectra():
+    """Spectra of one acquisition are right or wrong together: 10 groups are worth 10 observations, not 1,000."""
+    right = np.repeat(np.arange(10) < 7, 100)
+    group = np.repeat(np.arange(10).astype(str), 100)
+    by_group, by_spectrum = bootstrap_score([right], [group]), bootstrap_score([right], [None])
+    assert by_group.high - by_group.low > 5 * (by_spectrum.high - by_spectrum.low)
+
+
+def test_balanced_weights_count_each_class_once():
+    label = np.array(["a"] * 90 + ["b"] * 10)
+    right = label == "a"
+    score = bootstrap_score([right], [None], weight=[class_weights(label)])
+    assert score.mean == pytest.approx(0.5)
+
+
+def test_nothing_to_score_is_none():
+    assert bootstrap_score([], []) is None
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=60), st.integers(1, 4))
+def test_interval_holds_the_mean_and_stays_within_zero_and_one(right, n_seeds):
+    score = bootstrap_score([np.array(right)] * n_seeds, [None] * n_seeds)
+    assert 0 <= score.low <= score.mean <= score.high <= 1 + 1e-12
+
+
+def test_breakdown_is_the_smallest_magnitude_under_90_percent_of_clean():
+    amplitudes = np.array([-4.0, -2, 0, 2, 4])
+    accuracy = np.array([0.5, 0.95, 1.0, 0.8, 0.6])
+    assert breakdown_point(amplitudes, accuracy, clean=1.0) == 2
+    assert breakdown_point(amplitudes, np.ones(5), clean=1.0) is None
+
+
+def test_area_is_the_mean_over_the_range():
+    assert area_under_curve(np.array([0.0, 1, 2]), np.array([1.0, 0.5, 0.0])) == pytest.approx(0.5)
