@@ -31,7 +31,9 @@ class Edge(BaseModel):
 
     `reference_energy` is where the feature named by `align_on` belongs: the first peak of the edge or its
     maximum. `features` is the shape that an acquisition's summed spectrum is matched with when the energy
-    offset is estimated; without it the offset is found from the nearest peak alone.
+    offset is estimated: the reference feature first, at position 0, then the others by energy. Without it the offset
+    is found from the highest or the first clear peak within reach, which an axis that is wrong by several eV may
+    mistake.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,11 @@ class Edge(BaseModel):
             raise ValueError(
                 f"pre_edge_window {self.pre_edge_window} eV overlaps elnes_window {self.elnes_window} eV; "
                 "the background must be fitted before the edge begins"
+            )
+        positions = [feature.position for feature in self.features]
+        if positions and (positions[0] != 0.0 or sorted(positions) != positions):
+            raise ValueError(
+                f"features lie at {positions} eV; the reference feature comes first, at 0, then the others by energy"
             )
         return self
 
@@ -97,6 +104,7 @@ O_K = Edge(
         Feature(name="pre_peak", position=0.0, sigma=1.2, height=0.63),
         Feature(name="main_peak", position=9.4, sigma=2.5, height=1.0, position_range=(8.5, 11.0)),
         Feature(name="third_peak", position=29.5, sigma=4.5, height=0.5, position_range=(26.5, 31.0)),
+        Feature(name="fourth_peak", position=43.0, sigma=5.0, height=0.3, position_range=(40.0, 46.0)),
     ),
 )
 

@@ -7,7 +7,8 @@ of items. Results come back in the order of the items, so a sum over them is the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -60,18 +61,36 @@ class DaskExecutor:
         A connected client; one is shared by all threads of a flow.
     resources
         Worker resources an item needs, such as ``{"GPU": 1}``.
+    cancelled
+        When set, work under way is cancelled and no more is begun: `map` raises `CancelledError`. A flow that is
+        interrupted would otherwise wait for its threads, and they for their workers.
     """
 
-    def __init__(self, client: Client, *, resources: dict[str, float] | None = None) -> None:
+    POLL_SECONDS = 0.5
+
+    def __init__(
+        self, client: Client, *, resources: dict[str, float] | None = None, cancelled: Event | None = None
+    ) -> None:
         self.client = client
         self.resources = resources
+        self.cancelled = cancelled or Event()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
-        """Apply the function on the workers; the work is cancelled if this call is interrupted."""
+        """Apply the function on the workers; the work is cancelled if this call is interrupted or one item fails."""
+        from distributed import wait
+
         options: dict[str, Any] = {"pure": False, "key": label or None, "resources": self.resources}
         futures = self.client.map(function, list(items), **options)
         try:
+            while futures and not self.cancelled.is_set():
+                try:
+                    wait(futures, timeout=self.POLL_SECONDS)
+                    break
+                except TimeoutError:
+                    continue
+            if self.cancelled.is_set():
+                raise CancelledError(f"{label or 'work'} on the cluster was cancelled")
             return list(self.client.gather(futures))
         except BaseException:
-            self.client.cancel(futures)
+            self.client.cancel(futures, force=True)
             raise

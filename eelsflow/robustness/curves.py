@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +35,17 @@ class Curve(BaseModel):
     perturbation: str
     unit: str
     amplitudes: tuple[float, ...]
+    mild_end: Literal["low", "high"] = "low"
+    """Which amplitudes disturb least: a low shift, but a high dose."""
 
 
 FURTHER_CURVES = (
-    Curve(perturbation="poisson_peak_counts", unit="counts at the peak", amplitudes=(1000.0, 300.0, 100.0, 30.0, 10.0)),
+    Curve(
+        perturbation="poisson_peak_counts",
+        unit="counts at the peak",
+        amplitudes=(1000.0, 300.0, 100.0, 30.0, 10.0),
+        mild_end="high",
+    ),
     Curve(perturbation="pca_residual", unit="times the residual noise", amplitudes=(1.0, 2.0, 3.0, 4.0, 5.0)),
 )
 

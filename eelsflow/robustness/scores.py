@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,8 +90,14 @@ def class_weights(label: NDArray[np.str_]) -> NDArray[np.float64]:
     return np.asarray(1.0 / counts[code])
 
 
-def breakdown_point(amplitudes: NDArray[np.float64], accuracy: NDArray[np.float64], *, clean: float) -> float | None:
-    """Return the smallest magnitude of a perturbation at which accuracy falls under 90 % of the clean one.
+def breakdown_point(
+    amplitudes: NDArray[np.float64],
+    accuracy: NDArray[np.float64],
+    *,
+    clean: float,
+    mild_end: Literal["low", "high"] = "low",
+) -> float | None:
+    """Return the mildest perturbation at which accuracy falls under 90 % of the clean one.
 
     Parameters
     ----------
@@ -100,6 +107,8 @@ def breakdown_point(amplitudes: NDArray[np.float64], accuracy: NDArray[np.float6
         Shape (n,).
     clean
         Accuracy without perturbation.
+    mild_end
+        Which magnitudes disturb least: "low" for shifts and noise, "high" for a dose in counts.
 
     Returns
     -------
@@ -107,7 +116,9 @@ def breakdown_point(amplitudes: NDArray[np.float64], accuracy: NDArray[np.float6
         None if it never falls under within the amplitudes tried.
     """
     broken = np.abs(amplitudes)[accuracy < BREAKDOWN_FRACTION * clean]
-    return float(broken.min()) if broken.size else None
+    if not broken.size:
+        return None
+    return float(broken.min() if mild_end == "low" else broken.max())
 
 
 def area_under_curve(amplitudes: NDArray[np.float64], accuracy: NDArray[np.float64]) -> float:

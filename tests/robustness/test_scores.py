@@ -52,5 +52,10 @@ def test_breakdown_is_the_smallest_magnitude_under_90_percent_of_clean():
     assert breakdown_point(amplitudes, np.ones(5), clean=1.0) is None
 
 
+def test_breakdown_of_a_dose_is_the_highest_that_is_too_low():
+    counts, accuracy = np.array([1000.0, 100, 10]), np.array([1.0, 0.8, 0.5])
+    assert breakdown_point(counts, accuracy, clean=1.0, mild_end="high") == 100
+
+
 def test_area_is_the_mean_over_the_range():
     assert area_under_curve(np.array([0.0, 1, 2]), np.array([1.0, 0.5, 0.0])) == pytest.approx(0.5)

@@ -1,0 +1,149 @@
+"""Start everything that scheduled processing needs, see one scheduled run complete, and leave nothing behind.
+
+    python deployments/check_schedule.py [HOME]
+
+Two faults of dependencies are only seen this way: one lets the server die at import, the other lets cron schedules
+never fire. `deployments/prefect.yaml` is what is deployed, with a short interval instead of its own, and a second
+time with the cron schedule of its comment. Exit status 0: all of it worked; 1: what did not is printed with the logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from flows.server import running_server
+
+INTERVAL_SECONDS = 10
+CRON = "0 7 * * 1-5"
+LIMIT_SECONDS = 240
+POOL = "eelsflow"
+
+
+def main() -> int:
+    """Run the check in a given or a temporary home folder."""
+    with contextlib.ExitStack() as stack:
+        home = Path(sys.argv[1] if sys.argv[1:] else stack.enter_context(tempfile.TemporaryDirectory())).resolve()
+        inbox, out, worker_log = home / "inbox", home / "maps", home / "worker.log"
+        inbox.mkdir(parents=True, exist_ok=True)
+        os.environ |= {"EELSFLOW_HOME": str(home), "EELSFLOW_INBOX": str(inbox), "EELSFLOW_OUT": str(out)}
+        os.environ |= {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        started = time.monotonic()
+        try:
+            with running_server(home, preferred_port=0) as server:
+                print(f"{time.monotonic() - started:5.1f} s  server answers at {server.api_url}")
+                run_prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+                run_prefect("deploy", "--prefect-file", str(short_schedules(home)), "--all")
+                print(f"{time.monotonic() - started:5.1f} s  deployed")
+                with worker(worker_log):
+                    wait_for_scheduled_run(worker_log)
+                print(f"{time.monotonic() - started:5.1f} s  a scheduled run completed, and cron runs are planned")
+        except CheckFailedError as error:
+            print(f"FAILED: {error}", file=sys.stderr)
+            return 1
+        print(f"{time.monotonic() - started:5.1f} s  stopped")
+        if left := left_behind(home):
+            print("FAILED: left running:\n" + "\n".join(left), file=sys.stderr)
+            return 1
+    return 0
+
+
+class CheckFailedError(RuntimeError):
+    """What did not work, with the log that shows it."""
+
+
+def run_prefect(*arguments: str) -> None:
+    """Run a command of Prefect's command line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise CheckFailedError(
+            f"prefect {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
+
+
+def short_schedules(home: Path) -> Path:
+    """Write the deployments with schedules that a check can wait for; return the file."""
+    project: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("prefect.yaml").read_text())
+    for deployment in project["deployments"]:
+        by_cron = copy.deepcopy(deployment)
+        deployment["schedules"] = [{"interval": INTERVAL_SECONDS}]
+        deployment["parameters"]["settle_seconds"] = 0
+        by_cron |= {"name": f"{deployment['name']}-cron", "schedules": [{"cron": CRON, "timezone": "UTC"}]}
+        project["deployments"] = [deployment, by_cron]
+    path = home / "prefect.yaml"
+    path.write_text(yaml.safe_dump(project))
+    return path
+
+
+@contextlib.contextmanager
+def worker(log: Path) -> Iterator[None]:
+    """Run a process worker for the time of a block."""
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            process.terminate()
+            _, alive = psutil.wait_procs(family, timeout=20)
+            for member in alive:
+                member.kill()
+            process.wait()
+
+
+def wait_for_scheduled_run(log: Path) -> None:
+    """Wait until one run that the scheduler made has completed and runs by cron are planned."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    deadline = time.monotonic() + LIMIT_SECONDS
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            runs = {
+                name: client.read_flow_runs(
+                    deployment_filter=filters.DeploymentFilter(name=filters.DeploymentFilterName(any_=[name]))
+                )
+                for name in ("inbox", "inbox-cron")
+            }
+            scheduled = [run for run in runs["inbox"] if run.auto_scheduled]
+            planned = [run for run in runs["inbox-cron"] if run.auto_scheduled and run.expected_start_time.hour == 7]
+            states = [run.state_type for run in scheduled]
+            if StateType.FAILED in states or StateType.CRASHED in states:
+                break
+            if StateType.COMPLETED in states and planned:
+                return
+            time.sleep(1)
+        lines = [f"{entry.timestamp:%H:%M:%S} {entry.message}" for entry in client.read_logs(limit=50)]
+    raise CheckFailedError(
+        f"runs by interval: {[str(state) for state in states]}, runs planned by cron: {len(planned)}; "
+        "expected one COMPLETED, and some planned\n" + "\n".join(lines) + "\n" + log.read_text(errors="replace")
+    )
+
+
+def left_behind(home: Path) -> list[str]:
+    """Return the processes that were started for this home folder and still run."""
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get("EELSFLOW_HOME") == str(home):
+                left.append(f"{process.pid} {' '.join(process.cmdline())}")
+    return left
+
+
+if __name__ == "__main__":
+    sys.exit(main())

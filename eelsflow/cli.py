@@ -1,0 +1,277 @@
+"""The command line: `eelsflow --help` explores it.
+
+Exit status 0: done; 2: bad input or refused, with one clear message; 1: a fault of the program.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eelsflow.errors import EelsflowError, InputError, MissingDependencyError
+
+app = typer.Typer(
+    name="eelsflow",
+    help="From EELS acquisitions to oxidation-state maps, with the evidence behind them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class RunnerName(StrEnum):
+    """Where a study runs."""
+
+    prefect = "prefect"
+    loop = "loop"
+
+
+_debug = False
+
+
+@app.callback()
+def _global(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show progress on a terminal; elsewhere say nothing."""
+    if not sys.stderr.isatty():
+        yield lambda title, number, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda title, number, total: progress.update(task, description=title, completed=number, total=total)
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="An acquisition: DM3, DM4, EMD, hspy, zspy, msa, text or zarr.")],
+    edge: Annotated[str | None, typer.Option(help="Refuse (exit 2) where this edge is out of range.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe what a readable file holds."""
+    from eelsflow.edges import resolve_edge
+    from eelsflow.info import describe, format_description
+
+    description = describe(file, edge=resolve_edge(edge) if edge else None)
+    typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
+
+
+@app.command()
+def simulate(
+    directory: Annotated[Path, typer.Argument(help="Where acquisitions, truth and manifest.csv are written.")],
+    acquisitions: Annotated[int, typer.Option(min=1, help="How many acquisitions.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same spectra.")] = 0,
+    pixels: Annotated[int, typer.Option(min=8, help="Pixels along either side of a scan.")] = 48,
+) -> None:
+    """Simulate acquisitions of iron-oxide nanocubes with their ground truth."""
+    from eelsflow.simulate import simulate_directory
+    from eelsflow.store import make_directory
+
+    make_directory(directory)
+    with _progress("simulate") as on_step:
+        manifest = simulate_directory(
+            directory,
+            n_acquisitions=acquisitions,
+            seed=seed,
+            shape=(pixels, pixels),
+            progress=lambda done, total: on_step("simulate", done, total),
+        )
+    typer.echo(str(manifest))
+
+
+@app.command()
+def study(
+    study_file: Annotated[Path | None, typer.Argument(help="The study file (YAML).", metavar="STUDY.yaml")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results are written.")] = None,
+    runner: Annotated[
+        RunnerName | None,
+        typer.Option(help="prefect: orchestrated on a Dask cluster, with the UI; loop: in this process alone."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small grids, 2 seeds, 60 epochs: a first look.")] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Make the best model the default for its edge.")] = False,
+    init: Annotated[bool, typer.Option("--init", help="Print a commented study file.")] = False,
+) -> None:
+    """Run a study: prepare, search, train, assess, report."""
+    from eelsflow.study.config import EXAMPLE
+
+    if init:
+        typer.echo(EXAMPLE, nl=False)
+        return
+    if study_file is None or out is None:
+        raise InputError("a study needs a study file and --out DIR; `eelsflow study --init` prints a study file")
+    _one_thread_each()
+    from eelsflow.study.config import load_study
+
+    resolved = load_study(study_file)
+    _run_study(resolved.quick() if quick else resolved, out, runner=runner, promote=promote)
+
+
+def _one_thread_each() -> None:
+    """Keep numerical libraries to one thread: parallelism is the cluster's, and sums then round alike everywhere."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
+def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: bool) -> None:
+    from eelsflow.store import Store, home, make_directory
+
+    make_directory(out)
+    store = Store(home() / "store")
+    store.remove_abandoned()
+    if runner is None:
+        runner = RunnerName.prefect if _orchestration_importable() else RunnerName.loop
+    with _progress("study") as on_step:
+        if runner is RunnerName.loop:
+            from eelsflow.executors import LoopExecutor
+            from eelsflow.study.run import run_study
+            from eelsflow.study.stages import Place
+
+            place = Place(store=store, executor=LoopExecutor())
+            run_study(resolved, out, place=place, on_step=on_step, promote=promote)
+        else:
+            if not _orchestration_importable():
+                raise MissingDependencyError(
+                    "--runner prefect needs the flows of a checkout and Prefect, and they cannot be imported; "
+                    "install the checkout with `pip install -e '.[cpu,orchestration]'`, or use --runner loop"
+                )
+            # The run's log is in the UI; the terminal has the progress bar and what goes wrong.
+            os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+            importlib.import_module("flows.study").run_study(
+                resolved, out, store=store, on_step=on_step, promote=promote, say=_say
+            )
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def _orchestration_importable() -> bool:
+    return importlib.util.find_spec("flows") is not None and importlib.util.find_spec("prefect") is not None
+
+
+DEMO_STUDY = """\
+name: demo
+edge: O_K
+classes: [FeO, Fe3O4]
+data: {manifest: acquisitions/manifest.csv}
+preprocess: [recommended, paper]
+split: {by: [group, pixel], folds: 3, seeds: 2}
+grids: small
+training: {epochs: 60, batch_size: 64, patience: 15}
+robustness: {shift_ev: [-10, 10, 2], noise_sigma: [0, 0.3, 0.05]}
+"""
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Where acquisitions and results are written.")] = Path("demo"),
+    acquisitions: Annotated[int, typer.Option(min=6, help="How many acquisitions are simulated.")] = 8,
+    pixels: Annotated[int, typer.Option(min=24, help="Pixels along either side of a scan.")] = 24,
+    runner: Annotated[RunnerName | None, typer.Option(help="As in `eelsflow study`.")] = None,
+) -> None:
+    """Run the whole main job on simulated acquisitions, pure and core-shell."""
+    from eelsflow.store import make_directory
+
+    _one_thread_each()
+    make_directory(directory)
+    _say(f"simulating {acquisitions} acquisitions of {pixels} x {pixels} pixels in {directory / 'acquisitions'}")
+    simulate(directory / "acquisitions", acquisitions=acquisitions, seed=7, pixels=pixels)
+    study_file = directory / "study.yaml"
+    study_file.write_text(DEMO_STUDY)
+    from eelsflow.study.config import load_study
+
+    _run_study(load_study(study_file), directory / "results", runner=runner, promote=False)
+    typer.echo("the models, grids and figures again, and the runs of the flow: eelsflow up")
+
+
+@app.command()
+def classify(
+    files: Annotated[list[Path], typer.Argument(help="Acquisitions.")],
+    model: Annotated[str, typer.Option(help="A study's results, a model directory, a registered name, or 'default'.")],
+    out: Annotated[Path, typer.Option(help="Where a folder a file is written.")],
+    edge: Annotated[str | None, typer.Option(help="The edge that must be in range; by default the model's.")] = None,
+) -> None:
+    """Map the oxidation state: a class with its probability for every pixel."""
+    from eelsflow.maps import classify_file
+    from eelsflow.store import make_directory
+
+    make_directory(out)
+    failures = []
+    with _progress("classify") as on_step:
+        for number, file in enumerate(files):
+            on_step(f"classify {file.name}", number, len(files))
+            try:
+                summary = classify_file(file, model=model, out=out, edge=edge)
+            except EelsflowError as error:
+                failures.append(str(error))
+                continue
+            counts = ", ".join(f"{name} {found['pixels']}" for name, found in summary["classes"].items())
+            typer.echo(f"{file}: {counts} of {summary['pixels']} pixels, vacuum {summary['background_pixels']}")
+            for warning in summary["warnings"]:
+                _say(f"warning: {file.name}: {warning}")
+    if failures:
+        raise InputError("\n".join(failures))
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A study's results.")]) -> None:
+    """Build the HTML report of a study again."""
+    from eelsflow.report.page import build_report
+
+    typer.echo(str(build_report(directory)))
+
+
+@app.command()
+def up() -> None:
+    """Start the Prefect server with its UI, on the same database as the studies, until Ctrl-C."""
+    if not _orchestration_importable():
+        raise MissingDependencyError(
+            "`eelsflow up` needs the flows of a checkout and Prefect; install with "
+            "`pip install -e '.[cpu,orchestration]'`"
+        )
+    importlib.import_module("flows.server").serve_until_interrupted(say=_say)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()  # exits by itself when done (0), for misuse (2) and for Ctrl-C (130)
+    except EelsflowError as error:
+        _report(error, f"error: {error}")
+        sys.exit(2)
+    except Exception as error:  # the one place that may catch everything: it turns a fault into a message
+        _report(error, f"fault: {type(error).__name__}: {error} (a fault of eelsflow; --debug shows where)")
+        sys.exit(1)
+
+
+def _report(error: BaseException, text: str) -> None:
+    if _debug:
+        traceback.print_exception(error)
+    _say(text)
+
+
+if __name__ == "__main__":
+    main()

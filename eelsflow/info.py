@@ -1,0 +1,278 @@
+"""What a file holds, in one look: shape, axis, edges in range, energy offset, spikes, background pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from eelsflow.edges import O_K, SHIPPED, Edge
+from eelsflow.energy import EnergyAxis
+from eelsflow.errors import EelsflowError
+from eelsflow.io.read import read_spectra_table, read_spectrum_image
+from eelsflow.io.zarr_store import blocks
+from eelsflow.preprocess.chain import Acquisition, Part, fit_acquisition
+from eelsflow.preprocess.presets import Align, Preset, Spikes, Step, VacuumMask
+from eelsflow.spectrum_image import energy_axis
+
+KNOWN_ONSETS: dict[str, float] = {
+    "B_K": 188.0,
+    "C_K": 284.0,
+    "N_K": 401.0,
+    "O_K": 532.0,
+    "F_K": 685.0,
+    "Na_K": 1072.0,
+    "Mg_K": 1305.0,
+    "Al_K": 1560.0,
+    "Si_K": 1839.0,
+    "P_K": 2146.0,
+    "K_L3": 294.0,
+    "Ca_L3": 346.0,
+    "Sc_L3": 402.0,
+    "Ti_L3": 456.0,
+    "V_L3": 513.0,
+    "Cr_L3": 575.0,
+    "Mn_L3": 640.0,
+    "Fe_L3": 708.0,
+    "Co_L3": 779.0,
+    "Ni_L3": 855.0,
+    "Cu_L3": 931.0,
+    "Zn_L3": 1020.0,
+    "Ga_L3": 1115.0,
+    "Ge_L3": 1217.0,
+    "As_L3": 1323.0,
+    "Se_L3": 1436.0,
+    "Sr_L3": 1940.0,
+    "Y_L3": 2080.0,
+    "Zr_L3": 2222.0,
+    "Nb_L3": 2371.0,
+    "Mo_M5": 227.0,
+    "Pd_M5": 335.0,
+    "Ag_M5": 367.0,
+    "Cd_M5": 404.0,
+    "In_M5": 443.0,
+    "Sn_M5": 485.0,
+    "Sb_M5": 528.0,
+    "Te_M5": 572.0,
+    "I_M5": 620.0,
+    "Cs_M5": 726.0,
+    "Ba_M5": 781.0,
+    "La_M5": 832.0,
+    "Ce_M5": 883.0,
+    "Pr_M5": 931.0,
+    "Nd_M5": 978.0,
+    "Sm_M5": 1080.0,
+    "Eu_M5": 1131.0,
+    "Gd_M5": 1185.0,
+}
+"""Onsets of common core-loss edges, eV, after C. C. Ahn and O. L. Krivanek, EELS Atlas (Gatan, 1983)."""
+
+_BEFORE, _AFTER = 5.0, 20.0  # eV of axis needed before and after an onset to call an edge in range; our choice
+_FEWEST_PIXELS = 4  # below this specimen and vacuum cannot be told apart
+
+
+def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
+    """Describe a readable file.
+
+    Parameters
+    ----------
+    path
+        Anything `eelsflow.io.read.read_spectrum_image` takes, or an npz table of spectra.
+    edge
+        The edge to judge the file by. By default the first shipped edge whose fine structure the axis shows and
+        whose energy offset can be estimated.
+
+    Returns
+    -------
+    dict
+        JSON values. ``shape`` [y, x, channels]; ``energy_loss`` {start, stop, dispersion} of the channel centres, eV,
+        nominal; ``edges`` in range on the nominal axis, with ``edge_onsets`` in eV; ``edge`` that the following refer
+        to; ``energy_offset`` {value, error}, eV to add to the nominal axis at the reference energy, 1 sigma;
+        ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
+        specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean}; ``file``, ``format``, ``signal``,
+        ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``. What cannot be estimated is None, and a warning says
+        why.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the file cannot be read.
+    EdgeOutOfRangeError
+        If the nominal axis does not span the fine-structure window of `edge`.
+
+    Notes
+    -----
+    Spikes, vacuum and offset are found as the preset ``recommended`` finds them, by the same functions. That an edge
+    is in range does not say that the specimen shows it.
+    """
+    path = Path(path)
+    image = read_spectra_table(path) if path.suffix.lower() == ".npz" else read_spectrum_image(path)
+    axis = energy_axis(image)
+    if edge is not None:
+        edge.require_within(axis, pre_edge=False)
+    metadata = json.loads(image.attrs["metadata"])
+    warnings: list[str] = list(metadata.get("notes", []))
+    parts = _parts(image, path)
+    acquisition, estimated_for = _learn(axis, parts, image.shape[:2], edge, warnings)
+    judged = edge or estimated_for
+    if judged and not axis.covers(judged.pre_edge_window):
+        warnings.append(
+            f"the background window {judged.pre_edge_window} eV of {judged.name} reaches past the axis "
+            f"({axis.start:.1f}-{axis.stop:.1f} eV): the fine structure shows, but its background cannot be subtracted"
+        )
+    counts = _count_range(parts)
+    onsets = edges_in_range(axis, [*SHIPPED.values(), *([edge] if edge else [])])
+    offset = vacuum = noise = spikes = dead = None
+    if acquisition and estimated_for:
+        offset, vacuum = acquisition.fitted.offset, acquisition.vacuum
+        warnings += [warning for warning in acquisition.warnings if warning not in warnings]
+    elif counts["min"] < 0:
+        warnings.append(f"counts reach down to {counts['min']:.4g}: usual for a subtracted dark reference")
+    if acquisition and axis.start <= 0:
+        warnings.append(
+            "the axis holds the zero-loss peak, which moves a little from pixel to pixel: spikes and dead channels "
+            "cannot be told from that"
+        )
+    elif acquisition:
+        noise = acquisition.fitted.noise
+        dead = np.flatnonzero(acquisition.fitted.dead_channels).tolist()
+        hits = [part.spikes for part in acquisition.parts if part.spikes is not None]
+        spikes = {
+            "channels": sum(len(hit) for hit in hits),
+            "pixels": sum(len(np.unique(hit[:, 0])) for hit in hits),
+        }
+    return {
+        "file": str(path),
+        "format": metadata.get("format"),
+        "signal": metadata.get("signal", {}).get("title") or None,
+        "sha256": image.attrs["sha256"],
+        "shape": list(image.shape),
+        "pixel_size": image.attrs["pixel_size"],
+        "pixel_unit": image.attrs["pixel_unit"],
+        "energy_loss": {"start": axis.start, "stop": axis.stop, "dispersion": axis.dispersion},
+        "counts": counts,
+        "edges": list(onsets),
+        "edge_onsets": onsets,
+        "edge": estimated_for.name if estimated_for else None,
+        "energy_offset": {"value": offset.value, "error": offset.error} if offset else None,
+        "spikes": spikes,
+        "dead_channels": dead,
+        "background_fraction": vacuum.fraction if vacuum else None,
+        "noise": {"gain": noise.gain, "readout_variance": noise.readout_variance} if noise else None,
+        "warnings": warnings,
+    }
+
+
+def edges_in_range(axis: EnergyAxis, edges: Sequence[Edge] = tuple(SHIPPED.values())) -> dict[str, float]:
+    """Return the edges that a nominal axis shows, with their onsets in eV, by rising energy.
+
+    Parameters
+    ----------
+    axis
+        The nominal axis.
+    edges
+        Edges with windows: in range if the axis spans their fine structure. The others of `KNOWN_ONSETS` need 5 eV of
+        axis before and 20 eV after the onset.
+
+    Examples
+    --------
+    >>> list(edges_in_range(EnergyAxis(440.0, 0.5, 300)))
+    ['Ti_L3', 'Sn_M5', 'V_L3', 'Sb_M5', 'O_K']
+    """
+    configured = {edge.name: edge for edge in edges}
+    onsets = {
+        name: onset
+        for name, onset in KNOWN_ONSETS.items()
+        if name not in configured and axis.covers((onset - _BEFORE, onset + _AFTER))
+    }
+    for name, edge in configured.items():
+        if axis.covers(edge.elnes_window):
+            onsets[name] = KNOWN_ONSETS.get(name, edge.reference_energy)
+    return dict(sorted(onsets.items(), key=lambda item: item[1]))
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """Return a description (see `describe`) as aligned lines for a terminal."""
+    n_y, n_x, n_channels = description["shape"]
+    axis, counts = description["energy_loss"], description["counts"]
+    offset, spikes, noise = description["energy_offset"], description["spikes"], description["noise"]
+    vacuum, dead = description["background_fraction"], description["dead_channels"]
+    kind = "spectrum image" if n_y > 1 else "line scan" if n_x > 1 else "single spectrum"
+    if description["pixel_unit"] == "px":
+        pixel = "not calibrated"
+    else:
+        pixel = f"{description['pixel_size']:.4g} {description['pixel_unit']}"
+    edges = [f"{name} {onset:.0f}" for name, onset in description["edge_onsets"].items()]
+    unknown = "cannot be estimated"
+    lines = {
+        "file": description["file"],
+        "format": ", ".join(str(part) for part in (description["format"], description["signal"]) if part),
+        "shape": f"{n_y} x {n_x} pixels, {n_channels} channels ({kind})",
+        "pixel size": pixel,
+        "energy loss": f"{axis['start']:.2f} to {axis['stop']:.2f} eV, {axis['dispersion']:.4g} eV per channel",
+        "counts": f"{counts['min']:.4g} to {counts['max']:.4g}, mean {counts['mean']:.4g}",
+        "edges in range (eV)": ", ".join(edges) or "none of the known ones",
+        "energy offset": f"{offset['value']:+.2f} +- {offset['error']:.2f} eV at {description['edge']}"
+        if offset
+        else unknown,
+        "spikes": f"{spikes['channels']} channels in {spikes['pixels']} pixels" if spikes else unknown,
+        "dead channels": unknown if dead is None else ", ".join(str(channel) for channel in dead) or "none",
+        "background pixels": unknown if vacuum is None else f"{100 * vacuum:.1f} %",
+        "noise": f"variance {noise['gain']:.3g} x counts + {noise['readout_variance']:.3g}" if noise else unknown,
+        "sha256": description["sha256"],
+    }
+    width = max(len(name) for name in lines)
+    text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
+    return "\n".join([*text, *(f"{'warning':<{width}}  {warning}" for warning in description["warnings"])])
+
+
+def _parts(image: xr.DataArray, path: Path) -> list[Part]:
+    """Return the blocks of an image; those of a store are read when they are worked on."""
+    n_y, n_x, _ = image.shape
+    source = path if path.suffix.lower() == ".zarr" else image.data if image.chunks is not None else image.values
+    return [Part(source, block, width=n_x) for block in blocks(n_y, n_x)]
+
+
+def _learn(
+    axis: EnergyAxis, parts: list[Part], shape: tuple[int, ...], edge: Edge | None, warnings: list[str]
+) -> tuple[Acquisition | None, Edge | None]:
+    """Return what can be learnt, with the edge it was learnt for; what failed becomes a warning."""
+    n_y, n_x = shape
+    in_range = [edge] if edge else [shipped for shipped in SHIPPED.values() if axis.covers(shipped.elnes_window)]
+    spikes, align, vacuum = Spikes(), Align(), VacuumMask()
+    whole: list[tuple[Step, ...]] = [(spikes, align)]
+    if n_y * n_x >= _FEWEST_PIXELS:
+        whole.insert(0, (spikes, vacuum, align))
+    attempts = [(candidate, steps) for candidate in in_range for steps in whole]
+    failures: list[str] = []
+    # The last attempt needs no edge; any will do.
+    for candidate, steps in [*attempts, (edge or O_K, (spikes,))]:
+        try:
+            preset = Preset(name="info", steps=steps)
+            acquisition = fit_acquisition(axis, parts, (n_y, n_x), edge=candidate, preset=preset)
+        except EelsflowError as error:
+            message = f"{candidate.name}: {error}" if len(steps) > 1 else str(error)
+            if message not in failures:
+                failures.append(message)
+            continue
+        if len(steps) > 1:
+            warnings += [failure for failure in failures if failure.startswith(f"{candidate.name}: ")]
+            return acquisition, candidate
+        warnings += failures
+        return acquisition, None
+    warnings += failures
+    return None, None
+
+
+def _count_range(parts: list[Part]) -> dict[str, float]:
+    """Return least, greatest and mean count, one block in memory at a time."""
+    least, greatest, total, n_values = np.inf, -np.inf, 0.0, 0
+    for part in parts:
+        counts = part.read()
+        least, greatest = min(least, float(counts.min())), max(greatest, float(counts.max()))
+        total, n_values = total + float(counts.sum(dtype=np.float64)), n_values + counts.size
+    return {"min": least, "max": greatest, "mean": total / n_values}

@@ -1,0 +1,125 @@
+"""A model that can be applied to a file: how to prepare it, how to make vectors of it, and the classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eelsflow.edges import Edge
+from eelsflow.errors import UnreadableFileError
+from eelsflow.models.classifier import Classifier, load_classifier
+from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.preprocess.presets import Preset, resolve_preset
+from eelsflow.store import read_json, write_json
+
+SCHEMA = "eelsflow-model/1"
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """Everything between a raw acquisition and a class.
+
+    Attributes
+    ----------
+    name
+        What the model is called in tables and maps.
+    edge, preset
+        How an acquisition is prepared for it.
+    transform
+        From prepared wide spectra to vectors; fitted on the training part.
+    classifier
+        From vectors to classes and probabilities.
+    provenance
+        Where it comes from: study, digests, parameters.
+    """
+
+    name: str
+    edge: Edge
+    preset: Preset
+    transform: FeatureTransform
+    classifier: Classifier
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes, in the order of the probabilities' columns."""
+        return list(self.classifier.classes_)
+
+    @property
+    def acquisition_preset(self) -> Preset:
+        """How a raw acquisition is prepared: the model's own steps, or `recommended` for a model of a ready table."""
+        if self.preset.acquisition_steps:
+            return self.preset.for_acquisition
+        return resolve_preset("recommended").for_acquisition
+
+    def predict(self, wide: NDArray[np.float32]) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+        """Return classes (n,) and probabilities (n, classes) of prepared wide spectra (n, channels)."""
+        vectors = self.transform.apply(wide)
+        return np.asarray(self.classifier.predict(vectors)), np.asarray(self.classifier.predict_proba(vectors))
+
+    def save(self, directory: Path) -> None:
+        """Write the bundle into an existing directory: JSON, npz, skops or Keras; no pickles."""
+        for part, save in (("transform", self.transform.save), ("classifier", self.classifier.save)):
+            (directory / part).mkdir()
+            save(directory / part)
+        write_json(
+            directory / "model.json",
+            {
+                "schema": SCHEMA,
+                "name": self.name,
+                "edge": self.edge.model_dump(mode="json"),
+                "preset": self.preset.model_dump(mode="json"),
+                "classes": self.classes,
+                "provenance": self.provenance,
+            },
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read a bundle.
+
+        Raises
+        ------
+        UnreadableFileError
+            If the directory holds no model, or one that is damaged.
+        """
+        description = read_description(directory)
+        try:
+            return cls(
+                name=description["name"],
+                edge=Edge.model_validate(description["edge"]),
+                preset=Preset.model_validate(description["preset"]),
+                transform=FeatureTransform.load(directory / "transform"),
+                classifier=load_classifier(directory / "classifier"),
+                provenance=description["provenance"],
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise UnreadableFileError(
+                f"the model in {directory} is damaged: {error}; train or copy it again"
+            ) from error
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """Read what a bundle says of itself, without loading the model.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the directory holds no model.
+    """
+    try:
+        description: dict[str, Any] = read_json(directory / "model.json")
+    except (OSError, ValueError) as error:
+        raise UnreadableFileError(
+            f"{directory} holds no model ({error}); name the model folder of a study's results, or a saved model"
+        ) from error
+    if description.get("schema") != SCHEMA:
+        raise UnreadableFileError(
+            f"{directory}/model.json has the schema {description.get('schema')!r}, expected {SCHEMA!r}; "
+            "it was written by another version of eelsflow: train the model again"
+        )
+    return description

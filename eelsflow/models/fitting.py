@@ -1,0 +1,242 @@
+"""From a specification and training spectra to a classifier: search, fit, confidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from eelsflow.errors import DataSetError
+from eelsflow.executors import Executor
+from eelsflow.models.classifier import Classifier
+from eelsflow.models.networks import Network
+from eelsflow.models.spec import ModelSpec, combinations, with_defaults
+from eelsflow.models.svm import FitJob, Svm, fit_calibration, run_fit
+from eelsflow.models.training import TrainingJob, run_training
+from eelsflow.search.gram import save_array
+from eelsflow.search.grid import Folds, Learner, best_cell, check_folds, search_grid
+
+REFERENCE_SPECTRA = 32
+"""How many training spectra a classifier keeps to check itself with after loading."""
+
+MAX_DISAGREEMENT = 0.01
+"""Share of held-out spectra for which decision and probability may differ before the result says so."""
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A classifier and how it came about.
+
+    Attributes
+    ----------
+    classifier
+        Ready to predict.
+    best_params
+        Every parameter it was trained with.
+    search
+        ``accuracy`` over the grid and ``fold``; None if nothing was searched.
+    history
+        Of the training, for a network; see `eelsflow.models.training.Training`.
+    search_seconds
+        Wall time of the search; None if nothing was searched.
+    train_seconds
+        Of the fit with the best parameters.
+    warnings
+        Sentences for the report.
+    """
+
+    classifier: Classifier
+    best_params: dict[str, float]
+    search: xr.Dataset | None
+    history: dict[str, Any] | None
+    search_seconds: float | None
+    train_seconds: float
+    warnings: list[str]
+
+
+def fit_model(
+    spec: ModelSpec,
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    folds: Folds,
+    calibration: Folds | None = None,
+    validation: tuple[NDArray[np.intp], NDArray[np.intp]],
+    grid: Mapping[str, Sequence[float]] | None = None,
+    seed: int,
+    executor: Executor,
+    scratch: Path,
+    epochs: int,
+    batch_size: int,
+    patience: int,
+) -> FittedModel:
+    """Search a model's grid and fit it with the best parameters, all inside the training part.
+
+    Parameters
+    ----------
+    spec
+        The model. Its augmentation is not applied here: `X` holds the altered copies, and a fold keeps a spectrum and
+        its copies on one side.
+    X
+        Training spectra, (n_spectra, n_channels). Not modified.
+    y
+        Their class names, (n_spectra,).
+    folds
+        Rows to train on and rows to validate on, of the grid search of a support vector machine. Not used by networks.
+    calibration
+        Folds whose held-out decision values the confidence of a support vector machine is fitted on; `folds` if None.
+    validation
+        Rows a network trains on, and rows its best epoch and its parameters are chosen on. Not used by the machines,
+        which are fitted on all rows in the end.
+    grid
+        What to search: parameter -> values, as `ModelSpec.resolve_grid` gives it. Empty or None: nothing.
+    seed
+        Of everything that is drawn at random.
+    executor
+        Runs the grid's jobs, the fits and the trainings.
+    scratch
+        A directory for arrays, which every worker must see.
+    epochs, batch_size, patience
+        Of networks, unless the parameters of the model name them.
+
+    Raises
+    ------
+    DataSetError
+        If there are fewer than two classes, or folds or the validation part cannot be used.
+    MissingDependencyError
+        If the model is a network and TensorFlow is not installed.
+    """
+    names, codes = np.unique(np.asarray(y, dtype=np.str_), return_inverse=True)
+    spectra = np.asarray(X)
+    if spectra.ndim != 2 or len(spectra) != len(codes):
+        raise DataSetError(f"spectra have the shape {spectra.shape} for {len(codes)} labels; expected one row a label")
+    if not np.isfinite(spectra).all():
+        raise DataSetError("training spectra hold values that are not finite (NaN or infinity); leave them out")
+    if len(names) < 2:
+        raise DataSetError(f"the training spectra are all of the class {names.tolist()}; a classifier needs two")
+    data = _TrainingData(spec, spectra, codes, names.tolist(), dict(grid or {}), seed, executor, scratch)
+    if spec.is_network:
+        return _fit_network(data, validation, {"epochs": epochs, "batch_size": batch_size, "patience": patience})
+    return _fit_svm(data, folds, calibration or folds)
+
+
+@dataclass(frozen=True)
+class _TrainingData:
+    """What both ways of fitting start from."""
+
+    spec: ModelSpec
+    spectra: NDArray[Any]
+    codes: NDArray[np.intp]
+    names: list[str]
+    grid: dict[str, Sequence[float]]
+    seed: int
+    executor: Executor
+    scratch: Path
+
+    def share(self, split: tuple[NDArray[np.intp], NDArray[np.intp]] | None) -> dict[str, Any]:
+        """Write what a job reads, once for all jobs, and return the paths."""
+        rows = None if split is None else np.concatenate(([len(split[0])], *split))
+        return {
+            "spectra": save_array(self.spectra, self.scratch, name="spectra"),
+            "labels": save_array(self.codes, self.scratch, name="labels"),
+            "rows": None if rows is None else save_array(rows, self.scratch, name="fold"),
+        }
+
+    def classifier(self, model: Svm | Network, params: dict[str, float]) -> Classifier:
+        some = np.unique(np.linspace(0, len(self.spectra) - 1, REFERENCE_SPECTRA).astype(np.intp))
+        reference = self.spectra[some].astype(np.float32)
+        return Classifier(self.spec.base, params, self.names, self.spectra.shape[1], model, reference)
+
+
+def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedModel:
+    spec, warnings, search, search_seconds = data.spec, [], None, None
+    params = dict(spec.params)
+    if data.grid:
+        # The search takes a value for every parameter of the kernel; those that are fixed are grids of one.
+        grid = {name: data.grid.get(name, (value,)) for name, value in with_defaults(spec.base, params).items()}
+        start = time.perf_counter()
+        search = search_grid(
+            data.spectra,
+            data.codes,
+            kernel=cast("Learner", spec.base.removeprefix("svm-")),
+            grid=grid,
+            folds=folds,
+            executor=data.executor,
+            scratch=data.scratch,
+            seed=data.seed,
+        )
+        search_seconds = time.perf_counter() - start
+        best = best_cell(search)
+        params |= best.params
+        warnings += [
+            f"the best {name}, {best.params[name]:g}, is on the edge of its grid ({min(grid[name]):g} to "
+            f"{max(grid[name]):g}): a better value may lie outside; extend the grid"
+            for name in best.on_edge
+        ]
+    params = with_defaults(spec.base, params)
+
+    check_folds(calibration, data.codes)
+    jobs = [
+        FitJob(**data.share(split), base=spec.base, params=params, seed=data.seed) for split in (None, *calibration)
+    ]
+    whole, *held_out = data.executor.map(run_fit, jobs, label=f"fit-{spec.base}")
+    codes = data.codes[np.concatenate([rows for _, rows in calibration])]
+    values = np.concatenate([fit.values for fit in held_out])
+    if len(np.unique(codes)) < len(data.names):
+        raise DataSetError(
+            "a class is in no held-out fold, so no confidence can be fitted for it; every class must be held out once"
+        )
+    model = Svm(whole.machine, fit_calibration(values, codes))
+    decided = np.concatenate([fit.codes for fit in held_out])
+    differing = float(np.mean(model.calibration.predict(values) != decided))
+    if differing > MAX_DISAGREEMENT:
+        warnings.append(
+            f"for {differing:.1%} of held-out training spectra the most probable class is not the decided one: "
+            "near a boundary the class is the machine's decision, and its probability is low there"
+        )
+    return FittedModel(data.classifier(model, params), params, search, None, search_seconds, whole.seconds, warnings)
+
+
+def _fit_network(
+    data: _TrainingData, validation: tuple[NDArray[np.intp], NDArray[np.intp]], limits: dict[str, float]
+) -> FittedModel:
+    spec = data.spec
+    check_folds([validation], data.codes)
+    paths = data.share(validation)
+    cells = [with_defaults(spec.base, {**limits, **spec.params, **cell}) for cell in combinations(data.grid)]
+    jobs = [
+        TrainingJob(**paths, base=spec.base, n_classes=len(data.names), params=cell, seed=data.seed) for cell in cells
+    ]
+    start = time.perf_counter()
+    trainings = data.executor.map(run_training, jobs, label=f"train-{spec.base}")
+    seconds = time.perf_counter() - start
+    accuracy, loss = np.array([training.best for training in trainings]).T
+    chosen = int(np.lexsort((loss, -accuracy))[0])
+    search = None
+    if data.grid:
+        dims, shape = (*data.grid, "fold"), (*map(len, data.grid.values()), 1)
+        search = xr.Dataset(
+            {
+                "accuracy": (dims, accuracy.reshape(shape)),
+                "loss": (dims, loss.reshape(shape)),
+                "fit_seconds": (dims, np.reshape([one.seconds for one in trainings], shape), {"units": "s"}),
+            },
+            coords={**{name: list(values) for name, values in data.grid.items()}, "fold": [0]},
+            attrs={"n_spectra": len(data.codes)},
+        )
+    best = trainings[chosen]
+    return FittedModel(
+        data.classifier(best.network, cells[chosen]),
+        cells[chosen],
+        search,
+        best.history,
+        seconds if data.grid else None,
+        best.seconds,
+        best.warnings,
+    )

@@ -1,0 +1,197 @@
+"""What a model is, as data: a base, fixed parameters, a grid to search and the augmentation of its training spectra."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from eelsflow.errors import DataSetError
+
+Base = Literal["svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd", "fcnn-1", "cnn-1", "cnn-2"]
+GridSet = Literal["paper", "authors", "small"]
+
+BASES: tuple[Base, ...] = get_args(Base)
+NETWORKS: tuple[Base, ...] = ("fcnn-1", "cnn-1", "cnn-2")
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "svm-linear": ("C",),
+    "svm-rbf": ("C", "gamma"),
+    "svm-sigmoid": ("C", "gamma", "coef0"),
+    "svm-sgd": ("alpha",),
+    "fcnn-1": ("learning_rate", "dropout", "batch_size", "epochs", "patience", "units"),
+    "cnn-1": ("learning_rate", "dropout", "batch_size", "epochs", "patience"),
+    "cnn-2": ("learning_rate", "dropout", "batch_size", "epochs", "patience"),
+}
+"""The parameters each base understands, in the order in which a grid's axes are laid out."""
+
+DEFAULTS: dict[str, dict[str, float]] = {
+    "svm-linear": {"C": 1.0},
+    "svm-rbf": {"C": 100.0, "gamma": 0.1},
+    "svm-sigmoid": {"C": 10.0, "gamma": 0.01, "coef0": 0.0},
+    "svm-sgd": {"alpha": 1e-4},
+    "fcnn-1": {"learning_rate": 1e-3, "dropout": 0.5, "units": 64},
+    "cnn-1": {"learning_rate": 1e-3, "dropout": 0.1},
+    "cnn-2": {"learning_rate": 1e-3, "dropout": 0.5},
+}
+"""Values of the parameters that neither `params` nor a grid names."""
+
+_INTEGERS = {"batch_size", "epochs", "patience", "units"}
+
+
+def _log_grid(first: float, last: float, size: int) -> tuple[float, ...]:
+    return tuple(float(value) for value in np.logspace(first, last, size))
+
+
+GRIDS: dict[GridSet, dict[str, dict[str, tuple[float, ...]]]] = {
+    # The paper gives the sizes of the RBF grid and the optima. C=2714 is probably 10^2.714, the sixth of
+    # logspace(-3, 5, 8); the ranges of the other two are the authors', widened to hold the paper's optima.
+    "paper": {
+        "svm-linear": {"C": _log_grid(-5, 5, 11)},
+        "svm-rbf": {"C": _log_grid(-3, 5, 8), "gamma": _log_grid(-6, 4, 11)},
+        "svm-sigmoid": {"C": _log_grid(-3, 5, 8), "gamma": _log_grid(-6, 1, 8), "coef0": (0.0, 0.1, 1.0)},
+    },
+    # The published code of the same group: del-Pozo-Bueno et al., Ultramicroscopy 221, 113190 (2021).
+    "authors": {
+        "svm-linear": {"C": _log_grid(-5, 4, 10)},
+        "svm-rbf": {"C": _log_grid(-3, 4, 8), "gamma": _log_grid(-6, 4, 11)},
+        "svm-sigmoid": {"C": _log_grid(-5, 4, 10), "gamma": _log_grid(-6, 4, 11), "coef0": _log_grid(-5, 3, 9)},
+    },
+    # Ours, for demonstrations: around the optima seen for min-max normalised spectra of 300 channels.
+    "small": {
+        "svm-linear": {"C": _log_grid(-1, 2, 4)},
+        "svm-rbf": {"C": _log_grid(-1, 3, 5), "gamma": _log_grid(-3, 1, 5)},
+        "svm-sigmoid": {"C": _log_grid(0, 3, 4), "gamma": _log_grid(-5, -1, 5), "coef0": (0.0,)},
+    },
+}
+"""Named grids: set -> base -> parameter -> values. Bases that are not named (SGD and the networks) have none."""
+
+
+class Augment(BaseModel):
+    """Altered copies of the training spectra, added to the training part only.
+
+    Each copy of a spectrum is shifted by U(-shift_ev, +shift_ev) and then given Gaussian noise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    shift_ev: Annotated[float, Field(ge=0, description="largest shift either way, eV")] = 0.0
+    noise_sigma: Annotated[float, Field(ge=0, description="noise, in units of the spectrum's p99 - p1")] = 0.0
+    copies: Annotated[int, Field(ge=1, le=100, description="altered copies of each spectrum")] = 1
+
+    @model_validator(mode="after")
+    def _alters(self) -> Self:
+        if self.shift_ev == 0 and self.noise_sigma == 0:
+            raise ValueError("augment with shift_ev 0 and noise_sigma 0 would add plain duplicates; set one of them")
+        return self
+
+
+class ModelSpec(BaseModel):
+    """One model of a study.
+
+    A parameter in `params` is fixed and leaves the grid; one in `grid` is searched over the values given, instead of
+    those of the named grid set. What neither names takes the grid set's values or, without any, `DEFAULTS`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+    base: Base
+    params: dict[str, int | float] = {}
+    grid: dict[str, tuple[int | float, ...]] = {}
+    augment: Augment | None = None
+
+    @model_validator(mode="after")
+    def _parameters_are_known(self) -> Self:
+        known = PARAMETERS[self.base]
+        for name in (*self.params, *self.grid):
+            if name not in known:
+                raise ValueError(f"{self.base} has no parameter {name!r}; it has {', '.join(known)}")
+        if both := sorted(self.params.keys() & self.grid.keys()):
+            raise ValueError(f"{', '.join(both)}: in params and in grid; a parameter is either fixed or searched")
+        for name, values in self.grid.items():
+            if not values:
+                raise ValueError(f"the grid of {name} is empty; give at least one value")
+            for value in values:
+                _check_value(name, value)
+        for name, value in self.params.items():
+            _check_value(name, value)
+        return self
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the base is a neural network: these train on a part and choose their epoch on another."""
+        return self.base in NETWORKS
+
+    def resolve_grid(self, grids: GridSet) -> dict[str, tuple[float, ...]]:
+        """Return what is searched: parameter -> ascending values; empty if everything is fixed.
+
+        >>> resolve_model({"base": "svm-rbf", "params": {"C": 100, "gamma": 0.1}}).resolve_grid("paper")
+        {}
+        >>> resolve_model({"base": "svm-rbf", "grid": {"gamma": [1, 0.1]}}).resolve_grid("small")
+        {'C': (0.1, 1.0, 10.0, 100.0, 1000.0), 'gamma': (0.1, 1)}
+        """
+        merged = {**GRIDS[grids].get(self.base, {}), **self.grid}
+        return {
+            name: tuple(sorted(set(merged[name])))
+            for name in PARAMETERS[self.base]
+            if name in merged and name not in self.params
+        }
+
+
+def _check_value(name: str, value: float) -> None:
+    if name == "coef0":
+        return
+    if name == "dropout":
+        if not 0 <= value < 1:
+            raise ValueError(f"dropout is {value}; it is the share of values dropped, 0 <= dropout < 1")
+        return
+    if value <= 0:
+        raise ValueError(f"{name} is {value}; it must be positive")
+    if name in _INTEGERS and value != int(value):
+        raise ValueError(f"{name} is {value}; it must be a whole number")
+
+
+def resolve_model(model: str | dict[str, Any] | ModelSpec) -> ModelSpec:
+    """Return the specification of a model named by its base, or spelled out; `name` and `base` default to each other.
+
+    Raises
+    ------
+    DataSetError
+        If there is no such base, or a parameter is unknown or out of range.
+
+    Examples
+    --------
+    >>> resolve_model("svm-rbf").base
+    'svm-rbf'
+    """
+    if isinstance(model, ModelSpec):
+        return model
+    if isinstance(model, str):
+        model = {"name": model, "base": model}
+    try:
+        return ModelSpec.model_validate({"name": model.get("base"), "base": model.get("name"), **model})
+    except ValidationError as error:
+        found = "; ".join(
+            ".".join(str(part) for part in fault["loc"]) + ": " + fault["msg"].removeprefix("Value error, ")
+            for fault in error.errors()
+        )
+        raise DataSetError(f"model {model.get('name', model)!r}: {found}; bases are {', '.join(BASES)}") from error
+
+
+def combinations(grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Return every cell of a grid as parameters, the last parameter running fastest."""
+    return [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
+
+
+def with_defaults(base: str, params: dict[str, float]) -> dict[str, float]:
+    """Return the parameters with those not named filled in; whole numbers are integers.
+
+    >>> with_defaults("cnn-1", {"batch_size": 32.0})
+    {'learning_rate': 0.001, 'dropout': 0.1, 'batch_size': 32}
+    """
+    merged = {**DEFAULTS[base], **params}
+    return {name: int(value) if name in _INTEGERS else value for name, value in merged.items()}

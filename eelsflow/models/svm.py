@@ -1,0 +1,182 @@
+"""Support vector machines with a confidence: the machine decides, a sigmoid of its decision values says how surely."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eelsflow.errors import UnreadableFileError
+from eelsflow.models.spec import with_defaults
+from eelsflow.search.grid import MAX_PASSES
+
+TRUSTED_TYPES: tuple[str, ...] = ()
+"""Types beyond skops' own list of harmless ones that a saved machine may hold."""
+
+
+def build_svm(base: str, params: Mapping[str, float] | None = None, *, seed: int = 0) -> Any:
+    """Build an untrained machine.
+
+    Parameters
+    ----------
+    base
+        ``svm-linear``, ``svm-rbf``, ``svm-sigmoid`` (libsvm) or ``svm-sgd`` (hinge loss by gradient descent).
+    params
+        ``C``, ``gamma``, ``coef0``, ``alpha``; see `eelsflow.models.spec.DEFAULTS`.
+    seed
+        Of the order in which gradient descent takes the spectra.
+
+    Returns
+    -------
+    sklearn.svm.SVC or sklearn.linear_model.SGDClassifier
+        With balanced class weights, as in the published code of the authors.
+    """
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.svm import SVC
+
+    settings = with_defaults(base, dict(params or {}))
+    if base == "svm-sgd":
+        return SGDClassifier(class_weight="balanced", random_state=seed, max_iter=MAX_PASSES, **settings)
+    # "ovo": the decision values of all pairs of classes, which is what the confidence is fitted on.
+    kernel = base.removeprefix("svm-")
+    return SVC(kernel=kernel, class_weight="balanced", decision_function_shape="ovo", **settings)
+
+
+@dataclass(frozen=True)
+class Svm:
+    """A trained machine and the map from its decision values to probabilities.
+
+    Attributes
+    ----------
+    machine
+        Fitted on class numbers.
+    calibration
+        Logistic regression from decision values to class numbers.
+
+    Notes
+    -----
+    The class is the machine's own decision (for more than two classes the vote of the pairs), because that is what the
+    grid search scored. The probability is fitted separately and may favour another class close to a boundary; the
+    probability of the decided class is then below that of the other one, and says that the decision is not sure.
+    """
+
+    machine: Any
+    calibration: Any
+
+    def predict_codes(self, X: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+        """Return class numbers, (n_spectra,)."""
+        if len(X) == 0:
+            return np.empty(0, np.intp)
+        return np.asarray(self.machine.predict(np.asarray(X, dtype=np.float64)), dtype=np.intp)
+
+    def predict_proba(self, X: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return probabilities, (n_spectra, n_classes); each row sums to one."""
+        if len(X) == 0:
+            return np.empty((0, len(self.machine.classes_)))
+        return np.asarray(self.calibration.predict_proba(decision_values(self.machine, X)), dtype=np.float64)
+
+    def save(self, path: Path) -> None:
+        """Write a .skops file."""
+        import skops.io
+
+        skops.io.dump({"machine": self.machine, "calibration": self.calibration}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Svm:
+        """Read a .skops file.
+
+        Raises
+        ------
+        UnreadableFileError
+            If it holds a type that a support vector machine has no use for: it may run code of its own.
+        """
+        import skops.io
+
+        unknown = sorted(set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED_TYPES))
+        if unknown:
+            raise UnreadableFileError(
+                f"{path} holds {', '.join(unknown)}, which no model saved by eelsflow contains; loading it could run "
+                "foreign code: use a model from a source you trust"
+            )
+        return cls(**skops.io.load(path, trusted=list(TRUSTED_TYPES)))
+
+
+def decision_values(machine: Any, X: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return decision values, (n_spectra, n_values): one for two classes, else one a pair (libsvm) or a class (SGD)."""
+    values = np.asarray(machine.decision_function(np.asarray(X, dtype=np.float64)), dtype=np.float64)
+    return values.reshape(len(X), -1)
+
+
+def fit_calibration(values: NDArray[np.float64], codes: NDArray[np.integer[Any]]) -> Any:
+    """Fit the sigmoid that turns decision values into probabilities.
+
+    Parameters
+    ----------
+    values
+        Decision values of spectra that the machine was not trained on, (n_spectra, n_values).
+    codes
+        Their class numbers.
+
+    Returns
+    -------
+    sklearn.pipeline.Pipeline
+        With `predict_proba`.
+
+    Notes
+    -----
+    For two classes this is Platt's sigmoid (1999). For more it is its multinomial form on the decision values of all
+    pairs: scikit-learn's CalibratedClassifierCV would fit a sigmoid to each one-against-rest value of an SVC, which is
+    a vote count with a small remainder, not a distance. Ours: a weak ridge (in units of the spread of the values) in
+    place of Platt's smoothed targets, so that separable classes give finite slopes; and balanced class weights as in
+    the training of all models, so that the probability is that of a specimen in which the classes are equally
+    frequent: how often a class was measured for training says nothing about the next specimen.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # Values are scaled but not centred: 0 is where the machine changes its mind.
+    logistic = LogisticRegression(class_weight="balanced", max_iter=1000)
+    return make_pipeline(StandardScaler(with_mean=False), logistic).fit(values, codes)
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """One fit of one machine for one worker; small to send, because the arrays are files."""
+
+    spectra: Path
+    labels: Path  # class numbers
+    rows: Path | None  # number of training rows, training rows, rows to decide on; None: fit on all, decide on none
+    base: str
+    params: dict[str, float]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted machine, or its decision values where those are what was asked for."""
+
+    machine: Any
+    values: NDArray[np.float64]
+    codes: NDArray[np.intp]
+    seconds: float
+
+
+def run_fit(job: FitJob) -> Fit:
+    """Fit the machine that a job describes; runs on any worker."""
+    spectra, labels = np.load(job.spectra, mmap_mode="r"), np.load(job.labels)
+    machine = build_svm(job.base, job.params, seed=job.seed)
+    if job.rows is None:
+        start = time.perf_counter()
+        machine.fit(np.asarray(spectra, dtype=np.float64), labels)
+        return Fit(machine, np.empty((0, 0)), np.empty(0, np.intp), time.perf_counter() - start)
+    stored = np.load(job.rows)
+    train, held_out = stored[1 : 1 + stored[0]], stored[1 + stored[0] :]
+    machine.fit(np.asarray(spectra[train], dtype=np.float64), labels[train])
+    codes = np.asarray(machine.predict(np.asarray(spectra[held_out], dtype=np.float64)), dtype=np.intp)
+    return Fit(None, decision_values(machine, spectra[held_out]), codes, 0.0)

@@ -1,0 +1,361 @@
+"""The noise of a detector, estimated from the spectra themselves.
+
+Model
+-----
+An electron is spread over a few channels and then read out, so a channel's variance is a straight line in its
+expected counts and neighbouring channels fluctuate together::
+
+    var(E)        = readout_variance + gain * max(expected(E), 0)
+    cov(E, E + k) = correlation[k] * sqrt(var(E) var(E + k))
+
+`gain` is the slope of variance against mean *after* the point spread, not counts per electron: with a point
+spread h (sum 1) and G counts per electron it is ``G * sum(h**2)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eelsflow.errors import InputError
+
+MAX_SAMPLE = 1024
+"""Spectra that stand for an image where its noise and its shapes are learnt."""
+
+_NOISE_SAMPLE = 512  # of them serve for the noise: 512 x 2048 channels fix the gain to better than 1 %
+_PILOT_RANK = 8  # real images hold about 5 components; a few more cost a known share of the degrees of freedom
+_MIN_SPECTRA = 16  # fewer than this say too little about each other: the residual is then taken along energy
+_CLIP_SIGMA = 5.0  # beyond this a residual is a spike or a defect, not noise
+_SMOOTH_HALF_WIDTH = 12  # channels on either side of the local cubic, for single spectra
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """Variance and channel correlation of the counts.
+
+    Parameters
+    ----------
+    gain
+        Slope of variance against expected counts, counts.
+    readout_variance
+        Variance at zero expected counts, counts squared.
+    correlation
+        Correlation coefficient of two channels against their distance, shape (lags,); ``correlation[0] == 1``.
+    """
+
+    gain: float
+    readout_variance: float
+    correlation: NDArray[np.float64]
+
+    def variance(self, expected: ArrayLike) -> NDArray[np.floating]:
+        """Return the variance of counts whose expectation is `expected` (counts, any shape), counts squared.
+
+        Single precision stays single; everything else becomes double. The result is positive wherever the
+        model is: both terms zero only for noiseless data.
+        """
+        values = np.asarray(expected)
+        if values.dtype != np.float32:
+            values = values.astype(np.float64, copy=False)
+        dtype = values.dtype.type
+        return np.asarray(np.maximum(values, 0) * dtype(self.gain) + dtype(self.readout_variance))
+
+    def covariance(self, expected: ArrayLike) -> NDArray[np.float64]:
+        """Return the covariance of the channels of one spectrum, shape (channels, channels), counts squared.
+
+        Parameters
+        ----------
+        expected
+            Expected counts, shape (channels,).
+        """
+        sigma = np.sqrt(self.variance(np.asarray(expected, dtype=np.float64)))
+        row = np.zeros(sigma.size)
+        n_lags = min(self.correlation.size, sigma.size)
+        row[:n_lags] = self.correlation[:n_lags]
+        lag = np.abs(np.subtract.outer(np.arange(sigma.size), np.arange(sigma.size)))
+        return np.asarray(row[lag] * np.multiply.outer(sigma, sigma))
+
+
+def sample_indices(n_spectra: int, n_sample: int = MAX_SAMPLE) -> NDArray[np.int64]:
+    """Return which spectra of an image represent it: at most `n_sample`, evenly spread, always the same.
+
+    The indices count pixels of the whole image in row order, so blocks of any shape select the same spectra.
+
+    Examples
+    --------
+    >>> sample_indices(10, 4)
+    array([1, 3, 6, 8])
+    """
+    if n_spectra <= n_sample:
+        return np.arange(n_spectra, dtype=np.int64)
+    # An irrational stride would do as well; the middle of equal parts keeps the order and repeats nothing.
+    return ((np.arange(n_sample, dtype=np.int64) * 2 + 1) * n_spectra) // (2 * n_sample)
+
+
+def estimate_noise(counts: ArrayLike, *, max_lag: int = 8) -> NoiseModel:
+    """Estimate gain, read-out variance and channel correlation from raw spectra.
+
+    Parameters
+    ----------
+    counts
+        Raw counts, shape (..., channels), with 32 channels or more. At most 512 spectra, evenly spread, are used. Not
+        modified.
+    max_lag
+        Largest channel distance whose correlation is estimated.
+
+    Returns
+    -------
+    NoiseModel
+        With ``correlation`` of shape (max_lag + 1,).
+
+    Raises
+    ------
+    InputError
+        If the counts are not finite, are too few channels, or do not fluctuate at all.
+
+    Notes
+    -----
+    With 16 spectra or more the residual is what is left of the spectra, scaled by sqrt(mean), after their 8 leading
+    singular components (fewer for few spectra): it knows nothing of the edges' shape. These components take noise
+    along, about as much as as many components after them, which hold nothing else; so what those hold is counted once
+    more. Spectra fewer than 16 are compared with a local cubic along energy (25 channels) instead; the autocovariance
+    of that residual is the noise's convolved with the filter's own autocorrelation F, and is solved for it:
+    ``a[k] = sum_j F[k - j] c[j]``.
+
+    The squared residuals, clipped at 5 sigma so that spikes do not count, are averaged in classes of the expected
+    counts; a straight line weighted by the inverse variance of each class gives read-out variance and gain, neither
+    below zero. Channels that do not fluctuate (dead ones) are left out. The choices of rank, window, clip and
+    classes are ours.
+    """
+    spectra = np.asarray(counts)
+    spectra = spectra.reshape(-1, spectra.shape[-1]) if spectra.ndim else spectra.reshape(1, 1)
+    if spectra.shape[0] == 0 or spectra.shape[1] < 4 * max_lag or spectra.shape[1] < 32:
+        raise InputError(
+            f"{spectra.shape[0]} spectra of {spectra.shape[1]} channels are too few to estimate noise from; "
+            f"expected at least one spectrum of {max(32, 4 * max_lag)} channels: read the whole energy axis"
+        )
+    spectra = spectra[sample_indices(spectra.shape[0], _NOISE_SAMPLE)].astype(np.float64)
+    if not np.isfinite(spectra).all():
+        raise InputError(
+            "counts hold values that are not finite (NaN or infinity); noise cannot be estimated from them: "
+            "mask or repair these channels first"
+        )
+    if spectra.shape[0] >= _MIN_SPECTRA:
+        expected, residual, taken = _low_rank_residual(spectra)
+        response = np.zeros(max_lag + 1)
+        response[0] = 1.0
+    else:
+        expected, residual, response = _local_cubic_residual(spectra, max_lag)
+        taken = np.zeros_like(residual)
+    alive = _fluctuating_channels(residual)
+    if not alive.any():
+        raise InputError(
+            "the counts do not fluctuate in any channel, so they carry no noise to estimate: they look smoothed, "
+            "saturated or empty; use the raw counts of the acquisition"
+        )
+    return _fit_model(expected, residual, alive, taken=taken, response=response, max_lag=max_lag)
+
+
+def running_median(values: NDArray[np.floating], width: int) -> NDArray[np.floating]:
+    """Return the median over `width` channels (odd) along the last of two axes; the end values repeat.
+
+    SciPy's filter is several times as fast in one dimension as in two, so the rows are laid end to end.
+    """
+    from scipy.ndimage import median_filter
+
+    half = width // 2
+    padded = np.pad(values, ((0, 0), (half, half)), mode="edge")
+    filtered = np.asarray(median_filter(padded.ravel(), size=2 * half + 1, mode="nearest")).reshape(padded.shape)
+    return filtered[:, half : half + values.shape[1]]
+
+
+def plausible_range(
+    spectra: NDArray[np.floating], margin: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return between which values a spectrum may lie that holds no spike; a start, before any model is fitted.
+
+    Parameters
+    ----------
+    spectra
+        Shape (n, channels).
+    margin
+        How far noise may reach, broadcastable to `spectra`.
+
+    Notes
+    -----
+    Two descriptions are at hand: the spectrum's total times the median shape of all spectra, and the running median of
+    15 channels along energy. Where the shape of a pixel is its own, the energies beside explain it, and where a line
+    is sharp, the other pixels do; a spike neither.
+    """
+    total = np.maximum(spectra.sum(axis=1, keepdims=True), 1e-30)
+    typical = total * np.median(spectra / total, axis=0)
+    along = running_median(spectra, 15)
+    return np.minimum(typical, along) - margin, np.maximum(typical, along) + margin
+
+
+def leading_directions(rows: NDArray[np.floating], rank: int, *, n_rounds: int = 6) -> NDArray[np.floating]:
+    """Return the leading right singular vectors of a matrix, or eigenvectors of a symmetric one, as rows.
+
+    Parameters
+    ----------
+    rows
+        Shape (n, channels); not modified.
+    rank
+        Number of directions, at most min(n, channels).
+    n_rounds
+        Rounds of subspace iteration, each of which squares the singular values.
+
+    Notes
+    -----
+    Subspace iteration with 10 columns to spare and a fixed start (Halko, Martinsson & Tropp 2011, algorithm 4.4): what
+    stands clear of the noise has converged after a few rounds, and for the rest, which is noise, any direction is as
+    good. Ten times as fast as the exact decomposition for 1024 spectra of 2048 channels; the same input gives the
+    same result.
+    """
+    n, channels = rows.shape
+    rank = min(rank, n, channels)
+    start = np.random.default_rng(0).standard_normal((n, min(rank + 10, n, channels)), dtype=np.float64)
+    basis = np.linalg.qr(rows.T @ start.astype(rows.dtype))[0]
+    for _ in range(n_rounds):
+        basis = np.linalg.qr(rows.T @ (rows @ basis))[0]
+    projected = rows @ basis
+    values, mixing = np.linalg.eigh((projected.T @ projected).astype(np.float64))
+    order = np.argsort(values)[::-1][:rank]
+    return np.ascontiguousarray((basis @ mixing[:, order].astype(rows.dtype)).T)
+
+
+def poisson_scale(mean: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return sqrt(mean) a channel, held above a tenth of its typical value: empty and negative channels stay finite.
+
+    The floor is 1 % of the median positive mean (ours); without a positive channel the scale is 1.
+    """
+    means = np.asarray(mean, dtype=np.float64)
+    positive = means[means > 0]
+    if positive.size == 0:
+        return np.ones_like(means)
+    return np.sqrt(np.maximum(means, 0.01 * float(np.median(positive))))
+
+
+def _low_rank_residual(
+    spectra: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the expected counts, the residual, and what stands for the noise that the low-rank fit took along."""
+    rank = max(1, min(_PILOT_RANK, spectra.shape[0] // 8))
+    scale = poisson_scale(spectra.mean(axis=0))
+    scaled = spectra / scale
+    spread = _robust_sigma(scaled - running_median(scaled, 15))
+    clipped = np.clip(scaled, *plausible_range(scaled, _CLIP_SIGMA * spread))
+    for _ in range(3):
+        directions = leading_directions(clipped, 2 * rank)
+        fit = (clipped @ directions[:rank].T) @ directions[:rank]
+        spread = _robust_sigma(scaled - fit)
+        clipped = fit + np.clip(scaled - fit, -_CLIP_SIGMA * spread, _CLIP_SIGMA * spread)
+    taken = (clipped @ directions[rank:].T) @ directions[rank:]
+    return fit * scale, (scaled - fit) * scale, taken * scale
+
+
+def _local_cubic_residual(
+    spectra: NDArray[np.float64], max_lag: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the local cubic, the residual from it and the autocorrelation of the filter that made it."""
+    from scipy.signal import savgol_coeffs, savgol_filter
+
+    window = 2 * min(_SMOOTH_HALF_WIDTH, (spectra.shape[1] - 1) // 2) + 1
+    expected = savgol_filter(spectra, window, 3, axis=-1)
+    taps = -savgol_coeffs(window, 3)
+    taps[window // 2] += 1.0
+    response = np.correlate(taps, taps, mode="full")[window - 1 :]
+    padded = np.zeros(2 * max_lag + 1)
+    padded[: min(response.size, padded.size)] = response[: padded.size]
+    return expected, spectra - expected, padded
+
+
+def _fluctuating_channels(residual: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell the channels whose residual varies; a dead channel repeats its value in every spectrum."""
+    if residual.shape[0] < _MIN_SPECTRA:
+        return np.asarray(np.abs(residual).max(axis=0) > 0)
+    spread = np.median(np.abs(residual), axis=0)
+    return np.asarray(spread > 0.1 * np.median(spread))
+
+
+def _robust_sigma(residual: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1.4826 x median absolute residual a channel (over all, where a channel has too few spectra)."""
+    if residual.shape[0] < _MIN_SPECTRA:
+        return np.full(residual.shape[1], 1.4826 * float(np.median(np.abs(residual))))
+    return np.asarray(1.4826 * np.median(np.abs(residual), axis=0))
+
+
+def _fit_model(
+    expected: NDArray[np.float64],
+    residual: NDArray[np.float64],
+    alive: NDArray[np.bool_],
+    *,
+    taken: NDArray[np.float64],
+    response: NDArray[np.float64],
+    max_lag: int,
+) -> NoiseModel:
+    """Fit variance against expected counts, then the correlation, leaving out what is no noise."""
+    variance = np.broadcast_to(_robust_sigma(residual) ** 2, residual.shape)
+    usable = np.broadcast_to(alive, residual.shape)
+    gain = readout = 0.0
+    for _ in range(4):  # the clip follows the model: settled after two or three rounds
+        keep = usable & (residual**2 <= _CLIP_SIGMA**2 * variance)
+        gain, readout = _variance_line(expected[keep], (residual**2 + taken**2)[keep])
+        variance = np.maximum(readout + gain * np.maximum(expected, 0), 1e-12 * max(gain, readout, 1e-300))
+    covariance: NDArray[np.floating] = np.zeros(max_lag + 1)
+    weight = keep.astype(np.float64)
+    for part in (residual, taken):
+        z = np.where(keep, part / np.sqrt(variance), 0.0)
+        covariance += [float((z[:, : z.shape[1] - k] * z[:, k:]).sum()) for k in range(max_lag + 1)]
+    pairs = [float((weight[:, : weight.shape[1] - k] * weight[:, k:]).sum()) for k in range(max_lag + 1)]
+    covariance /= np.maximum(pairs, 1.0)
+    lags = np.arange(max_lag + 1)
+    if response.size > max_lag + 1:
+        # a[k] = F[k] c[0] + sum_{j>0} (F[|k-j|] + F[k+j]) c[j], lags up to max_lag on either side
+        mixing = response[np.abs(np.subtract.outer(lags, lags))]
+        mixing[:, 1:] += response[np.add.outer(lags, lags[1:])]
+        covariance = np.linalg.solve(mixing, covariance)
+    level = float(covariance[0])
+    correlation: NDArray[np.floating] = (
+        np.clip(covariance / level, -1.0, 1.0) if level > 0 else (lags == 0).astype(np.float64)
+    )
+    correlation[0] = 1.0
+    factor = level if response.size > max_lag + 1 and level > 0 else 1.0
+    return NoiseModel(
+        gain=float(gain * factor),
+        readout_variance=float(readout * factor),
+        correlation=np.asarray(correlation, dtype=np.float64),
+    )
+
+
+def _variance_line(expected: NDArray[np.float64], squares: NDArray[np.float64]) -> tuple[float, float]:
+    """Return slope and intercept, neither negative, of squared residuals against expected counts."""
+    n_classes = int(np.clip(expected.size // 500, 1, 60))
+    edges = np.unique(np.quantile(expected, np.linspace(0, 1, n_classes + 1)))
+    which = np.clip(np.searchsorted(edges, expected, side="right") - 1, 0, max(edges.size - 2, 0))
+    number = np.bincount(which).astype(np.float64)
+    number[number == 0] = np.nan
+    level = np.bincount(which, np.maximum(expected, 0)) / number
+    variance = np.bincount(which, squares) / number
+    good = np.isfinite(variance) & (variance > 0)
+    if not good.any():
+        return 0.0, 0.0
+    level, variance, number = level[good], variance[good], number[good]
+    gain, readout = 0.0, float(np.average(variance, weights=number))
+    fitted: NDArray[np.float64] = np.full_like(variance, readout)
+    for _ in range(5):  # the variance of a variance is 2 var^2 / n: reweight by the line itself
+        weight = number / np.maximum(fitted, 1e-3 * fitted.max()) ** 2
+        mean_level, mean_variance = np.average(level, weights=weight), np.average(variance, weights=weight)
+        spread = float((weight * (level - mean_level) ** 2).sum())
+        slope = (
+            float((weight * (level - mean_level) * (variance - mean_variance)).sum()) / spread if spread > 0 else 0.0
+        )
+        gain, readout = slope, float(mean_variance - slope * mean_level)
+        if gain < 0 or spread == 0:
+            # a flat spectrum cannot tell the two apart: counting noise if there are counts, read-out otherwise
+            gain, readout = 0.0, float(mean_variance)
+        elif readout < 0:
+            gain, readout = float((weight * level * variance).sum() / (weight * level**2).sum()), 0.0
+        fitted = readout + gain * level
+    return gain, readout

@@ -1,0 +1,248 @@
+"""Classification maps as a picture, and as TIFF with the pixel size in it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eelsflow.errors import InputError, OutputPathError
+from eelsflow.report.style import BLUE, PAGE_WIDTH, class_colors, figure_style, new_figure, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+VACUUM = -1
+"""Class index of a pixel without specimen."""
+
+Extent = tuple[float, float, float, float]
+"""Left, right, bottom and top of an image, in units of the pixel size."""
+
+_WARNING_COLUMNS = 125  # letters of a warning's line at page width
+
+
+@figure_style()
+def map_figure(
+    classes: Sequence[str],
+    class_index: NDArray[np.integer[Any]],
+    probability: NDArray[np.floating[Any]],
+    *,
+    pixel_size: float,
+    pixel_unit: str,
+    title: str = "",
+    warnings: Sequence[str] = (),
+) -> Figure:
+    """Draw the class of every pixel beside the probability of that class.
+
+    Parameters
+    ----------
+    classes
+        Names; `class_index` counts them from 0.
+    class_index
+        Shape (y, x); -1 where there is no specimen, which is left blank. Not modified.
+    probability
+        Probability of the class given, 0-1, shape (y, x); ignored where there is no specimen. Not modified.
+    pixel_size, pixel_unit
+        Size of a pixel and its unit: "nm", or "px" where the image is uncalibrated.
+    title
+        Heading.
+    warnings
+        What must be known before the map is believed; written into the picture, so that it cannot be cut off from it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        An image is drawn with a scale bar. A line scan (one row or column) is drawn as a strip of readable height
+        over a curve of the probability, along an axis with the unit.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ, or an index has no class.
+    """
+    index, confidence = np.asarray(class_index), np.asarray(probability, dtype=np.float64)
+    if index.ndim != 2 or index.shape != confidence.shape:
+        raise InputError(
+            f"class_index has shape {index.shape} and probability {confidence.shape}; a map needs both as (y, x)"
+        )
+    if index.size and not VACUUM <= index.min() <= index.max() < len(classes):
+        raise InputError(
+            f"class_index runs from {index.min()} to {index.max()}, but {len(classes)} classes are named: "
+            f"expected {VACUUM} (vacuum) to {len(classes) - 1}"
+        )
+    specimen = index != VACUUM
+    confidence = np.where(specimen, confidence, np.nan)
+    text = _warning_text(warnings)
+    room = 0.15 * (text.count("\n") + 1) + 0.2 if text else 0.0
+    draw = _strip if 1 in index.shape else _image
+    figure = draw(classes, index, confidence, pixel_size, pixel_unit, room)
+    if title:
+        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    if text:
+        share = room / figure.get_figheight()
+        figure.set_layout_engine("constrained", rect=(0.01, share, 0.99, 1 - share))
+        figure.text(
+            0.012, 0.3 * share, plain(text), ha="left", va="bottom", fontsize=8, color="#6B3B00", in_layout=False,
+            bbox={"facecolor": "#FFF4E0", "edgecolor": "#E6A23C", "linewidth": 0.8, "pad": 3},
+        )  # fmt: skip
+    return figure
+
+
+def _image(
+    classes: Sequence[str], index: NDArray[Any], confidence: NDArray[Any], size: float, unit: str, room: float
+) -> Figure:
+    from eelsflow.report.figures import draw_scale_bar
+
+    n_y, n_x = index.shape
+    wide = n_x > 2.5 * n_y
+    # Side by side, or one below the other where the image is much wider than high.
+    panel_width = PAGE_WIDTH - 2.4 if wide else (PAGE_WIDTH - 1) / 2
+    panel_height = min(max(panel_width * n_y / n_x, 0.6), 5.5)
+    legend_height = 0 if wide else 0.17 * (len(classes) + 1) + 0.1
+    figure = new_figure(PAGE_WIDTH, (2 if wide else 1) * (panel_height + 0.65) + 0.3 + legend_height + room)
+    left, right = figure.subplots(2, 1) if wide else figure.subplots(1, 2)
+    extent = (0.0, n_x * size, n_y * size, 0.0)
+    _draw_classes(left, classes, index, extent)
+    _legend(left, classes, index, below=not wide)
+    image = _draw_confidence(right, classes, confidence, extent)
+    figure.colorbar(image, ax=right, label="Probability of the class", pad=0.03, shrink=0.85, aspect=6 if wide else 20)
+    for axes in (left, right):
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(visible=True, color="#BBBBBB")
+        draw_scale_bar(axes, n_x * size, size, unit)
+    left.set_title("Class")
+    right.set_title("Confidence")
+    return figure
+
+
+def _strip(
+    classes: Sequence[str], index: NDArray[Any], confidence: NDArray[Any], size: float, unit: str, room: float
+) -> Figure:
+    index, confidence = index.reshape(1, -1), confidence.ravel()
+    length = index.size * size
+    figure = new_figure(PAGE_WIDTH, 3.0 + room)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(0.7, 1.6))
+    _draw_classes(top, classes, index, (0.0, length, 1.0, 0.0))
+    top.set(yticks=[], title="Class")
+    top.tick_params(bottom=False, labelbottom=False)
+    _legend(top, classes, index, below=False)
+    bottom.stairs(confidence, np.arange(index.size + 1) * size, color=BLUE, linewidth=1.2, baseline=None)
+    bottom.set(
+        ylim=(0, 1.02), xlim=(0, length), title="Confidence", xlabel=plain(f"Position ({unit})"), ylabel="Probability"
+    )
+    bottom.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    return figure
+
+
+def _draw_classes(axes: Axes, classes: Sequence[str], index: NDArray[Any], extent: Extent) -> None:
+    from matplotlib.colors import ListedColormap
+
+    axes.imshow(
+        np.ma.masked_equal(index, VACUUM), extent=extent, cmap=ListedColormap(class_colors(len(classes))),
+        vmin=-0.5, vmax=len(classes) - 0.5, interpolation="none", aspect=_aspect(index, extent),
+    )  # fmt: skip
+
+
+def _draw_confidence(axes: Axes, classes: Sequence[str], confidence: NDArray[Any], extent: Extent) -> Any:
+    # The most probable of n classes has at least 1/n: below it the scale would be empty.
+    return axes.imshow(
+        np.ma.masked_invalid(confidence), extent=extent, cmap="cividis", vmin=1 / max(len(classes), 2), vmax=1,
+        interpolation="none", aspect=_aspect(confidence, extent),
+    )  # fmt: skip
+
+
+def _aspect(array: NDArray[Any], extent: Extent) -> Literal["auto", "equal"]:
+    """Pixels are square, unless that would make a sliver of the image."""
+    n_y, n_x = array.shape
+    return "auto" if 1 in array.shape or n_x > 16 * n_y or n_y > 16 * n_x else "equal"
+
+
+def _legend(axes: Axes, classes: Sequence[str], index: NDArray[Any], *, below: bool) -> None:
+    from matplotlib.patches import Patch
+
+    n_specimen = int((index != VACUUM).sum())
+    handles = []
+    for number, (name, color) in enumerate(zip(classes, class_colors(len(classes)), strict=True)):
+        n_pixels = int((index == number).sum())
+        share = f", {n_pixels / n_specimen:.0%}" if n_specimen else ""
+        handles.append(Patch(facecolor=color, label=plain(f"{name}: {n_pixels:,} px{share}")))
+    vacuum = f"vacuum: {index.size - n_specimen:,} px"
+    handles.append(Patch(facecolor="white", edgecolor="#BBBBBB", label=vacuum))
+    place: dict[str, Any] = (
+        {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 2.8}
+        if below
+        else {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    )
+    axes.legend(handles=handles, **place)
+
+
+def _warning_text(warnings: Sequence[str]) -> str:
+    import textwrap
+
+    return "\n".join(line for warning in warnings for line in textwrap.wrap(f"Warning: {warning}", _WARNING_COLUMNS))
+
+
+def save_map_tiff(path: Path, array: NDArray[Any], pixel_size_nm: float | None) -> None:
+    """Write a map as TIFF that ImageJ opens with its scale.
+
+    Parameters
+    ----------
+    path
+        Replaced if it exists; whole or not at all.
+    array
+        Shape (y, x). Boolean becomes 8 bit, other integers 16 bit (signed where there are negative ones), numbers
+        with a fraction 32 bit. Not modified.
+    pixel_size_nm
+        Size of a pixel, nm; None writes no scale.
+
+    Raises
+    ------
+    InputError
+        If the array is not an image, or has integers that 16 bit cannot hold.
+    OutputPathError
+        If the file cannot be written.
+
+    Notes
+    -----
+    ImageJ reads the unit from its own text in the description, and pixels per unit from the resolution tags.
+    """
+    import tifffile
+
+    image = _for_imagej(np.asarray(array))
+    options: dict[str, Any] = {"metadata": {"axes": "YX"}}
+    if pixel_size_nm is not None:
+        options = {"resolution": (1 / pixel_size_nm,) * 2, "metadata": {"axes": "YX", "unit": "nm"}}
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        tifffile.imwrite(temporary, image, imagej=True, **options)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputPathError(
+            f"cannot write {path}: {error.strerror or error}; name a directory to write to"
+        ) from error
+
+
+def _for_imagej(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array in one of the types that ImageJ knows."""
+    if array.ndim != 2 or not array.size:
+        raise InputError(f"the map has shape {array.shape}; an image needs (y, x) with at least one pixel")
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.float32)
+    if array.dtype == np.uint8:
+        return array
+    target = np.int16 if array.min() < 0 else np.uint16
+    if not np.iinfo(target).min <= array.min() <= array.max() <= np.iinfo(target).max:
+        raise InputError(
+            f"the map holds integers from {array.min()} to {array.max()}, which 16 bit cannot hold; convert it to "
+            "32-bit floating point first"
+        )
+    return array.astype(target)

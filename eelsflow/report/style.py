@@ -1,0 +1,186 @@
+"""How figures look, and how they are written: one look for all of them, safe in threads, the same bytes each time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE_WIDTH = 7.6
+"""Width of a figure that fills the page, inches; text of 8 points stays legible at it."""
+
+# Okabe and Ito, "Color universal design" (2008): told apart with any common colour vision.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+GREY = "#7A7A7A"
+
+# Cool colours for support vector machines, warm ones for networks, so that the family is seen before the legend.
+_BASE_COLORS = {
+    "svm-linear": SKY,
+    "svm-rbf": BLUE,
+    "svm-sigmoid": GREEN,
+    "svm-sgd": GREY,
+    "fcnn-1": PURPLE,
+    "cnn-1": ORANGE,
+    "cnn-2": VERMILION,
+}
+_MARKERS = "osD^vP*X"
+_OTHER_COLORS = (BLACK, "#882255", "#44AA99", "#999933")
+
+# P. Tol, "Colour schemes" (SRON, 2021), scheme bright: classes do not borrow the colours of models.
+CLASS_COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
+
+_STYLE: dict[str, object] = {
+    "figure.dpi": 160,
+    "savefig.dpi": 160,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so it is the same everywhere
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "svg.hashsalt": "eelsflow",
+    "svg.fonttype": "path",  # glyphs travel with the file: no font is needed where it is read
+    "figure.constrained_layout.use": True,
+}
+
+_lock = threading.RLock()  # matplotlib's settings are global to the process
+
+
+@contextlib.contextmanager
+def figure_style() -> Iterator[None]:
+    """Draw in eelsflow's style whatever the user's matplotlibrc says; one thread at a time."""
+    from matplotlib import style
+
+    with _lock, style.context(["default", _STYLE]):
+        yield
+
+
+def new_figure(width: float = PAGE_WIDTH, height: float = 3.0) -> Figure:
+    """Return an empty figure of `width` x `height` inches that belongs to no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@figure_style()
+def render(figure: Figure, format: str) -> bytes:
+    """Return the figure as ``"png"`` or ``"svg"``: the same figure gives the same bytes.
+
+    The figure's layout is settled the first time and kept, because finding it costs more than drawing.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    stream = io.BytesIO()
+    metadata: dict[str, str | None] = {"Date": None} if format == "svg" else {"Software": None}
+    figure.savefig(stream, format=format, metadata=metadata)
+    return stream.getvalue()
+
+
+def plain(text: object) -> str:
+    r"""Return text that matplotlib shows letter by letter: no formulas, no label hidden by its underscore.
+
+    >>> print(plain("a $b$"))
+    a \$b\$
+    """
+    escaped = str(text).replace("$", r"\$")
+    return f"\N{THIN SPACE}{escaped}" if escaped.startswith("_") else escaped
+
+
+def model_styles(models: Sequence[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """Return line properties for each model.
+
+    Parameters
+    ----------
+    models
+        Pairs (name, base) in the order of the study. A model has its base's colour; models of one base differ in
+        marker and dashes, so that a variant is seen to be one.
+
+    Returns
+    -------
+    dict
+        By name: ``color``, ``marker`` and ``linestyle``, as matplotlib's line properties.
+    """
+    dashes = ("-", "--", ":", "-.")
+    seen: dict[str, int] = {}
+    styles: dict[str, dict[str, str]] = {}
+    unknown: list[str] = []
+    for name, base in models:
+        if name in styles:
+            continue
+        if base not in _BASE_COLORS and base not in unknown:
+            unknown.append(base)
+        color = _BASE_COLORS.get(base) or _OTHER_COLORS[unknown.index(base) % len(_OTHER_COLORS)]
+        nth = seen.get(base, 0)
+        seen[base] = nth + 1
+        marker = _MARKERS[(list(seen).index(base) + 3 * nth) % len(_MARKERS)]
+        styles[name] = {"color": color, "marker": marker, "linestyle": dashes[nth % len(dashes)]}
+    return styles
+
+
+def class_colors(n_classes: int) -> list[str]:
+    """Return a colour for each class; past the palette's end, colours spread evenly over matplotlib's `turbo`."""
+    if n_classes <= len(CLASS_COLORS):
+        return list(CLASS_COLORS[:n_classes])
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["turbo"](position)) for position in np.linspace(0.05, 0.95, n_classes)]
+
+
+def scale_bar_length(extent: float) -> float:
+    """Return the largest of 1, 2 or 5 x 10^n that is at most a third of `extent` (in any unit).
+
+    >>> scale_bar_length(100.8), scale_bar_length(7), scale_bar_length(0.07)
+    (20.0, 2.0, 0.02)
+    """
+    target = extent / 3
+    decade = 10.0 ** np.floor(np.log10(target))
+    return float(next(step * decade for step in (5, 2, 1) if step * decade <= target * (1 + 1e-9)))
+
+
+def format_number(value: float | int | str | None) -> str:
+    """Return a parameter or an amplitude the way people write it.
+
+    >>> format_number(1e5), format_number(0.001), format_number(2714.0), format_number("scale")
+    ('1e5', '0.001', '2714', 'scale')
+    """
+    if value is None or isinstance(value, str | bool):
+        return str(value)
+    if value != 0 and (abs(value) >= 1e4 or abs(value) < 1e-3):
+        return re.sub(
+            r"e([+-])0*(\d)", lambda match: f"e{match[1].replace('+', '')}{match[2]}", f"{value:.3g}"
+        ).replace(".0e", "e")
+    return f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Grid searches of support vector machines over one shared Gram matrix."""

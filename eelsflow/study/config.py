@@ -1,0 +1,256 @@
+"""The study file: one pydantic model, unknown keys are errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from eelsflow.dataset.splits import SplitBy
+from eelsflow.edges import Edge, resolve_edge
+from eelsflow.errors import StudyFileError, UnreadableFileError
+from eelsflow.models.spec import BASES, ModelSpec, resolve_model
+from eelsflow.preprocess.presets import Preset, resolve_preset
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSource(_Part):
+    """Where the spectra come from: a manifest of acquisitions or a ready table."""
+
+    manifest: Path | None = None
+    spectra: Path | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.manifest is None) == (self.spectra is None):
+            raise ValueError("name either a manifest of acquisitions or a table of spectra, not both and not neither")
+        return self
+
+
+class SplitPlan(_Part):
+    """How spectra are held out. `by` empty: group and pixel if there are two groups or more, else pixel."""
+
+    by: Annotated[tuple[SplitBy, ...], BeforeValidator(_as_list)] = ()
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.35
+    folds: Annotated[int, Field(ge=2)] = 10
+    seeds: Annotated[int, Field(ge=1)] = 10
+
+
+class AmplitudeRange(_Part):
+    """Amplitudes from start to stop, both included, in equal steps."""
+
+    start: float
+    stop: float
+    step: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            if len(value) != 3:
+                raise ValueError(f"{list(value)} is not a range; write [start, stop, step]")
+            return dict(zip(("start", "stop", "step"), value, strict=True))
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.stop < self.start:
+            raise ValueError(f"range from {self.start} to {self.stop} is empty; write start <= stop")
+        return self
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The amplitudes."""
+        n_steps = int((self.stop - self.start) / self.step + 1e-9)
+        return tuple(round(self.start + number * self.step, 10) for number in range(n_steps + 1))
+
+
+class RobustnessPlan(_Part):
+    """Amplitudes of the robustness curves: shift in eV, Gaussian noise in units of p99 - p1."""
+
+    shift_ev: AmplitudeRange = AmplitudeRange(start=-10, stop=10, step=0.5)
+    noise_sigma: AmplitudeRange = AmplitudeRange(start=0, stop=0.3, step=0.05)
+
+
+class TrainingPlan(_Part):
+    """How networks are trained where a model does not say otherwise: the authors' epochs and batch, our patience."""
+
+    epochs: Annotated[int, Field(ge=1)] = 500
+    batch_size: Annotated[int, Field(ge=1)] = 512
+    patience: Annotated[int, Field(ge=1)] = 50
+
+
+class Study(_Part):
+    """A study file, resolved."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[\w][\w .-]*$")]
+    edge: Annotated[Edge, BeforeValidator(resolve_edge)]
+    classes: tuple[str, ...] = ()
+    data: DataSource
+    preprocess: Annotated[
+        tuple[Annotated[Preset, BeforeValidator(resolve_preset)], ...], BeforeValidator(_as_list), Field(min_length=1)
+    ]
+    split: SplitPlan = SplitPlan()
+    models: Annotated[
+        tuple[Annotated[ModelSpec, BeforeValidator(resolve_model)], ...], BeforeValidator(_as_list), Field(min_length=1)
+    ] = tuple(resolve_model(base) for base in BASES)
+    grids: Literal["paper", "authors", "small"] = "paper"
+    training: TrainingPlan = TrainingPlan()
+    robustness: RobustnessPlan = RobustnessPlan()
+    cluster: str | dict[str, dict[str, Any]] = "local"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_preprocess(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "preprocess" not in value:
+            is_table = isinstance(value.get("data"), dict) and "spectra" in value["data"]
+            return {**value, "preprocess": "none" if is_table else "recommended"}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, names in (
+            ("models", [model.name for model in self.models]),
+            ("preprocess", [preset.name for preset in self.preprocess]),
+            ("classes", list(self.classes)),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} names {twice} more than once; results would overwrite each other")
+        for preset in self.preprocess:
+            if self.data.manifest is not None and not preset.acquisition_steps:
+                raise ValueError(
+                    f"preprocess {preset.name!r} has no step that prepares acquisitions, and the data is a manifest of "
+                    "raw acquisitions: use 'recommended' or 'paper'"
+                )
+            if self.data.spectra is not None and preset.acquisition_steps:
+                raise ValueError(
+                    f"preprocess {preset.name!r} prepares raw acquisitions, and the data is a table of ready spectra: "
+                    "use 'none' (or only steps that are fitted on the training set, such as normalize)"
+                )
+        if self.data.manifest is not None and len(self.classes) < 2:
+            raise ValueError(f"classes are {list(self.classes)}; a classifier needs at least two")
+        return self
+
+    def quick(self) -> Study:
+        """Return a small version of this study for a first look: small grids, 2 seeds, 3 folds, 60 epochs."""
+        split = self.split.model_copy(
+            update={"seeds": min(self.split.seeds, 2), "folds": min(self.split.folds, 3)},
+        )
+        training = self.training.model_copy(
+            update={
+                "epochs": min(self.training.epochs, 60),
+                "patience": min(self.training.patience, 15),
+                "batch_size": min(self.training.batch_size, 64),
+            }
+        )
+        robustness = RobustnessPlan(
+            shift_ev=AmplitudeRange(start=-10, stop=10, step=2), noise_sigma=self.robustness.noise_sigma
+        )
+        return self.model_copy(
+            update={"split": split, "training": training, "grids": "small", "robustness": robustness}
+        )
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def _expand(text: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise StudyFileError(f"the study file uses ${{{name}}}, which is not set; set it in the environment")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, text)
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file.
+
+    Parameters
+    ----------
+    path
+        YAML. Paths in it are relative to its folder; ``${VARIABLES}`` in paths are expanded.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the file cannot be read.
+    StudyFileError
+        If it is not YAML, or does not follow the model: the message names each key that is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(f"study file {path} cannot be read: {error}") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyFileError(f"study file {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise StudyFileError(
+            f"study file {path} holds {type(content).__name__}, expected keys and values; "
+            "`eelsflow study --init` writes an example"
+        )
+    data = content.get("data")
+    if isinstance(data, dict):
+        content["data"] = {
+            key: (path.parent / _expand(value)).resolve() if isinstance(value, str) else value
+            for key, value in data.items()
+        }
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise StudyFileError(f"study file {path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Say each problem in one line: where, what was found, what is wrong with it."""
+    problems = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key; check its spelling (`eelsflow study --init` shows every key)"
+        elif problem["type"] != "value_error" and not isinstance(problem["input"], dict):
+            message += f", found {problem['input']!r}"
+        problems.append(f"{where or 'the whole file'}: {message}")
+    return "; ".join(problems)
+
+
+EXAMPLE = """\
+# An eelsflow study. Every key is explained; delete what you do not change.
+name: iron-oxide
+edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or {name, reference_energy, align_on: first_peak|maximum,
+                               # elnes_window: [start, stop], pre_edge_window: [start, stop]}, all in eV
+classes: [FeO, Fe3O4]
+data:
+  manifest: manifest.csv       # columns path,label,group[,session,truth,low_loss]; label is the class of every specimen
+                               # pixel, empty: per-pixel truth, neither: prepared and mapped only
+  # spectra: table.npz         # instead of a manifest: arrays spectra, energy_loss, label and optionally group
+preprocess: [recommended, paper]   # recommended, paper, paper-raw (no PCA), none; a row of results for each
+split:
+  by: [group, pixel]           # hold out whole acquisitions, and random pixels as the paper did
+  test_fraction: 0.35
+  folds: 10                    # of the grid search, inside the training part
+  seeds: 10                    # repetitions with other splits
+models: [svm-linear, svm-rbf, svm-sigmoid, svm-sgd, fcnn-1, cnn-1, cnn-2]
+                               # or {name: mine, base: cnn-2, params: {dropout: 0.3}, grid: {learning_rate: [1e-4, 1e-3]},
+                               # augment: {shift_ev: 5, noise_sigma: 0.1}}
+grids: paper                   # or authors, small
+training: {epochs: 500, batch_size: 512, patience: 50}
+robustness: {shift_ev: [-10, 10, 0.5], noise_sigma: [0, 0.3, 0.05]}
+cluster: local                 # or the address of a Dask scheduler
+"""

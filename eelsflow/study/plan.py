@@ -1,0 +1,251 @@
+"""What a study computes, as a pure value: steps with a digest each, before anything is run.
+
+A step's digest is the address of its result: digest(content of the inputs, parameters, code version). Steps name
+their inputs by digest, so a change of one acquisition or one parameter changes exactly the digests that depend on it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from eelsflow.dataset.manifest import Acquisition, read_manifest
+from eelsflow.dataset.splits import SplitBy
+from eelsflow.digest import code_version, digest_file, digest_of
+from eelsflow.edges import Edge
+from eelsflow.models.spec import ModelSpec
+from eelsflow.preprocess.presets import Preset
+from eelsflow.robustness.curves import FURTHER_CURVES, Curve
+from eelsflow.study.config import Study, TrainingPlan
+
+SplitName = SplitBy | Literal["all"]
+
+_FOUNDATION = ("energy", "edges", "spectrum_image")
+
+
+class Step(BaseModel):
+    """A piece of work that a person may want to see, retry or reuse."""
+
+    model_config = ConfigDict(frozen=True, ignored_types=(cached_property,))
+
+    @property
+    def title(self) -> str:
+        """What the step does, in the words of a method section."""
+        raise NotImplementedError
+
+    @property
+    def digest(self) -> str:
+        """The address of the step's result."""
+        raise NotImplementedError
+
+
+class PrepareAcquisition(Step):
+    """Prepare one acquisition by the acquisition steps of a preset."""
+
+    acquisition: Acquisition
+    edge: Edge
+    preset: Preset
+
+    @property
+    def title(self) -> str:
+        """What the step does."""
+        return f"prepare {self.acquisition.name} ({self.preset.name})"
+
+    @cached_property
+    def digest(self) -> str:  # type: ignore[override]
+        """Address: the file's bytes, edge, acquisition steps, code."""
+        steps = [step.model_dump(mode="json") for step in self.preset.acquisition_steps]
+        code = code_version("preprocess", "io", "study.stages", "study.evidence", *_FOUNDATION)
+        return digest_of("prepare", self.acquisition.sha256, self.edge, steps, code)
+
+
+class BuildDataSet(Step):
+    """Collect the labelled pixels of prepared acquisitions, or read a table."""
+
+    preset_name: str
+    classes: tuple[str, ...]
+    acquisitions: tuple[Acquisition, ...] = ()
+    prepared: tuple[str, ...] = ()
+    table: Path | None = None
+    table_sha256: str = ""
+
+    @property
+    def title(self) -> str:
+        """What the step does."""
+        return f"build data set ({self.preset_name})"
+
+    @cached_property
+    def digest(self) -> str:  # type: ignore[override]
+        """Address: the prepared products and their labels, or the table's bytes."""
+        inputs = sorted(
+            [digest, acquisition.label, acquisition.group, acquisition.truth_sha256]
+            for digest, acquisition in zip(self.prepared, self.acquisitions, strict=True)
+        )
+        return digest_of("data set", inputs, self.table_sha256, self.classes, code_version("dataset", "study.stages"))
+
+
+class FitFeatures(Step):
+    """Split a data set and fit what turns spectra into vectors on its training part."""
+
+    dataset: str
+    edge: Edge
+    preset: Preset
+    split: SplitName
+    test_fraction: float
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """What the step does."""
+        return f"split by {self.split} and fit features ({self.preset.name}, seed {self.seed})"
+
+    @cached_property
+    def digest(self) -> str:  # type: ignore[override]
+        """Address: data set, split, training steps, edge, code."""
+        steps = [step.model_dump(mode="json") for step in self.preset.training_steps]
+        code = code_version("preprocess", "dataset", "study.stages", *_FOUNDATION)
+        split = [self.split, self.test_fraction if self.split != "all" else 0, self.seed]
+        return digest_of("features", self.dataset, self.edge, steps, split, code)
+
+
+class FitModel(Step):
+    """Search a model's parameters inside the training part and fit it with the best."""
+
+    features: FitFeatures
+    model: ModelSpec
+    grid: dict[str, tuple[float, ...]]
+    folds: int
+    training: TrainingPlan
+    preset: Preset
+
+    @property
+    def title(self) -> str:
+        """What the step does."""
+        verb = "train" if self.model.is_network else "search and fit"
+        return f"{verb} {self.model.name} ({self.preset.name}, {self.features.split}, seed {self.features.seed})"
+
+    @cached_property
+    def digest(self) -> str:  # type: ignore[override]
+        """Address: features, model, grid, folds, training, code."""
+        training = self.training if self.model.is_network else None
+        code = code_version("models", "search", "robustness.perturb", "dataset.splits", "study.stages")
+        # The whole preset, not its training steps alone: the saved model says how a file must be prepared for it.
+        preset = [step.model_dump(mode="json") for step in self.preset.steps]
+        return digest_of(
+            "model",
+            self.features.digest,
+            self.model.model_dump(mode="json", exclude={"name"}),
+            {name: list(values) for name, values in self.grid.items()},
+            self.folds,
+            training,
+            preset,
+            code,
+        )
+
+
+class AssessModel(Step):
+    """Measure a fitted model on its test part: as it is, shifted and with noise."""
+
+    fit: FitModel
+    curves: tuple[Curve, ...]
+
+    @property
+    def title(self) -> str:
+        """What the step does."""
+        features = self.fit.features
+        return f"assess {self.fit.model.name} ({self.fit.preset.name}, {features.split}, seed {features.seed})"
+
+    @cached_property
+    def digest(self) -> str:  # type: ignore[override]
+        """Address: the model, the curves, code."""
+        return digest_of("assessment", self.fit.digest, list(self.curves), code_version("robustness", "study.stages"))
+
+
+class Plan(BaseModel):
+    """Everything a study computes, stage by stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    study: Study
+    acquisitions: tuple[Acquisition, ...]
+    prepare: tuple[PrepareAcquisition, ...]
+    datasets: tuple[BuildDataSet, ...]
+
+
+def plan_data(study: Study) -> Plan:
+    """Plan the preparation of a study's data; reads the manifest and the bytes of every input.
+
+    Raises
+    ------
+    EelsflowError
+        If an input cannot be read.
+    """
+    if study.data.spectra is not None:
+        sha256 = digest_file(study.data.spectra)
+        datasets = tuple(
+            BuildDataSet(preset_name=preset.name, classes=study.classes, table=study.data.spectra, table_sha256=sha256)
+            for preset in study.preprocess
+        )
+        return Plan(study=study, acquisitions=(), prepare=(), datasets=datasets)
+
+    assert study.data.manifest is not None  # the study model has one or the other
+    acquisitions = tuple(read_manifest(study.data.manifest))
+    prepare: list[PrepareAcquisition] = []
+    datasets_: list[BuildDataSet] = []
+    for preset in study.preprocess:
+        steps = tuple(
+            PrepareAcquisition(acquisition=acquisition, edge=study.edge, preset=preset.for_acquisition)
+            for acquisition in acquisitions
+        )
+        prepare += steps
+        datasets_.append(
+            BuildDataSet(
+                preset_name=preset.name,
+                classes=study.classes,
+                acquisitions=acquisitions,
+                prepared=tuple(step.digest for step in steps),
+            )
+        )
+    return Plan(study=study, acquisitions=acquisitions, prepare=tuple(prepare), datasets=tuple(datasets_))
+
+
+def plan_features(study: Study, dataset: BuildDataSet, preset: Preset, *, splits: list[SplitBy]) -> list[FitFeatures]:
+    """Plan the splits of one data set: every way of splitting, every seed."""
+    return [
+        FitFeatures(
+            dataset=dataset.digest,
+            edge=study.edge,
+            preset=preset,
+            split=split,
+            test_fraction=study.split.test_fraction,
+            seed=seed,
+        )
+        for split in splits
+        for seed in range(study.split.seeds)
+    ]
+
+
+def plan_model(study: Study, features: FitFeatures, model: ModelSpec) -> FitModel:
+    """Plan one model on one split."""
+    return FitModel(
+        features=features,
+        model=model,
+        grid=model.resolve_grid(study.grids),
+        folds=study.split.folds,
+        training=study.training,
+        preset=features.preset,
+    )
+
+
+def plan_assessment(study: Study, fit: FitModel) -> AssessModel:
+    """Plan the assessment of one fitted model."""
+    robustness = study.robustness
+    curves = (
+        Curve(perturbation="shift_ev", unit="eV", amplitudes=robustness.shift_ev.values),
+        Curve(perturbation="noise_sigma", unit="(p99 - p1) of the spectrum", amplitudes=robustness.noise_sigma.values),
+        *FURTHER_CURVES,
+    )
+    return AssessModel(fit=fit, curves=curves)

@@ -1,0 +1,57 @@
+"""A study's results in the artifact store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eelsflow.artifacts import LoggedModel, log_study
+from eelsflow.digest import digest_of
+from eelsflow.store import Store, read_json
+from eelsflow.study.plan import AssessModel, FitModel, Plan
+from eelsflow.study.stages import read_fit
+
+
+def logged_model(step: AssessModel, store: Store) -> LoggedModel:
+    """Return what the artifact store is told of one model: parameters, scores, curves, grid and the model itself."""
+    fit, features = step.fit, step.fit.features
+    noted = read_fit(fit, store)
+    assessed = store.path(step.digest)
+    with np.load(assessed / "correct.npz") as correct:
+        metrics = {name: float(correct[name].mean()) for name in correct.files}
+    series = {
+        f"accuracy_by_{name}": values for name, values in read_json(assessed / "assessment.json")["curves"].items()
+    }
+    entry = store.path(fit.digest)
+    history = entry / "history.json"
+    if history.exists():
+        found = read_json(history)
+        series |= {name: found[name] for name in ("train_accuracy", "validation_accuracy") if name in found}
+    for name in ("search_seconds", "train_seconds"):
+        if noted[name] is not None:
+            metrics[name] = noted[name]
+    artifacts = (entry / "model", entry / "fit.json", entry / "search.zarr", history, assessed / "assessment.json")
+    return LoggedModel(
+        digest=step.digest,
+        name=f"{fit.model.name} {fit.preset.name} {features.split} seed {features.seed}",
+        tags={"model": fit.model.name, "preprocess": fit.preset.name, "split": features.split},
+        params={"seed": str(features.seed), **{name: str(value) for name, value in noted["best_params"].items()}},
+        metrics=metrics,
+        series=series,
+        artifacts=tuple(path for path in artifacts if path.exists()),
+    )
+
+
+def record_study(
+    plan: Plan, assessed: Sequence[AssessModel], final: FitModel, store: Store, directory: Path, *, tags: dict[str, str]
+) -> dict[str, str]:
+    """Log a finished study: one run for it, one below it for each model."""
+    return log_study(
+        plan.study.name,
+        digest=digest_of("study", [step.digest for step in assessed], final.digest),
+        models=[logged_model(step, store) for step in assessed],
+        directory=directory,
+        tags=tags,
+    )

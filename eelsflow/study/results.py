@@ -1,0 +1,390 @@
+"""A study's results directory: tables, curves, grids and evidence in the files others rely on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import yaml
+from numpy.typing import NDArray
+
+import eelsflow
+from eelsflow.dataset.spectra import LabelledSpectra
+from eelsflow.digest import code_version, digest_of
+from eelsflow.io.zarr_store import open_dataset, write_dataset
+from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_score, breakdown_point, class_weights
+from eelsflow.store import read_json, write_json
+from eelsflow.study.evidence import EXAMPLE_SHIFT_EV, example_spectra
+from eelsflow.study.plan import AssessModel, FitFeatures, Plan
+from eelsflow.study.stages import Place, read_fit
+
+Row = dict[str, Any]
+Key = tuple[str, str, str]
+"""(model, preprocess, split)."""
+
+
+def by_row(steps: Sequence[AssessModel]) -> dict[Key, list[AssessModel]]:
+    """Group assessments of the same model, preprocessing and split over their seeds."""
+    rows: dict[Key, list[AssessModel]] = defaultdict(list)
+    for step in steps:
+        rows[step.fit.model.name, step.fit.preset.name, step.fit.features.split].append(step)
+    return dict(rows)
+
+
+class _TestParts:
+    """Labels and groups of test parts; many models share one."""
+
+    def __init__(self, place: Place) -> None:
+        self._store = place.store
+        self._cache: dict[str, tuple[NDArray[np.str_], NDArray[np.str_] | None]] = {}
+
+    def __getitem__(self, features: FitFeatures) -> tuple[NDArray[np.str_], NDArray[np.str_] | None]:
+        if features.digest not in self._cache:
+            spectra = LabelledSpectra.load(self._store.path(features.dataset))
+            test = np.load(self._store.path(features.digest) / "test.npy")
+            # Groups are the unit of resampling only where whole groups were held out; pixels of a random split
+            # are resampled one by one, as the paper's protocol would have it.
+            by_group = spectra.group is not None and features.split == "group"
+            self._cache[features.digest] = (
+                np.asarray(spectra.label[test]),
+                np.asarray(spectra.group[test]) if by_group and spectra.group is not None else None,
+            )
+        return self._cache[features.digest]
+
+
+def score_rows(steps: Sequence[AssessModel], place: Place) -> list[Row]:
+    """Return one row of results for each model x preprocessing x split."""
+    tests = _TestParts(place)
+    return [_score_row(key, members, tests, place) for key, members in by_row(steps).items()]
+
+
+def _score_row(key: Key, members: Sequence[AssessModel], tests: _TestParts, place: Place) -> Row:
+    model, preset, split = key
+    correct: dict[str, list[NDArray[np.bool_]]] = defaultdict(list)
+    units, weights = [], []
+    curves: dict[str, list[list[float]]] = defaultdict(list)
+    for step in members:
+        label, group = tests[step.fit.features]
+        units.append(group)
+        weights.append(class_weights(label))
+        with np.load(place.store.path(step.digest) / "correct.npz") as arrays:
+            for name in arrays.files:
+                correct[name].append(arrays[name])
+        for name, accuracy in read_json(place.store.path(step.digest) / "assessment.json")["curves"].items():
+            curves[name].append(accuracy)
+    fits = [read_fit(step.fit, place.store) for step in members]
+
+    def score(name: str, *, balanced: bool = False) -> dict[str, float] | None:
+        found: Score | None = bootstrap_score(correct[name], units, weight=weights if balanced else None)
+        return found.model_dump() if found else None
+
+    def mean_seconds(name: str) -> float | None:
+        seconds = [fit[name] for fit in fits if fit[name] is not None]
+        return float(np.mean(seconds)) if seconds else None
+
+    accuracy = score("accuracy")
+    assert accuracy is not None  # every assessment holds the unperturbed accuracy
+    summary = {}
+    for curve in members[0].curves:
+        mean = np.mean(curves[curve.perturbation], axis=0)
+        amplitudes = np.array(curve.amplitudes)
+        summary[curve.perturbation] = {
+            "breakdown": breakdown_point(amplitudes, mean, clean=accuracy["mean"], mild_end=curve.mild_end),
+            "area": area_under_curve(amplitudes, mean) if amplitudes.size > 1 else None,
+        }
+    return {
+        "model": model,
+        "base": members[0].fit.model.base,
+        "preprocess": preset,
+        "split": split,
+        "seeds": len(members),
+        "best_params": fits[0]["best_params"],
+        "best_params_by_seed": [fit["best_params"] for fit in fits],
+        "accuracy": accuracy,
+        "balanced_accuracy": score("accuracy", balanced=True),
+        "translation": score("translation"),
+        "noise": score("noise"),
+        "further": {name: score(name) for name in correct if name not in ("accuracy", "translation", "noise")},
+        "curves": summary,
+        "search_seconds": mean_seconds("search_seconds"),
+        "train_seconds": mean_seconds("train_seconds"),
+        "warnings": list(dict.fromkeys(warning for fit in fits for warning in fit["warnings"])),
+    }
+
+
+def leakage(rows: Sequence[Row]) -> list[Row]:
+    """Return, for models assessed both ways, how much a random pixel split flatters them."""
+    accuracy = {(row["model"], row["preprocess"], row["split"]): row["accuracy"]["mean"] for row in rows}
+    return [
+        {
+            "model": model,
+            "preprocess": preset,
+            "pixel": value,
+            "group": accuracy[model, preset, "group"],
+            "gap": value - accuracy[model, preset, "group"],
+        }
+        for (model, preset, split), value in accuracy.items()
+        if split == "pixel" and (model, preset, "group") in accuracy
+    ]
+
+
+def robustness_dataset(steps: Sequence[AssessModel], place: Place) -> xr.Dataset:
+    """Return accuracy (model, preprocess, split, perturbation, amplitude, seed); NaN where nothing was tried."""
+    rows = by_row(steps)
+    models, presets, splits = (list(dict.fromkeys(key[axis] for key in rows)) for axis in range(3))
+    curves = steps[0].curves
+    n_amplitudes = max(len(curve.amplitudes) for curve in curves)
+    n_seeds = max(len(members) for members in rows.values())
+    accuracy = np.full((len(models), len(presets), len(splits), len(curves), n_amplitudes, n_seeds), np.nan)
+    amplitude_value = np.full((len(curves), n_amplitudes), np.nan)
+    for number, curve in enumerate(curves):
+        amplitude_value[number, : len(curve.amplitudes)] = curve.amplitudes
+    for (model, preset, split), members in rows.items():
+        for seed, step in enumerate(members):
+            found = read_json(place.store.path(step.digest) / "assessment.json")["curves"]
+            for number, curve in enumerate(curves):
+                values = found[curve.perturbation]
+                place_of = (models.index(model), presets.index(preset), splits.index(split), number)
+                accuracy[*place_of, : len(values), seed] = values
+    return xr.Dataset(
+        {"accuracy": (("model", "preprocess", "split", "perturbation", "amplitude", "seed"), accuracy)},
+        coords={
+            "model": models,
+            "preprocess": presets,
+            "split": splits,
+            "perturbation": [curve.perturbation for curve in curves],
+            "unit": ("perturbation", [curve.unit for curve in curves]),
+            "amplitude": np.arange(n_amplitudes),
+            "amplitude_value": (("perturbation", "amplitude"), amplitude_value),
+            "seed": np.arange(n_seeds),
+        },
+    )
+
+
+def search_dataset(members: Sequence[AssessModel], place: Place) -> xr.Dataset | None:
+    """Return accuracy (preprocess, split, seed, grid parameters..., fold) of one model, or None without a grid."""
+    found: dict[tuple[str, str, int], xr.DataArray] = {}
+    for step in members:
+        path = place.store.path(step.fit.digest) / "search.zarr"
+        if path.exists():
+            accuracy = open_dataset(path)["accuracy"].load()
+            features = step.fit.features
+            found[step.fit.preset.name, features.split, features.seed] = accuracy
+    if not found:
+        return None
+    cells = [
+        array.expand_dims(preprocess=[preset], split=[split], seed=[seed])
+        for (preset, split, seed), array in found.items()
+    ]
+    combined = xr.combine_by_coords(
+        [cell.to_dataset(name="accuracy") for cell in cells], join="outer", fill_value=np.nan
+    )
+    assert isinstance(combined, xr.Dataset)  # datasets in, dataset out
+    return combined
+
+
+def write_results(
+    directory: Path, plan: Plan, steps: Sequence[AssessModel], place: Place, *, run: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a results directory, all but the figures and the report.
+
+    Parameters
+    ----------
+    directory
+        Exists. Files of an earlier run of the same study are replaced.
+    plan, steps
+        What was computed.
+    place
+        Where it was computed.
+    run
+        What is known of the run itself: "runner", "started", "seconds", "links".
+
+    Returns
+    -------
+    dict
+        The content of ``results.json``.
+    """
+    study = plan.study
+    evidence = directory / "evidence"
+    shutil.rmtree(evidence, ignore_errors=True)
+    evidence.mkdir()
+    rows = score_rows(steps, place)
+
+    acquisitions = []
+    for number, step in enumerate(plan.prepare):
+        entry = place.store.path(step.digest)
+        index = plan.acquisitions.index(step.acquisition)
+        name = f"acquisition-{index}-{step.preset.name}.npz"
+        shutil.copyfile(entry / "evidence.npz", evidence / name)
+        acquisitions.append(
+            {
+                "name": step.acquisition.name,
+                "label": step.acquisition.label,
+                "group": step.acquisition.group,
+                "preprocess": step.preset.name,
+                **read_json(entry / "summary.json"),
+                "source": step.acquisition.path.name,
+                "sha256": step.acquisition.sha256,
+                "evidence": f"evidence/{name}",
+            }
+        )
+
+    n_per_class: dict[str, dict[str, int]] = {}
+    for dataset in plan.datasets:
+        label = LabelledSpectra.load(place.store.path(dataset.digest)).label
+        names, counts = np.unique(label, return_counts=True)
+        n_per_class[dataset.preset_name] = {str(n): int(c) for n, c in zip(names, counts, strict=True)}
+    first_counts = next(iter(n_per_class.values()))
+
+    histories = []
+    for step in steps:
+        path = place.store.path(step.fit.digest) / "history.json"
+        if path.exists():
+            histories.append({**_identity(step), **read_json(path)})
+    write_json(evidence / "histories.json", histories)
+    write_json(evidence / "architectures.json", _architectures(steps, place, n_classes=len(first_counts)))
+    for preset in study.preprocess:
+        _write_examples(evidence / f"examples-{preset.name}.npz", preset.name, steps, place)
+
+    write_dataset(robustness_dataset(steps, place), directory / "robustness.zarr")
+    for model in study.models:
+        search = search_dataset([step for step in steps if step.fit.model.name == model.name], place)
+        if search is not None:
+            write_dataset(search, directory / f"search-{model.name}.zarr")
+
+    padded = any(read_json(place.store.path(step.digest) / "assessment.json")["padded"] for step in steps)
+    results = {
+        "study": study.name,
+        "models": rows,
+        "acquisitions": acquisitions,
+        "leakage": leakage(rows),
+        "classes": sorted(first_counts),
+        "edge": study.edge.model_dump(mode="json"),
+        "n_spectra": sum(first_counts.values()),
+        "n_per_class": first_counts,
+        "n_per_class_by_preprocess": n_per_class,
+        "padded": padded,
+        "warnings": _study_warnings(rows, acquisitions, padded=padded),
+        "versions": versions(),
+        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        **run,
+    }
+    write_json(directory / "results.json", results)
+    resolved = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (directory / "study.yaml").write_text(resolved)
+    write_json(directory / "provenance.json", _provenance(plan, steps))
+    return results
+
+
+def _identity(step: AssessModel) -> dict[str, Any]:
+    features = step.fit.features
+    return {
+        "model": step.fit.model.name,
+        "preprocess": step.fit.preset.name,
+        "split": features.split,
+        "seed": features.seed,
+    }
+
+
+def _study_warnings(rows: Sequence[Row], acquisitions: Sequence[Row], *, padded: bool) -> list[str]:
+    warnings = []
+    if padded:
+        warnings.append(
+            "shifted spectra were padded by repeating their last channel, because no wider data exists: the "
+            "translation scores and shift curves say less than with a wider window"
+        )
+    for row in rows:
+        warnings += [f"{row['model']} ({row['preprocess']}, {row['split']}): {text}" for text in row["warnings"]]
+    for acquisition in acquisitions:
+        warnings += [f"{acquisition['name']} ({acquisition['preprocess']}): {text}" for text in acquisition["warnings"]]
+    return list(dict.fromkeys(warnings))
+
+
+def _architectures(steps: Sequence[AssessModel], place: Place, *, n_classes: int) -> list[dict[str, Any]]:
+    """Describe the networks, on a worker: TensorFlow is loaded there already."""
+    networks: dict[str, AssessModel] = {}
+    for step in steps:
+        if step.fit.model.is_network:
+            networks.setdefault(step.fit.model.name, step)
+    if not networks:
+        return []
+    items = []
+    for step in networks.values():
+        vectors = np.load(place.store.path(step.fit.features.digest) / "vectors.npy", mmap_mode="r")
+        best_params = read_fit(step.fit, place.store)["best_params"]
+        items.append((step.fit.model.name, step.fit.model.base, int(vectors.shape[1]), n_classes, best_params))
+    return place.executor.map(_architecture, items, label="describe")
+
+
+def _architecture(item: tuple[str, str, int, int, dict[str, Any]]) -> dict[str, Any]:
+    from eelsflow.models.networks import architecture_table, build_network
+
+    name, base, n_channels, n_classes, params = item
+    network = build_network(base, n_channels, n_classes, params)
+    return {"model": name, "parameters": int(network.count_params()), "layers": architecture_table(network)}
+
+
+def _write_examples(path: Path, preset: str, steps: Sequence[AssessModel], place: Place) -> None:
+    step = next(step for step in steps if step.fit.preset.name == preset)
+    features = place.store.path(step.fit.features.digest)
+    spectra = LabelledSpectra.load(place.store.path(step.fit.features.dataset))
+    test = np.load(features / "test.npy")
+    transform = FeatureTransform.load(features / "transform")
+    raw = spectra.intensity[test]
+    arrays = example_spectra(
+        transform.apply(raw),
+        transform.apply(raw, shift_ev=EXAMPLE_SHIFT_EV),
+        np.asarray(spectra.label[test]),
+        energy_loss=transform.energy_loss,
+        raw=raw,
+        raw_energy_loss=np.asarray(spectra.energy_loss),
+    )
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _provenance(plan: Plan, steps: Sequence[AssessModel]) -> dict[str, Any]:
+    return {
+        "eelsflow": eelsflow.__version__,
+        "code": code_version("."),
+        "study": digest_of(plan.study),
+        "inputs": {
+            acquisition.path.name: {"sha256": acquisition.sha256, "truth": acquisition.truth_sha256 or None}
+            for acquisition in plan.acquisitions
+        }
+        or {dataset.table.name: {"sha256": dataset.table_sha256} for dataset in plan.datasets if dataset.table},
+        "prepared": {step.title: step.digest for step in plan.prepare},
+        "datasets": {step.title: step.digest for step in plan.datasets},
+        "models": {step.fit.title: step.fit.digest for step in steps},
+        "assessments": {step.title: step.digest for step in steps},
+        "lock": digest_of(versions(every=True)),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions(*, every: bool = False) -> dict[str, str]:
+    """Return the versions of the distributions that matter to the numbers, or of every one installed."""
+    found = {distribution.metadata["Name"].lower(): distribution.version for distribution in metadata.distributions()}
+    if every:
+        return dict(sorted(found.items()))
+    chosen = ("eelsflow", "numpy", "scipy", "scikit-learn", "keras", "tensorflow-cpu", "tensorflow", "xarray", "zarr",
+              "dask", "distributed", "prefect", "mlflow", "rosettasciio")  # fmt: skip
+    return {"python": platform.python_version(), **{name: found[name] for name in chosen if name in found}}
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"

@@ -1,0 +1,181 @@
+"""The whole study as a plain loop: the oracle that the orchestrated one is compared with."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from eelsflow.dataset.spectra import LabelledSpectra
+from eelsflow.dataset.splits import SplitBy
+from eelsflow.maps import map_product, register_model
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.report.page import build_report
+from eelsflow.store import Store, make_directory
+from eelsflow.study import stages
+from eelsflow.study.config import Study
+from eelsflow.study.plan import (
+    AssessModel,
+    BuildDataSet,
+    FitModel,
+    Plan,
+    Step,
+    plan_assessment,
+    plan_data,
+    plan_features,
+    plan_model,
+)
+from eelsflow.study.results import score_rows, write_results
+from eelsflow.study.stages import Place
+
+StepType = TypeVar("StepType", bound=Step)
+
+
+class Runner(Protocol):
+    """Runs one stage over its steps; the plain loop and the Prefect flow differ in this alone."""
+
+    def __call__(self, stage: Callable[[StepType, Place], Path], steps: Sequence[StepType]) -> object:
+        """Call ``stage(step, place)`` for every step, in any order; return when all are done."""
+        ...
+
+
+def choose_splits(study: Study, dataset: BuildDataSet, store: Store) -> list[SplitBy]:
+    """Return the ways of splitting: the study's, or group and pixel where there are two groups or more."""
+    if study.split.by:
+        return list(study.split.by)
+    group = LabelledSpectra.load(store.path(dataset.digest)).group
+    return ["group", "pixel"] if group is not None and len(set(group.tolist())) > 1 else ["pixel"]
+
+
+def plan_models(plan: Plan, store: Store) -> list[FitModel]:
+    """Plan every model on every split of every data set; the data sets are built."""
+    study = plan.study
+    fits = []
+    for dataset, preset in zip(plan.datasets, study.preprocess, strict=True):
+        splits = choose_splits(study, dataset, store)
+        for features in plan_features(study, dataset, preset, splits=splits):
+            fits += [plan_model(study, features, model) for model in study.models]
+    return fits
+
+
+def plan_final_model(assessed: Sequence[AssessModel], rows: Sequence[dict[str, Any]]) -> FitModel:
+    """Plan the model that leaves the study: the best by balanced accuracy, fitted on all labelled spectra.
+
+    Held-out acquisitions decide where there are any, else the random split; ties go to the first named.
+    """
+    by_group = [row for row in rows if row["split"] == "group"] or list(rows)
+    best = max(by_group, key=lambda row: (row["balanced_accuracy"] or row["accuracy"])["mean"])
+    step = next(
+        step for step in assessed if (step.fit.model.name, step.fit.preset.name) == (best["model"], best["preprocess"])
+    )
+    features = step.fit.features.model_copy(update={"split": "all", "seed": 0})
+    return step.fit.model_copy(update={"features": features})
+
+
+def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[list[AssessModel], FitModel]:
+    """Compute a study, stage after stage; return its assessments and the final model.
+
+    Reads as the method section: prepare the acquisitions, build the data sets, split them and fit the features,
+    search and train the models, assess them, fit the best on everything.
+    """
+    run(stages.prepare_acquisition, plan.prepare)
+    run(stages.build_dataset, plan.datasets)
+    fits = plan_models(plan, place.store)
+    run(stages.fit_features, _unique(fit.features for fit in fits))
+    run(stages.fit_model, fits)
+    assessed = [plan_assessment(plan.study, fit) for fit in fits]
+    run(stages.assess_model, assessed)
+    final = plan_final_model(assessed, score_rows(assessed, place))
+    run(stages.fit_features, [final.features])
+    run(stages.fit_model, [final])
+    return assessed, final
+
+
+def _unique(steps: Iterable[StepType]) -> list[StepType]:
+    return list({step.digest: step for step in steps}.values())
+
+
+def write_outputs(
+    plan: Plan, assessed: Sequence[AssessModel], final: FitModel, place: Place, out: Path, *, run: dict[str, Any],
+    promote: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Write everything a study leaves behind: results, model, maps, figures and report.
+
+    Parameters
+    ----------
+    plan, assessed, final, place
+        What was computed, and where.
+    out
+        The results directory.
+    run
+        What is known of the run: "runner", "started", "seconds", "links".
+    promote
+        Whether the final model becomes the default one for its edge.
+    """
+    results = write_results(out, plan, assessed, place, run=run)
+    shutil.rmtree(out / "model", ignore_errors=True)
+    shutil.copytree(place.store.path(final.digest) / "model", out / "model")
+    register_model(out / "model", name=plan.study.name, registered=run["started"], champion=promote)
+    _write_maps(plan, final, place, out / "maps")
+    build_report(out)
+    return results
+
+
+def _write_maps(plan: Plan, final: FitModel, place: Place, directory: Path) -> None:
+    """Map what was prepared but has no label for every pixel: mixed and unknown acquisitions."""
+    shutil.rmtree(directory, ignore_errors=True)
+    steps = [step for step in plan.prepare if not step.acquisition.label and step.preset.name == final.preset.name]
+    bundle = ModelBundle.load(place.store.path(final.digest) / "model") if steps else None
+    for step in steps:
+        target = directory / step.acquisition.name
+        target.mkdir(parents=True)
+        assert bundle is not None  # loaded because there are steps
+        prepared = place.store.path(step.digest) / "prepared.zarr"
+        map_product(prepared, bundle, target, title=step.acquisition.path.name)
+
+
+def run_study(
+    study: Study, out: Path, *, place: Place, on_step: Callable[[str, int, int], None] | None = None,
+    promote: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a study in a plain loop.
+
+    Parameters
+    ----------
+    study
+        The study file, resolved.
+    out
+        The results directory; created.
+    place
+        Store and executor.
+    on_step
+        Called as ``on_step(title, number, total)`` before each step of a stage.
+    promote
+        Whether the final model becomes the default one for its edge.
+
+    Returns
+    -------
+    dict
+        The content of ``results.json``.
+    """
+    make_directory(out)
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    plan = plan_data(study)
+
+    def run(stage: Callable[[StepType, Place], Path], steps: Sequence[StepType]) -> None:
+        for number, step in enumerate(steps):
+            if on_step is not None:
+                on_step(step.title, number, len(steps))
+            stage(step, place)
+
+    assessed, final = run_stages(plan, place, run)
+    about = {
+        "runner": "loop",
+        "started": started,
+        "seconds": time.perf_counter() - clock,
+        "links": {},
+    }
+    return write_outputs(plan, assessed, final, place, out, run=about, promote=promote)

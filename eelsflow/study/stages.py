@@ -1,0 +1,274 @@
+"""What a study does, a function a stage. Each returns where its result lies in the store; a second call computes nothing.
+
+Both runners call these: the plain loop in `run`, and the Prefect tasks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eelsflow.dataset.labels import label_pixels
+from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
+from eelsflow.dataset.splits import inner_folds, split_spectra, validation_split
+from eelsflow.errors import EelsflowError
+from eelsflow.executors import Executor
+from eelsflow.io.zarr_store import open_dataset, write_dataset, write_spectrum_image
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.models.fitting import fit_model as search_and_fit
+from eelsflow.models.spec import Augment
+from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.robustness.curves import assess
+from eelsflow.robustness.perturb import add_gaussian_noise, draw_shifts
+from eelsflow.store import Store, read_json, write_json
+from eelsflow.study.evidence import summarize_prepared
+from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where stages run and keep their results."""
+
+    store: Store
+    executor: Executor
+
+
+def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path:
+    """Read an acquisition, prepare it block by block and keep the product with its evidence.
+
+    Returns
+    -------
+    Path
+        An entry with ``prepared.zarr``, ``summary.json`` and ``evidence.npz``.
+
+    Raises
+    ------
+    EelsflowError
+        Naming the acquisition.
+    """
+    from eelsflow.io.read import read_spectrum_image
+    from eelsflow.preprocess.blocks import prepare_blocks
+
+    def write(directory: Path) -> None:
+        try:
+            raw = directory / "counts.zarr"
+            write_spectrum_image(read_spectrum_image(step.acquisition.path), raw)
+            prepare_blocks(
+                raw, directory / "prepared.zarr", edge=step.edge, preset=step.preset, executor=place.executor
+            )
+            summarize_prepared(directory / "prepared.zarr", directory, edge=step.edge)
+            shutil.rmtree(raw)
+        except EelsflowError as error:
+            raise type(error)(f"acquisition {step.acquisition.path.name}: {error}") from error
+
+    return place.store.compute(step.digest, write)
+
+
+def build_dataset(step: BuildDataSet, place: Place) -> Path:
+    """Collect labelled spectra.
+
+    Returns
+    -------
+    Path
+        An entry with the arrays of `LabelledSpectra`.
+    """
+
+    def write(directory: Path) -> None:
+        if step.table is not None:
+            read_table(step.table, step.classes).save(directory)
+            return
+        prepared = [place.store.path(digest) / "prepared.zarr" for digest in step.prepared]
+        labels: list[NDArray[Any]] = []
+        for path, acquisition in zip(prepared, step.acquisitions, strict=True):
+            vacuum_mask = open_dataset(path)["vacuum_mask"].values
+            labels.append(
+                label_pixels(
+                    vacuum_mask,
+                    label=acquisition.label,
+                    truth=acquisition.truth,
+                    classes=step.classes,
+                    name=acquisition.name,
+                )
+            )
+        groups = [acquisition.group for acquisition in step.acquisitions]
+        gather_spectra(prepared, labels, groups, step.classes).save(directory)
+
+    return place.store.compute(step.digest, write)
+
+
+def fit_features(step: FitFeatures, place: Place) -> Path:
+    """Split a data set and fit the transform from wide spectra to vectors on the training part.
+
+    Returns
+    -------
+    Path
+        An entry with ``train.npy`` and ``test.npy`` (indices), ``vectors.npy`` (of the training part), ``transform``.
+    """
+
+    def write(directory: Path) -> None:
+        spectra = LabelledSpectra.load(place.store.path(step.dataset))
+        if step.split == "all":
+            train, test = np.arange(spectra.label.size), np.arange(0)
+        else:
+            train, test = split_spectra(
+                spectra.label, spectra.group, by=step.split, test_fraction=step.test_fraction, seed=step.seed
+            )
+        wide = spectra.intensity[train]
+        transform = FeatureTransform.fit(
+            wide,
+            spectra.energy_loss,
+            edge=step.edge,
+            preset=step.preset,
+            variance=None if spectra.variance is None else spectra.variance[train],
+        )
+        np.save(directory / "train.npy", train)
+        np.save(directory / "test.npy", test)
+        np.save(directory / "vectors.npy", transform.apply(wide))
+        (directory / "transform").mkdir()
+        transform.save(directory / "transform")
+
+    return place.store.compute(step.digest, write)
+
+
+def fit_model(step: FitModel, place: Place) -> Path:
+    """Search a model's parameters inside the training part and fit it with the best.
+
+    Returns
+    -------
+    Path
+        An entry with ``model`` (a bundle), ``fit.json``, and where they exist ``search.zarr`` and ``history.json``.
+    """
+
+    def write(directory: Path) -> None:
+        features = place.store.path(step.features.digest)
+        spectra = LabelledSpectra.load(place.store.path(step.features.dataset))
+        train = np.load(features / "train.npy")
+        transform = FeatureTransform.load(features / "transform")
+        vectors = np.load(features / "vectors.npy", mmap_mode="r")
+        label = spectra.label[train]
+        group = spectra.group[train] if spectra.group is not None and step.features.split != "pixel" else None
+        seed = step.features.seed
+
+        warnings: list[str] = []
+        folds = []
+        if not step.model.is_network and step.grid:
+            folds, warnings = inner_folds(label, group, n_folds=step.folds, seed=seed)
+        calibration, calibration_warnings = inner_folds(label, group, n_folds=min(step.folds, 5), seed=seed)
+        validation, validation_warnings = validation_split(label, group, seed=seed)
+        warnings += validation_warnings if step.model.is_network else calibration_warnings
+        if step.model.augment is not None:
+            copies, origin = _augmented(spectra.intensity[train], transform, step.model.augment, seed=seed)
+            vectors = np.concatenate([vectors, copies])
+            label = label[origin]
+            folds = [(_with_copies(fit, origin), _with_copies(held, origin)) for fit, held in folds]
+            calibration = [(_with_copies(fit, origin), _with_copies(held, origin)) for fit, held in calibration]
+            validation = (_with_copies(validation[0], origin), _with_copies(validation[1], origin))
+
+        scratch = directory / "scratch"
+        scratch.mkdir()
+        fitted = search_and_fit(
+            step.model,
+            np.asarray(vectors),
+            label,
+            folds=folds,
+            calibration=calibration,
+            validation=validation,
+            grid=step.grid,
+            seed=seed,
+            executor=place.executor,
+            scratch=scratch,
+            epochs=step.training.epochs,
+            batch_size=step.training.batch_size,
+            patience=step.training.patience,
+        )
+        shutil.rmtree(scratch)
+
+        provenance = {
+            "dataset": step.features.dataset,
+            "split": step.features.split,
+            "seed": seed,
+            "best_params": fitted.best_params,
+            "n_train": int(train.size),
+        }
+        (directory / "model").mkdir()
+        bundle = ModelBundle(step.model.name, step.features.edge, step.preset, transform, fitted.classifier, provenance)
+        bundle.save(directory / "model")
+        if fitted.search is not None:
+            write_dataset(fitted.search, directory / "search.zarr")
+        if fitted.history is not None:
+            write_json(directory / "history.json", fitted.history)
+        write_json(
+            directory / "fit.json",
+            {
+                "best_params": fitted.best_params,
+                "search_seconds": fitted.search_seconds,
+                "train_seconds": fitted.train_seconds,
+                "warnings": list(dict.fromkeys([*warnings, *fitted.warnings])),
+            },
+        )
+
+    return place.store.compute(step.digest, write)
+
+
+def _augmented(
+    wide: NDArray[np.float32], transform: FeatureTransform, augment: Augment, *, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Return altered copies of training spectra as vectors, and the origin of all vectors, the unaltered first."""
+    copies = []
+    for number in range(augment.copies):
+        rng = np.random.default_rng([seed, 4, number])
+        shifts = draw_shifts(len(wide), amplitude=augment.shift_ev, rng=rng) if augment.shift_ev else None
+        vectors = transform.apply(wide, shift_ev=shifts)
+        copies.append(add_gaussian_noise(vectors, sigma=augment.noise_sigma, rng=rng))
+    return np.concatenate(copies), np.tile(np.arange(len(wide)), augment.copies + 1)
+
+
+def _with_copies(indices: NDArray[np.intp], origin: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the positions of these spectra and of their copies: a copy never leaves its original's fold."""
+    return np.flatnonzero(np.isin(origin, indices))
+
+
+def assess_model(step: AssessModel, place: Place) -> Path:
+    """Measure a fitted model on its test part, on a worker.
+
+    Returns
+    -------
+    Path
+        An entry with ``correct.npz`` (score name -> right or wrong for each test spectrum) and ``assessment.json``.
+    """
+
+    def write(directory: Path) -> None:
+        place.executor.map(_assess, [(step, place.store.root, directory)], label="assess")
+
+    return place.store.compute(step.digest, write)
+
+
+def _assess(item: tuple[AssessModel, Path, Path]) -> None:
+    step, root, directory = item
+    store = Store(root)
+    features = store.path(step.fit.features.digest)
+    spectra = LabelledSpectra.load(store.path(step.fit.features.dataset))
+    test = np.load(features / "test.npy")
+    bundle = ModelBundle.load(store.path(step.fit.digest) / "model")
+    result = assess(
+        bundle.classifier.predict,
+        bundle.transform,
+        test=spectra.intensity[test],
+        test_label=spectra.label[test],
+        train_vectors=np.load(features / "vectors.npy"),
+        curves=step.curves,
+        seed=step.fit.features.seed,
+    )
+    np.savez(directory / "correct.npz", allow_pickle=False, **result.correct)
+    write_json(directory / "assessment.json", {"curves": result.curves, "padded": result.padded})
+
+
+def read_fit(step: FitModel, store: Store) -> dict[str, Any]:
+    """Return what `fit_model` noted: best parameters, seconds, warnings."""
+    fit: dict[str, Any] = read_json(store.path(step.digest) / "fit.json")
+    return fit

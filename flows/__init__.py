@@ -1,0 +1,1 @@
+"""Orchestration with Prefect: the method section, flow by flow. Deployment source, not part of the wheel."""

@@ -1,0 +1,208 @@
+"""The one factory for the Dask cluster: local, at an address, on SLURM or on Kubernetes.
+
+Prefect tasks run in threads of the flow process and drive this cluster as its one client. Nothing here runs on a
+worker except installed distributions and the standard library, so a worker needs just the wheel of eelsflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eelsflow.errors import InputError, MissingDependencyError
+from eelsflow.store import make_directory
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Packages whose versions client, scheduler and workers must share: what they exchange is pickled by these.
+SAME_VERSIONS = ("eelsflow", "numpy", "scikit-learn", "xarray", "zarr")
+CONNECT_SECONDS = 30
+
+_QUEUES: dict[str, tuple[str, str, str]] = {  # cluster type: module, class, what to install
+    "slurm": ("dask_jobqueue", "SLURMCluster", "dask-jobqueue"),
+    "kubernetes": ("dask_kubernetes.operator", "KubeCluster", "dask-kubernetes"),
+}
+
+
+@contextlib.contextmanager
+def cluster_client(
+    config: str | Mapping[str, Any] = "local",
+    *,
+    home: Path,
+    n_workers: int | None = None,
+    memory_limit: str = "auto",
+    resources: Mapping[str, float] | None = None,
+) -> Iterator[Client]:
+    """Provide a client of a Dask cluster for the time of a ``with`` block.
+
+    Log records of the logger ``eelsflow`` on the workers reach the Prefect run in whose flow this is called.
+
+    Parameters
+    ----------
+    config
+        ``"local"``; the address of a scheduler, such as ``"tcp://host:8786"``; or ``{"slurm": {...}}`` or
+        ``{"kubernetes": {...}}`` with the keywords of dask-jobqueue's ``SLURMCluster`` or dask-kubernetes'
+        ``KubeCluster``, and ``n_workers``.
+    home
+        The home folder of eelsflow; a local cluster spills to its folder ``dask``.
+    n_workers, memory_limit, resources
+        Of a local cluster: worker processes (default: one a core), memory of each (default: an equal share), and
+        resources of each, such as ``{"GPU": 1}``.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the kind of cluster needs a package that is not installed.
+    InputError
+        If the description is not understood, no scheduler answers at the address, or the versions there differ.
+    """
+    from distributed import Client
+
+    with contextlib.ExitStack() as stack:
+        scheduler: Any
+        if config == "local":
+            scheduler = stack.enter_context(_local_cluster(home, n_workers, memory_limit, resources))
+        elif isinstance(config, str):
+            scheduler = config
+        else:
+            scheduler = stack.enter_context(_queued_cluster(config))
+        try:
+            client = stack.enter_context(Client(scheduler, timeout=CONNECT_SECONDS, name="eelsflow"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no Dask scheduler answers at {scheduler!r} ({error}); "
+                "start one with `dask scheduler`, or use `cluster: local`"
+            ) from error
+        if isinstance(config, str):
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        _check_versions(client)
+        stack.enter_context(_worker_logs(client))
+        try:
+            yield client
+        finally:
+            # Closing makes distributed warn of connections that end, which is what closing is.
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            stack.callback(logging.getLogger("distributed").setLevel, logging.WARNING)
+
+
+@contextlib.contextmanager
+def _local_cluster(
+    home: Path, n_workers: int | None, memory_limit: str, resources: Mapping[str, float] | None
+) -> Iterator[Any]:
+    import dask
+    from distributed import LocalCluster
+
+    settings = {
+        # TensorFlow and BLAS hold threads and locks that a fork would copy in a broken state.
+        "distributed.worker.multiprocessing-method": "spawn",
+        # A task is given up after its fourth worker died: one that eats the memory must not kill workers for ever.
+        "distributed.scheduler.allowed-failures": 3,
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            # The cores this process may use, which a container or a queue may have limited.
+            n_workers=n_workers or len(os.sched_getaffinity(0)),
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=memory_limit,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            local_directory=str(make_directory(home / "dask")),
+            resources=dict(resources or {}),
+        ) as cluster,
+    ):
+        yield cluster
+
+
+@contextlib.contextmanager
+def _queued_cluster(config: Mapping[str, Any]) -> Iterator[Any]:
+    import importlib
+
+    kind = next(iter(config), None)
+    if len(config) != 1 or kind not in _QUEUES:
+        raise InputError(
+            f"cluster is {dict(config)!r}; expected 'local', the address of a scheduler, "
+            "{slurm: {...}} or {kubernetes: {...}}"
+        )
+    module, name, distribution = _QUEUES[kind]
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"`cluster: {{{kind}: ...}}` needs {distribution}, which is not installed: pip install {distribution}"
+        ) from error
+    options = dict(config[kind] or {})
+    n_workers = options.pop("n_workers", 1)
+    with factory(**options) as cluster:
+        cluster.scale(n_workers)
+        yield cluster
+
+
+def _check_versions(client: Client) -> None:
+    """Refuse a cluster whose packages differ: pickles between them could fail late, or give other numbers."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            client.get_versions(check=True, packages=SAME_VERSIONS)
+        except ValueError as error:
+            raise InputError(f"client, scheduler and workers must run the same versions: {error}") from error
+    for warning in caught:
+        if "Mismatched versions" in str(warning.message):
+            raise InputError(
+                f"client, scheduler and workers must run the same versions: {warning.message}\n"
+                "Install the lock file of this release on all of them."
+            )
+
+
+@contextlib.contextmanager
+def _worker_logs(client: Client) -> Iterator[None]:
+    """Hand log records of ``eelsflow`` on the workers, and in threads of this process, to the Prefect run around."""
+    logger = logging.getLogger("eelsflow")
+    handler = _RunHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    # Of the standard library throughout, because this is pickled by name and runs on workers without `flows`.
+    client.register_worker_callbacks(functools.partial(logging.Logger.setLevel, logger, logging.INFO))
+    client.forward_logging("eelsflow", level=logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _RunHandler(logging.Handler):
+    """Log to the Prefect run of the calling thread, else to the run in which this handler was made.
+
+    Records of workers arrive in a thread of the client that belongs to no run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._flow_logger = self._run_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        target = self._run_logger() or self._flow_logger
+        if target is not None:
+            worker = getattr(record, "worker", None)  # set by distributed on forwarded records
+            origin = f"{record.name} on {worker}" if worker else record.name
+            target.log(record.levelno, "%s: %s", origin, record.getMessage())
+
+    @staticmethod
+    def _run_logger() -> logging.LoggerAdapter[logging.Logger] | None:
+        from prefect.exceptions import MissingContextError
+        from prefect.logging import get_run_logger
+
+        try:
+            return get_run_logger()
+        except MissingContextError:
+            return None

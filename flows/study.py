@@ -1,0 +1,141 @@
+"""The study as a Prefect flow: the same stages as the plain loop, as tasks that drive a Dask cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+from prefect import Task, flow, unmapped
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.futures import as_completed
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from eelsflow.store import Store, home
+from eelsflow.study import stages
+from eelsflow.study.config import Study
+from eelsflow.study.plan import Step, plan_data
+from eelsflow.study.run import run_stages
+from eelsflow.study.stages import Place
+from flows.cluster import cluster_client
+from flows.server import running_server
+from tasks.assess import assess_model
+from tasks.options import CANCELLED, executor_at
+from tasks.prepare import build_dataset, fit_features, prepare_acquisition
+from tasks.report import record_in_artifact_store, write_report
+from tasks.train import fit_model
+
+TASKS: dict[Callable[..., Path], Task[..., str]] = {
+    stages.prepare_acquisition: prepare_acquisition,
+    stages.build_dataset: build_dataset,
+    stages.fit_features: fit_features,
+    stages.fit_model: fit_model,
+    stages.assess_model: assess_model,
+}
+
+OnStep = Callable[[str, int, int], None]
+_on_step: ContextVar[OnStep | None] = ContextVar("on_step", default=None)
+
+# Tasks wait for the cluster most of the time; a few more of them than workers keep it busy.
+TASKS_AT_ONCE = 4
+
+
+@flow(name="eelsflow-study", flow_run_name="{study.name}", task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE))
+def study(
+    study: Study, out: str, store: str | None = None, scheduler: str | None = None, promote: bool = False
+) -> None:
+    """Prepare the acquisitions, search and train the models, assess them, report.
+
+    Parameters
+    ----------
+    study
+        The study file, resolved.
+    out
+        The results directory.
+    store
+        Root of the content-addressed store; by default in eelsflow's home.
+    scheduler
+        Address of the Dask scheduler; None runs everything in the flow's own process.
+    promote
+        Whether the final model becomes the default one for its edge.
+    """
+    root = store or str(home() / "store")
+    place = Place(Store(Path(root)), executor_at(scheduler))
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    plan = plan_data(study)
+
+    def run(stage: Callable[..., Path], steps: Sequence[Step]) -> None:
+        _run_tasks(TASKS[stage], steps, store=root, scheduler=scheduler)
+
+    CANCELLED.clear()
+    try:
+        assessed, final = run_stages(plan, place, run)
+    except BaseException:
+        CANCELLED.set()
+        raise
+    about = {
+        "runner": "prefect",
+        "started": started,
+        "seconds": time.perf_counter() - clock,
+        "links": {"prefect": flow_run.ui_url or ""},
+    }
+    write_report(plan, assessed, final, out=out, store=root, scheduler=scheduler, run=about, promote=promote)
+    record_in_artifact_store(plan, assessed, final, out=out, store=root, prefect_run=flow_run.ui_url or "")
+
+
+def _run_tasks(task: Task[..., str], steps: Sequence[Step], *, store: str, scheduler: str | None) -> None:
+    """Run one task for every step, show the progress, and raise the first failure."""
+    if not steps:
+        return
+    futures = task.map(
+        list(steps),
+        digest=[step.digest for step in steps],
+        title=[step.title for step in steps],
+        store=unmapped(store),
+        scheduler=unmapped(scheduler),
+    )
+    progress = create_progress_artifact(0.0, key=task.name.replace("_", "-"), description=task.description)
+    on_step = _on_step.get()
+    for number, future in enumerate(as_completed(list(futures)), start=1):
+        future.result()
+        if on_step is not None:
+            on_step(task.name.replace("_", " "), number, len(futures))
+        if number == len(futures) or number % 10 == 0:
+            assert isinstance(progress, UUID)  # created in a synchronous flow
+            update_progress_artifact(progress, 100.0 * number / len(futures))
+
+
+def run_study(
+    resolved: Study, out: Path, *, store: Store, on_step: OnStep | None, promote: bool, say: Callable[[str], None]
+) -> None:
+    """Run the flow with a server and a cluster for the time of the study.
+
+    Parameters
+    ----------
+    resolved
+        The study.
+    out, store, promote
+        As in the flow.
+    on_step
+        Called as ``on_step(task, number, total)`` when a step of a stage has ended.
+    say
+        Tells the user where the UI is.
+    """
+    token = _on_step.set(on_step)
+    try:
+        with running_server(home()) as server:
+            say(f"watch this study: {server.ui_url}")
+            with cluster_client(resolved.cluster, home=home()) as client:
+                study(
+                    resolved,
+                    out=str(out.resolve()),
+                    store=str(store.root.resolve()),
+                    scheduler=client.scheduler.address,
+                    promote=promote,
+                )
+    finally:
+        _on_step.reset(token)

@@ -1,0 +1,20 @@
+"""Task of the assessment of one fitted model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from eelsflow.store import Store
+from eelsflow.study import stages
+from eelsflow.study.plan import AssessModel
+from eelsflow.study.stages import Place
+from tasks.options import executor_at, task_options
+
+
+@task(**task_options("{title}", tags=("assess",)))
+def assess_model(step: AssessModel, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
+    """Measure a fitted model on its test part, shifted and with noise; return the digest of the assessment."""
+    stages.assess_model(step, Place(Store(Path(store)), executor_at(scheduler)))
+    return digest

@@ -1,0 +1,34 @@
+"""Tasks of the preparation: one acquisition, one data set, one split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from eelsflow.store import Store
+from eelsflow.study import stages
+from eelsflow.study.plan import BuildDataSet, FitFeatures, PrepareAcquisition
+from eelsflow.study.stages import Place
+from tasks.options import executor_at, task_options
+
+
+@task(**task_options("{title}", tags=("prepare",)))
+def prepare_acquisition(step: PrepareAcquisition, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
+    """Read one acquisition and prepare it block by block on the cluster; return the digest of the product."""
+    stages.prepare_acquisition(step, Place(Store(Path(store)), executor_at(scheduler)))
+    return digest
+
+
+@task(**task_options("{title}", tags=("data set",)))
+def build_dataset(step: BuildDataSet, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
+    """Collect the labelled spectra; return the digest of the data set."""
+    stages.build_dataset(step, Place(Store(Path(store)), executor_at(scheduler)))
+    return digest
+
+
+@task(**task_options("{title}", tags=("features",)))
+def fit_features(step: FitFeatures, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
+    """Split a data set and fit its features on the training part; return their digest."""
+    stages.fit_features(step, Place(Store(Path(store)), executor_at(scheduler)))
+    return digest

@@ -1,0 +1,20 @@
+"""Task of the search and training of one model on one split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from eelsflow.store import Store
+from eelsflow.study import stages
+from eelsflow.study.plan import FitModel
+from eelsflow.study.stages import Place
+from tasks.options import executor_at, task_options
+
+
+@task(**task_options("{title}", tags=("train",)))
+def fit_model(step: FitModel, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
+    """Search a model's parameters on the cluster and fit it with the best; return the digest of the model."""
+    stages.fit_model(step, Place(Store(Path(store)), executor_at(scheduler)))
+    return digest

@@ -1,0 +1,182 @@
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eelsflow.errors import DataSetError, MissingDependencyError
+from eelsflow.models.backend import load_backend
+from eelsflow.models.networks import Network, build_network
+from eelsflow.models.spec import NETWORKS
+from eelsflow.models.training import batch_bounds, compiled, train_network
+
+SHORT = {"n_classes": 3, "epochs": 3, "batch_size": 32, "patience": 3, "seed": 7}
+
+
+def split(spectra):
+    X, y = spectra
+    return X[::2], y[::2], X[1::2], y[1::2]
+
+
+def weights_equal(one: Network, other: Network) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one.weights, other.weights, strict=True))
+
+
+@given(st.integers(1, 2000), st.integers(1, 600))
+def test_batches_cover_an_epoch_once_and_are_nearly_equal(n_spectra, batch_size):
+    bounds = batch_bounds(n_spectra, batch_size)
+    sizes = np.diff(bounds)
+    assert (bounds[0], bounds[-1]) == (0, n_spectra)
+    assert sizes.max() <= batch_size
+    assert sizes.max() - sizes.min() <= 1
+    assert len(sizes) == -(-n_spectra // batch_size)
+
+
+def test_training_learns_and_takes_the_best_epoch_of_the_validation_part(spectra, test_spectra):
+    result = train_network(*split(spectra), base="fcnn-1", **{**SHORT, "epochs": 40, "patience": 40, "batch_size": 8})
+    history = result.history
+    best = history["best_epoch"] - 1
+    assert history["validation_accuracy"][best] == max(history["validation_accuracy"])
+    equal = [
+        loss
+        for accuracy, loss in zip(history["validation_accuracy"], history["validation_loss"], strict=True)
+        if accuracy == history["validation_accuracy"][best]
+    ]
+    assert history["validation_loss"][best] == min(equal)
+    assert history["epochs"] == list(range(1, 41))
+    assert result.best == (history["validation_accuracy"][best], history["validation_loss"][best])
+    # The weights are those of that epoch, not of the last one.
+    X_validation, y_validation = split(spectra)[2:]
+    accuracy = np.mean(result.network.predict_proba(X_validation).argmax(axis=1) == y_validation)
+    assert accuracy == pytest.approx(history["validation_accuracy"][best], abs=1e-6)
+    X, y = test_spectra
+    assert np.mean(result.network.predict_proba(X).argmax(axis=1) == y) > 0.85
+
+
+@pytest.mark.parametrize("base", NETWORKS)
+def test_a_seed_gives_the_same_network_whatever_was_trained_before(base, spectra):
+    first = train_network(*split(spectra), base=base, **SHORT)
+    other = train_network(*split(spectra), base=base, **{**SHORT, "seed": 8, "batch_size": 5})
+    again = train_network(*split(spectra), base=base, **SHORT)
+    assert first.history == again.history
+    assert weights_equal(first.network, again.network)
+    assert not weights_equal(first.network, other.network)
+
+
+def test_trainings_of_one_architecture_share_a_compiled_network(spectra):
+    network = train_network(*split(spectra), base="fcnn-1", **SHORT).network
+    before = compiled(network.architecture).run_epoch.experimental_get_tracing_count()
+    train_network(
+        *split(spectra), base="fcnn-1", params={"learning_rate": 0.01}, **{**SHORT, "seed": 1, "batch_size": 16}
+    )
+    assert compiled(network.architecture).run_epoch.experimental_get_tracing_count() == before == 1
+
+
+def test_training_stops_after_patience_epochs_without_a_better_one(spectra):
+    history = train_network(*split(spectra), base="fcnn-1", **{**SHORT, "epochs": 200, "patience": 4}).history
+    assert len(history["epochs"]) < 200
+    assert len(history["epochs"]) == history["best_epoch"] + 4
+
+
+def test_an_epoch_equals_that_of_keras_fit(spectra):
+    """One batch an epoch and no dropout: the order of the spectra then changes nothing but rounding."""
+    X, y, X_validation, y_validation = split(spectra)
+    run = {**SHORT, "params": {"dropout": 0.0}, "batch_size": len(y)}
+    start = train_network(X, y, X_validation, y_validation, base="fcnn-1", **{**run, "epochs": 1})
+    keras = load_backend().keras
+    model = Network(start.network.architecture, start.network.weights).to_keras()
+    compiled(start.network.architecture).reset(SHORT["seed"], 1e-3)
+    model.set_weights(compiled(start.network.architecture).model.get_weights())
+    model.compile(keras.optimizers.Adam(1e-3), "categorical_crossentropy", metrics=["accuracy"])
+    counts = np.bincount(y)
+    reference = model.fit(
+        X,
+        np.eye(3)[y],
+        batch_size=len(y),
+        epochs=3,
+        verbose=0,
+        shuffle=False,
+        class_weight=dict(enumerate(len(y) / (3 * counts))),
+        validation_data=(X_validation, np.eye(3)[y_validation]),
+    )
+    ours = train_network(X, y, X_validation, y_validation, base="fcnn-1", **run).history
+    # Adam divides by the size of a gradient, so single-precision rounding shows in the fourth digit.
+    np.testing.assert_allclose(ours["train_loss"], reference.history["loss"], rtol=1e-3)
+    np.testing.assert_allclose(ours["validation_accuracy"], reference.history["val_accuracy"], atol=0.02)
+
+
+def test_no_convolutional_network_is_dead_from_the_start():
+    """A filter of negative sum gives zeros for every spectrum that is not negative, and its ReLU no gradient."""
+    runtime = compiled(build_network("cnn-1", 150, 3).to_json())
+    for seed in range(20):
+        runtime.reset(seed, 1e-3)
+        assert (runtime.model.get_layer("conv_1").kernel.numpy().sum(axis=(0, 1)) >= 0).all()
+
+
+def test_a_training_that_diverges_at_once_says_what_to_do(spectra):
+    X, y, X_validation, y_validation = split(spectra)
+    with pytest.raises(DataSetError, match="diverged in its first epoch; lower its learning_rate"):
+        train_network(np.full_like(X, np.nan), y, X_validation, y_validation, base="fcnn-1", **SHORT)
+
+
+def test_missing_tensorflow_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"install eelsflow\[cpu\]"):
+        load_backend.__wrapped__()
+
+
+@pytest.mark.slow  # another process imports TensorFlow
+def test_a_tensorflow_that_was_used_before_is_named_and_the_log_is_silent():
+    script = """
+import os; os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(2)
+tf.constant(1)
+from eelsflow.models.backend import load_backend
+print(*load_backend().warnings)
+"""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
+    assert "TensorFlow had been used in this process before" in run.stdout
+    assert run.stderr == ""
+
+
+@pytest.mark.slow  # a worker process imports TensorFlow
+def test_a_training_on_a_dask_worker_gives_the_same_numbers(spectra, tmp_path):
+    from distributed import Client, LocalCluster
+
+    from eelsflow.executors import DaskExecutor, LoopExecutor
+    from eelsflow.models.training import TrainingJob, run_training
+    from eelsflow.search.gram import save_array
+
+    X, y = spectra
+    rows = np.concatenate(([len(y) - 40], np.random.default_rng(0).permutation(len(y))))
+    params = {"epochs": 3, "batch_size": 16, "patience": 3}
+    jobs = [
+        TrainingJob(
+            spectra=save_array(X, tmp_path, name="spectra"),
+            labels=save_array(y, tmp_path, name="labels"),
+            rows=save_array(rows, tmp_path, name="fold"),
+            base=base,
+            n_classes=3,
+            params=params,
+            seed=5,
+        )
+        for base in ("fcnn-1", "cnn-2")
+    ]
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        remote = DaskExecutor(client).map(run_training, jobs, label="train")
+    for here, there in zip(LoopExecutor().map(run_training, jobs), remote, strict=True):
+        assert here.history == there.history
+        assert weights_equal(here.network, there.network)
+
+
+def test_a_compiled_network_knows_every_kind_of_weight():
+    """A layer that is added to a network must be given its initial weights."""
+    for base in NETWORKS:
+        compiled(build_network(base, 150, 3).to_json()).reset(0, 1e-3)

@@ -1,0 +1,99 @@
+import pytest
+import yaml
+
+from eelsflow.errors import EelsflowError, StudyFileError, UnreadableFileError
+from eelsflow.models.spec import BASES
+from eelsflow.study.config import EXAMPLE, AmplitudeRange, load_study
+
+MINIMAL = {
+    "name": "iron",
+    "edge": "O_K",
+    "classes": ["FeO", "Fe3O4"],
+    "data": {"manifest": "manifest.csv"},
+}
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    def write(content):
+        path = tmp_path / "study.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def test_example_is_a_study_file_and_shows_every_key(study_file):
+    study = load_study(study_file(EXAMPLE))
+    assert study.edge.reference_energy == 530
+    assert {key for key in study.model_dump() if key not in EXAMPLE} == set()
+
+
+def test_defaults_are_recommended_preparation_and_all_seven_models(study_file):
+    study = load_study(study_file(MINIMAL))
+    assert [preset.name for preset in study.preprocess] == ["recommended"]
+    assert [model.name for model in study.models] == list(BASES)
+    assert (study.split.test_fraction, study.split.folds, study.split.seeds) == (0.35, 10, 10)
+
+
+def test_table_is_taken_as_it_is_by_default(study_file):
+    study = load_study(study_file({**MINIMAL, "data": {"spectra": "table.npz"}}))
+    assert [preset.name for preset in study.preprocess] == ["none"]
+
+
+def test_paths_are_relative_to_the_file_and_variables_are_expanded(study_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", "elsewhere")
+    study = load_study(study_file({**MINIMAL, "data": {"manifest": "${WHERE}/manifest.csv"}}))
+    assert study.data.manifest == tmp_path / "elsewhere" / "manifest.csv"
+
+
+def test_resolved_study_is_a_study_file_that_means_the_same(study_file):
+    study = load_study(study_file(EXAMPLE))
+    again = load_study(study_file(yaml.safe_dump(study.model_dump(mode="json"))))
+    assert again == study
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"folds": 3}, "folds: unknown key"),
+        ({"split": {"fold": 3}}, "split.fold: unknown key"),
+        ({"edge": "U_K"}, "no shipped edge is called 'U_K'; shipped are O_K"),
+        ({"models": ["svm-quantum"]}, "svm-quantum.*bases are svm-linear"),
+        ({"models": ["svm-rbf", "svm-rbf"]}, "more than once"),
+        ({"preprocess": "magic"}, "no preset is called 'magic'"),
+        ({"preprocess": "none"}, "raw acquisitions: use 'recommended'"),
+        ({"data": {"spectra": "table.npz"}, "preprocess": "paper"}, "table of ready spectra: use 'none'"),
+        ({"data": {}}, "data: name either a manifest .* or a table"),
+        ({"data": {"manifest": "${NOT_SET_ANYWHERE}/m.csv"}}, "NOT_SET_ANYWHERE}, which is not set"),
+        ({"classes": ["FeO"]}, "at least two"),
+        ({"split": {"test_fraction": 1.5}}, r"split\.test_fraction: .*less than 1, found 1\.5"),
+        ({"robustness": {"shift_ev": [1, 2]}}, r"write \[start, stop, step\]"),
+    ],
+)
+def test_study_file_that_cannot_be_used_is_refused_by_key(study_file, change, message):
+    with pytest.raises(EelsflowError, match=message):
+        load_study(study_file({**MINIMAL, **change}))
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "name: [", "just text"])
+def test_file_that_is_not_a_study_is_refused(study_file, content):
+    with pytest.raises(StudyFileError, match=r"study\.yaml"):
+        load_study(study_file(content))
+
+
+def test_missing_study_file_is_named(tmp_path):
+    with pytest.raises(UnreadableFileError, match=r"nowhere\.yaml cannot be read"):
+        load_study(tmp_path / "nowhere.yaml")
+
+
+def test_range_holds_both_ends():
+    assert AmplitudeRange(start=-1, stop=1, step=0.5).values == (-1, -0.5, 0, 0.5, 1)
+    assert AmplitudeRange(start=0, stop=0.3, step=0.05).values[-1] == 0.3
+
+
+def test_quick_study_is_smaller_but_leaves_out_no_model(study_file):
+    study = load_study(study_file(EXAMPLE))
+    quick = study.quick()
+    assert (quick.split.seeds, quick.split.folds, quick.grids, quick.training.epochs) == (2, 3, "small", 60)
+    assert quick.models == study.models

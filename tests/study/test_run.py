@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from eelsflow.errors import DataSetError
+from eelsflow.executors import LoopExecutor, ThreadExecutor
+from eelsflow.store import Store
+from eelsflow.study.config import load_study
+from eelsflow.study.run import run_study
+from eelsflow.study.stages import Place
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leave the report out; drawing takes longer than the study."""
+    monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory: None)
+
+
+def run(study_file, out, *, store, executor=None):
+    """Run a study; return its results and the titles of the steps whose result was not there yet."""
+    place = Place(store=Store(store), executor=executor or LoopExecutor())
+    before = {entry.name for entry in (store / "entries").glob("*/*")}
+    results = run_study(load_study(study_file), out, place=place)
+    computed = {entry.name for entry in (store / "entries").glob("*/*")} - before
+    return results, computed
+
+
+def scores(results):
+    return [
+        (row["model"], row["preprocess"], row["split"], row["best_params"], row["accuracy"], row["translation"], row["noise"])
+        for row in results["models"]
+    ]  # fmt: skip
+
+
+def test_table_study_writes_every_result(table_study, tmp_path):
+    results, _ = run(table_study(), tmp_path / "out", store=tmp_path / "store")
+    out = tmp_path / "out"
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert {(row["model"], row["split"]) for row in results["models"]} == {
+        (model, split) for model in ("svm-linear", "svm-rbf", "svm-sgd") for split in ("group", "pixel")
+    }
+    for row in results["models"]:
+        assert row["accuracy"]["low"] <= row["accuracy"]["mean"] <= row["accuracy"]["high"]
+        assert row["seeds"] == 2
+    # two peaks 2.5 eV apart at this noise are told apart, and a shift of up to 5 eV breaks that
+    rbf = next(row for row in results["models"] if row["model"] == "svm-rbf" and row["split"] == "group")
+    assert rbf["accuracy"]["mean"] > 0.95
+    assert rbf["translation"]["mean"] < rbf["accuracy"]["mean"] - 0.05
+    robustness = xr.open_zarr(out / "robustness.zarr", consolidated=False)
+    assert robustness["accuracy"].dims == ("model", "preprocess", "split", "perturbation", "amplitude", "seed")
+    clean = robustness["accuracy"].sel(perturbation="shift_ev", amplitude=2, model="svm-rbf", split="group")
+    assert float(robustness["amplitude_value"].sel(perturbation="shift_ev", amplitude=2)) == 0
+    assert np.allclose(float(clean.mean()), rbf["accuracy"]["mean"])
+    search = xr.open_zarr(out / "search-svm-rbf.zarr", consolidated=False)
+    assert {"preprocess", "split", "seed", "C", "gamma", "fold"} == set(search["accuracy"].dims)
+    for name in ("report.html", "study.yaml", "provenance.json", "model/model.json"):
+        assert (out / name).is_file()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_resolved_study_file_gives_the_same_results(table_study, tmp_path):
+    first, _ = run(table_study(), tmp_path / "one", store=tmp_path / "store")
+    again, computed = run(tmp_path / "one" / "study.yaml", tmp_path / "two", store=tmp_path / "store")
+    assert scores(first) == scores(again)
+    assert not computed
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_second_run_computes_nothing_and_a_changed_parameter_only_what_depends_on_it(table_study, tmp_path):
+    run(table_study(), tmp_path / "out", store=tmp_path / "store")
+    _, computed = run(table_study(), tmp_path / "out", store=tmp_path / "store")
+    assert not computed
+    # other amplitudes: the assessments alone (3 models x 2 splits x 2 seeds)
+    changed = table_study(robustness={"shift_ev": [-2, 2, 2], "noise_sigma": [0, 0.3, 0.15]})
+    _, computed = run(changed, tmp_path / "out", store=tmp_path / "store")
+    assert len(computed) == 12
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_threads_give_the_numbers_of_the_loop(table_study, tmp_path):
+    loop, _ = run(table_study(), tmp_path / "loop", store=tmp_path / "store-1")
+    threads, _ = run(table_study(), tmp_path / "threads", store=tmp_path / "store-2", executor=ThreadExecutor(2))
+    assert scores(loop) == scores(threads)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_augmented_spectra_stand_up_better_to_shifts(table_study, tmp_path):
+    models = [
+        {"name": "plain", "base": "svm-rbf"},
+        {"name": "augmented", "base": "svm-rbf", "augment": {"shift_ev": 5, "copies": 3}},
+    ]
+    study = table_study(models=models, split={"by": "group", "folds": 3, "seeds": 1})
+    results, _ = run(study, tmp_path / "out", store=tmp_path / "store")
+    plain, augmented = ({row["model"]: row for row in results["models"]}[name] for name in ("plain", "augmented"))
+    assert augmented["translation"]["mean"] > plain["translation"]["mean"]
+
+
+def test_too_few_spectra_for_the_folds_end_the_study_and_leave_no_results(table_study, tmp_path):
+    study = table_study(split={"by": "pixel", "folds": 60, "seeds": 1})
+    with pytest.raises(DataSetError, match="fewer than the 60 folds"):
+        run(study, tmp_path / "out", store=tmp_path / "store")
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert not list((tmp_path / "store" / "temporary").glob("*"))

@@ -1,0 +1,42 @@
+import operator
+
+import pytest
+
+from eelsflow.executors import DaskExecutor, LoopExecutor, ThreadExecutor
+
+
+@pytest.fixture(scope="module")
+def dask_executor():
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield DaskExecutor(client)
+
+
+@pytest.fixture(params=["loop", "threads", "dask"])
+def executor(request):
+    if request.param == "dask":
+        return request.getfixturevalue("dask_executor")
+    return LoopExecutor() if request.param == "loop" else ThreadExecutor(2)
+
+
+def test_results_come_in_the_order_of_the_items(executor):
+    assert executor.map(operator.neg, list(range(20)), label="negate") == [-n for n in range(20)]
+
+
+def test_equal_items_are_computed_separately(executor):
+    """A repeated label must not make a second call return the first one's results."""
+    assert executor.map(operator.neg, [1], label="step") == [-1]
+    assert executor.map(operator.neg, [2], label="step") == [-2]
+
+
+def test_error_of_an_item_is_raised(executor):
+    with pytest.raises(ZeroDivisionError):
+        executor.map((1).__truediv__, [1, 0])
+
+
+def test_no_items_give_no_results(executor):
+    assert executor.map(operator.neg, []) == []

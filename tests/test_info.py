@@ -1,0 +1,214 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eelsflow.digest import digest_file
+from eelsflow.edges import MN_L3, O_K, SHIPPED, Edge
+from eelsflow.energy import EnergyAxis
+from eelsflow.errors import EdgeOutOfRangeError, UnreadableFileError
+from eelsflow.info import KNOWN_ONSETS, describe, edges_in_range, format_description
+from eelsflow.io.zarr_store import write_spectrum_image
+from eelsflow.spectrum_image import build_spectrum_image
+
+KEYS = {"shape", "energy_loss", "edges", "energy_offset", "spikes", "background_fraction"}
+OFFSET = -4.0
+SPIKES = [(2, 3, 150), (6, 1, 300), (6, 1, 75)]
+
+
+def make_counts(n_y: int, n_x: int, axis: EnergyAxis, *, offset: float) -> np.ndarray:
+    """Counts of an O K edge like that of iron oxides on a support film, with a quarter of the pixels bare."""
+    rng = np.random.default_rng(3)
+    energy = axis.values + offset
+    edge = sum(
+        height * np.exp(-0.5 * ((energy - center) / sigma) ** 2)
+        for center, sigma, height in ((530.0, 1.2, 0.63), (539.0, 2.5, 0.8), (560.0, 4.5, 0.4))
+    ) + 0.4 / (1 + np.exp(-(energy - 536.0)))
+    thickness = np.ones((n_y, n_x, 1))
+    thickness[:, : n_x // 4] = 0.0
+    background = 400.0 * (energy / 490.0) ** -3.2
+    counts = rng.poisson((0.15 + 0.85 * thickness) * background + 250.0 * thickness * edge)
+    for y, x, channel in SPIKES:
+        if y < n_y and channel < axis.size:
+            counts[y, x, channel] += 3000
+    return counts.astype("uint16")
+
+
+@pytest.fixture(scope="module")
+def acquisition(tmp_path_factory) -> Path:
+    axis = EnergyAxis(470.0 - OFFSET, 0.5, 500)
+    counts = make_counts(8, 12, axis, offset=OFFSET)
+    image = build_spectrum_image(counts, axis.values, pixel_size=2.1, pixel_unit="nm")
+    return write_spectrum_image(image, tmp_path_factory.mktemp("info") / "cube.zarr")
+
+
+@pytest.fixture(scope="module")
+def description(acquisition):
+    return describe(acquisition)
+
+
+def test_description_has_the_promised_keys_and_is_json(description, acquisition):
+    assert set(description) >= KEYS
+    assert json.loads(json.dumps(description, allow_nan=False)) == description
+    assert description["shape"] == [8, 12, 500]
+    assert description["energy_loss"] == pytest.approx({"start": 474.0, "stop": 723.5, "dispersion": 0.5})
+    assert description["sha256"] == digest_file(acquisition)
+    assert (description["pixel_size"], description["pixel_unit"]) == (2.1, "nm")
+    assert {"O_K", "Mn_L3"} <= set(description["edges"])
+
+
+def test_description_finds_offset_spikes_and_bare_pixels(description):
+    offset = description["energy_offset"]
+    assert abs(offset["value"] - OFFSET) < max(0.1, 3 * offset["error"])
+    assert offset["error"] < 0.3
+    assert description["edge"] == "O_K"
+    assert description["spikes"]["pixels"] == 2
+    assert description["spikes"]["channels"] >= 3  # the neighbours of a spike are counted with it
+    assert description["background_fraction"] == pytest.approx(0.25)
+    assert description["noise"]["gain"] == pytest.approx(1.0, abs=0.2)  # Poisson counts
+
+
+def test_description_of_lazy_counts_is_the_same(acquisition, description, tmp_path):
+    from eelsflow.io import read
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read, "LAZY_BYTES", 10)
+        image = read.read_spectrum_image(acquisition).astype("float32")
+        float_store = write_spectrum_image(image, tmp_path / "float.zarr")
+        again = describe(float_store)
+    same = set(description) - {"file", "sha256"}
+    assert {key: again[key] for key in same} == {key: description[key] for key in same}
+
+
+def test_single_spectrum_has_no_background_fraction(tmp_path):
+    axis = EnergyAxis(480.0, 0.25, 500)
+    counts = make_counts(1, 16, axis, offset=0.0)[0, 8:].sum(axis=0)
+    path = tmp_path / "one.csv"
+    path.write_text("".join(f"{energy},{count}\n" for energy, count in zip(axis.values, counts, strict=True)))
+    description = describe(path)
+    assert description["background_fraction"] is None
+    assert abs(description["energy_offset"]["value"]) < max(0.2, 3 * description["energy_offset"]["error"])
+    assert "single spectrum" in format_description(description)
+
+
+def test_file_without_the_edge_is_refused_when_the_edge_is_named_and_described_otherwise(tmp_path):
+    counts = np.random.default_rng(0).poisson(200.0, (3, 4, 500))
+    path = write_spectrum_image(build_spectrum_image(counts, 600 + 0.25 * np.arange(500)), tmp_path / "a.zarr")
+    with pytest.raises(
+        EdgeOutOfRangeError, match=r"ELNES window \(525.0, 555.0\) eV for O_K lies outside .* 600.0-724.8"
+    ):
+        describe(path, O_K)
+    description = describe(path)
+    assert description["energy_offset"] is None
+    assert description["background_fraction"] is None
+    assert description["spikes"] == {"channels": 0, "pixels": 0}
+    assert any(warning.startswith("Mn_L3: ") for warning in description["warnings"])
+    assert "cannot be estimated" in format_description(description)
+
+
+def test_edge_named_but_not_shown_gives_null_and_says_why(acquisition):
+    description = describe(acquisition, MN_L3)
+    assert description["energy_offset"] is None
+    assert any("Mn_L3" in warning for warning in description["warnings"])
+
+
+def test_edge_whose_background_window_is_cut_off_is_described_with_a_warning(tmp_path):
+    axis = EnergyAxis(515.0, 0.5, 200)
+    counts = make_counts(1, 16, EnergyAxis(515.0, 0.5, 200), offset=0.0)[0, -1]
+    path = write_spectrum_image(build_spectrum_image(counts, axis.values), tmp_path / "a.zarr")
+    assert any("background window" in warning for warning in describe(path, O_K)["warnings"])
+
+
+def test_edge_of_ones_own_is_listed(acquisition):
+    edge = Edge(name="X_M1", reference_energy=700.0, elnes_window=(690.0, 720.0), pre_edge_window=(650.0, 685.0))
+    assert describe(acquisition, edge)["edge_onsets"]["X_M1"] == 700.0
+
+
+def test_low_loss_reports_no_spikes(tmp_path):
+    energy = -20 + 0.25 * np.arange(600)
+    counts = np.random.default_rng(0).poisson(20 + 1e5 * np.exp(-0.5 * energy**2), (4, 4, 600))
+    path = write_spectrum_image(build_spectrum_image(counts, energy), tmp_path / "low.zarr")
+    description = describe(path)
+    assert description["spikes"] is None
+    assert any("zero-loss peak" in warning for warning in description["warnings"])
+
+
+def test_table_of_spectra_is_described(tmp_path):
+    spectra = np.random.default_rng(0).poisson(100.0, (40, 100)).astype(float)
+    np.savez(tmp_path / "a.npz", spectra=spectra, energy_loss=700 + 0.1 * np.arange(100))
+    description = describe(tmp_path / "a.npz")
+    assert description["shape"] == [1, 40, 100]
+    assert description["counts"]["mean"] == pytest.approx(spectra.mean())
+
+
+def test_unreadable_file_is_refused(tmp_path):
+    (tmp_path / "a.dm4").write_bytes(b"nonsense")
+    with pytest.raises(UnreadableFileError, match=r"a\.dm4"):
+        describe(tmp_path / "a.dm4")
+
+
+def test_edges_in_range_need_axis_on_both_sides():
+    assert "O_K" in edges_in_range(EnergyAxis(525.0, 0.1, 301))
+    assert "O_K" not in edges_in_range(EnergyAxis(525.2, 0.1, 400))
+    assert "Ti_L3" not in edges_in_range(EnergyAxis(453.0, 0.1, 400))
+    assert "Ti_L3" not in edges_in_range(EnergyAxis(440.0, 0.1, 300))
+    assert list(edges_in_range(EnergyAxis(0.0, 1.0, 3000)).values()) == sorted(KNOWN_ONSETS.values())
+
+
+def test_shipped_edges_lie_at_their_known_onsets():
+    for name, edge in SHIPPED.items():
+        assert edge.elnes_window[0] < KNOWN_ONSETS[name] < edge.elnes_window[1]
+        assert abs(edge.reference_energy - KNOWN_ONSETS[name]) <= 3.0
+
+
+def test_text_names_what_was_found(description):
+    text = format_description(description)
+    assert "8 x 12 pixels, 500 channels (spectrum image)" in text
+    assert "474.00 to 723.50 eV, 0.5 eV per channel" in text
+    assert "O_K 532" in text
+    assert "25.0 %" in text
+    assert max(len(line.split("  ")[0]) for line in text.splitlines()) <= 20
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "edges"),
+    [
+        ("la2nio4_core_loss.txt", {"O_K", "La_M5", "Ni_L3"}),
+        ("lsmo_linescan.hspy", {"O_K", "Mn_L3"}),
+        ("mn_oxide_core_loss.msa", {"O_K", "Mn_L3"}),
+        ("oxide_spectrum_image.dm3", {"Ti_L3", "O_K", "La_M5"}),
+        ("tiny_spectrum_image.dm4", {"O_K"}),
+        ("tio2_linescan_core_loss.dm3", {"Ti_L3", "O_K"}),
+        ("tio2_linescan_low_loss.dm3", set()),
+        ("tio2_no_oxygen_edge.dm4", {"Ti_L3"}),
+        ("yag_oxygen_k.msa", {"O_K"}),
+        ("mn_white_lines_labelled.npz", set()),
+        ("mn2_white_lines.npz", {"Mn_L3"}),
+    ],
+)
+def test_real_file_is_described(real_data, name, edges):
+    description = describe(real_data / name)
+    json.dumps(description, allow_nan=False)
+    assert edges <= set(description["edges"])
+    assert ("O_K" in description["edges"]) == ("O_K" in edges)
+    assert format_description(description)
+
+
+@pytest.mark.real
+def test_file_without_the_oxygen_edge_is_refused(real_data):
+    with pytest.raises(EdgeOutOfRangeError, match=r"spans 435\.0-486\.2 eV; this file cannot show the O_K edge"):
+        describe(real_data / "tio2_no_oxygen_edge.dm4", O_K)
+
+
+@pytest.mark.real
+def test_offset_of_the_manganese_oxide_is_found(real_data):
+    """Its Mn L3 lies at 648 eV, 6-8 eV above any manganese oxide's, so the nominal axis reads that much too high."""
+    offset = describe(real_data / "mn_oxide_core_loss.msa")["energy_offset"]
+    assert -8.5 < offset["value"] < -6.0
+
+
+@pytest.mark.real
+def test_spikes_of_the_oxide_image_are_found(real_data):
+    assert describe(real_data / "oxide_spectrum_image.dm3")["spikes"]["pixels"] in range(1, 12)
