@@ -88,9 +88,10 @@ class DaskExecutor:
                     break
                 except TimeoutError:
                     continue
-            if self.cancelled.is_set():
-                raise CancelledError(f"{label or 'work'} on the cluster was cancelled")
-            return list(self.client.gather(futures))
+            if not self.cancelled.is_set():
+                return list(self.client.gather(futures))
         except BaseException:
             self.client.cancel(futures, force=True)
             raise
+        self.client.cancel(futures, force=True)
+        raise CancelledError(f"{label or 'work'} on the cluster was cancelled")

@@ -205,6 +205,7 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
         Above the picture.
     """
     from eelsflow.report.map_figure import map_figure, save_map_tiff
+    from eelsflow.report.style import render
 
     product = open_dataset(prepared)
     vacuum_mask = product["vacuum_mask"].values
@@ -213,6 +214,7 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
     probability = np.full((*shape, len(bundle.classes)), np.nan, dtype=np.float32)
     novelty = np.full(shape, np.nan, dtype=np.float32)
     energy_loss = product["energy_loss"].values
+    total = np.zeros(bundle.transform.axis.size)
     for block in blocks(*shape):
         specimen = ~vacuum_mask[block.y, block.x]
         if not specimen.any():
@@ -222,15 +224,19 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
         class_index[block.y, block.x][specimen] = _index_of(predicted, bundle.classes)
         probability[block.y, block.x][specimen] = confidence
         novelty[block.y, block.x][specimen] = bundle.transform.novelty(wide)
+        total += wide.sum(axis=0, dtype=np.float64)
 
     specimen = ~vacuum_mask
     warnings: list[str] = json.loads(product.attrs["warnings"])
     novel = novelty[specimen] > bundle.transform.novelty_threshold
-    if specimen.any() and novel.mean() > NOVEL_FRACTION:
+    # The noise of single pixels hides a foreign material; their mean shows it.
+    mean_novelty = float(bundle.transform.novelty((total / specimen.sum())[None].astype(np.float32))[0])
+    if mean_novelty > bundle.transform.mean_novelty_threshold or novel.mean() > NOVEL_FRACTION:
         warnings.insert(
             0,
-            f"{novel.mean():.0%} of the spectra are unlike the training data (residual against the training subspace "
-            "above its limit): this map may show phases that the model does not know, do not rely on it",
+            f"the spectra are unlike the training data: residual of their mean against the training subspace "
+            f"{mean_novelty:.2f}, limit {bundle.transform.mean_novelty_threshold:.2f}; {novel.mean():.0%} of single "
+            "spectra above theirs. This map may show phases that the model does not know: do not rely on it",
         )
     mean_probability = probability.max(axis=-1)
     classes = {}
@@ -250,7 +256,11 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
             "value": float(product.attrs["energy_offset"]),
             "error": float(product.attrs["energy_offset_error"]),
         },
-        "novel_fraction": float(novel.mean()) if specimen.any() else None,
+        "novelty": {
+            "mean_spectrum": mean_novelty,
+            "limit": bundle.transform.mean_novelty_threshold,
+            "pixel_fraction": float(novel.mean()),
+        },
         "pixel_size": float(product.attrs["pixel_size"]),
         "pixel_unit": product.attrs["pixel_unit"],
         "model": {"name": bundle.name, "edge": bundle.edge.name, "preset": bundle.preset.name, **bundle.provenance},
@@ -273,13 +283,13 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
         title=title,
         warnings=warnings,
     )
-    figure.savefig(directory / "map.png", dpi=150)
+    (directory / "map.png").write_bytes(render(figure, "png"))
     write_json(directory / "summary.json", summary)
     return summary
 
 
 def _on_axis(wide: NDArray[np.float32], energy_loss: NDArray[np.float64], axis: EnergyAxis) -> NDArray[np.float32]:
-    """Resample prepared spectra onto the axis a model was trained on, where that is another (models of ready tables)."""
+    """Resample prepared spectra onto the axis a model was trained on, where that is another (ready tables)."""
     if np.array_equal(energy_loss, axis.values):
         return wide
     return np.asarray(rebin_linear(energy_loss, wide, axis), dtype=np.float32)

@@ -56,11 +56,12 @@ def build_spectrum_image(
     InputError
         If the energy axis is not uniform.
     """
-    # asanyarray: a dask or zarr-backed array must not be loaded here
-    values = counts if hasattr(counts, "ndim") else np.asarray(counts)
+    # a dask or zarr-backed array must not be loaded here
+    values: Any = counts if hasattr(counts, "ndim") else np.asarray(counts)
     if not 1 <= values.ndim <= 3:
         raise SpectrumImageSchemaError(
-            f"counts have {values.ndim} dimensions; expected a spectrum image (y, x, energy_loss), a line scan or a spectrum"
+            f"counts have {values.ndim} dimensions; expected a spectrum image (y, x, energy_loss), a line scan or "
+            "a spectrum"
         )
     values = values.reshape((1,) * (3 - values.ndim) + tuple(values.shape))
     axis = EnergyAxis.from_values(energy_loss)

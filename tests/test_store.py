@@ -67,7 +67,7 @@ def test_prune_changes_the_generation_so_that_other_caches_cannot_outlive_it(tmp
 
 def test_output_below_a_regular_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputPathError, match="cannot write to .*file/out.*Not a directory"):
+    with pytest.raises(OutputPathError, match=r"cannot write to .*file/out.*Not a directory"):
         make_directory(tmp_path / "file" / "out")
 
 

@@ -50,7 +50,8 @@ def read_phase_fraction(path: Path) -> tuple[list[str], NDArray[np.float32]]:
                 fraction = truth["phase_fraction"].values.astype(np.float32)
     except (OSError, KeyError, ValueError) as error:
         raise UnreadableFileError(
-            f"{path} holds no per-pixel truth ({error}); expected zarr or npz with phase_fraction (phase, y, x) and phase"
+            f"{path} holds no per-pixel truth ({error}); expected zarr or npz with phase_fraction (phase, y, x) "
+            "and phase"
         ) from error
     if fraction.ndim != 3 or fraction.shape[0] != len(phases):
         raise UnreadableFileError(

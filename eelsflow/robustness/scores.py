@@ -57,8 +57,8 @@ def bootstrap_score(
         value = np.ones(right.size) if weight is None else weight[number]
         unit = units[number]
         code = np.arange(right.size) if unit is None else np.unique(unit, return_inverse=True)[1]
-        totals.append(np.bincount(code, weights=value * right))
-        weights.append(np.bincount(code, weights=value))
+        totals.append(np.bincount(code, weights=value * right).astype(np.float64))
+        weights.append(np.bincount(code, weights=value).astype(np.float64))
     mean = float(np.mean([total.sum() / size.sum() for total, size in zip(totals, weights, strict=True)]))
 
     rng = np.random.default_rng(20190513)

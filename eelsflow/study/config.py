@@ -233,8 +233,8 @@ def _explain(error: ValidationError) -> str:
 EXAMPLE = """\
 # An eelsflow study. Every key is explained; delete what you do not change.
 name: iron-oxide
-edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or {name, reference_energy, align_on: first_peak|maximum,
-                               # elnes_window: [start, stop], pre_edge_window: [start, stop]}, all in eV
+edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or spelled out in eV: {name, reference_energy,
+                               # align_on: first_peak|maximum, elnes_window: [a, b], pre_edge_window: [a, b]}
 classes: [FeO, Fe3O4]
 data:
   manifest: manifest.csv       # columns path,label,group[,session,truth,low_loss]; label is the class of every specimen
@@ -247,8 +247,8 @@ split:
   folds: 10                    # of the grid search, inside the training part
   seeds: 10                    # repetitions with other splits
 models: [svm-linear, svm-rbf, svm-sigmoid, svm-sgd, fcnn-1, cnn-1, cnn-2]
-                               # or {name: mine, base: cnn-2, params: {dropout: 0.3}, grid: {learning_rate: [1e-4, 1e-3]},
-                               # augment: {shift_ev: 5, noise_sigma: 0.1}}
+                               # or {name: mine, base: cnn-2, params: {dropout: 0.3},
+                               # grid: {learning_rate: [1e-4, 1e-3]}, augment: {shift_ev: 5, noise_sigma: 0.1}}
 grids: paper                   # or authors, small
 training: {epochs: 500, batch_size: 512, patience: 50}
 robustness: {shift_ev: [-10, 10, 0.5], noise_sigma: [0, 0.3, 0.05]}

@@ -55,7 +55,7 @@ class PrepareAcquisition(Step):
         return f"prepare {self.acquisition.name} ({self.preset.name})"
 
     @cached_property
-    def digest(self) -> str:  # type: ignore[override]
+    def digest(self) -> str:
         """Address: the file's bytes, edge, acquisition steps, code."""
         steps = [step.model_dump(mode="json") for step in self.preset.acquisition_steps]
         code = code_version("preprocess", "io", "study.stages", "study.evidence", *_FOUNDATION)
@@ -78,7 +78,7 @@ class BuildDataSet(Step):
         return f"build data set ({self.preset_name})"
 
     @cached_property
-    def digest(self) -> str:  # type: ignore[override]
+    def digest(self) -> str:
         """Address: the prepared products and their labels, or the table's bytes."""
         inputs = sorted(
             [digest, acquisition.label, acquisition.group, acquisition.truth_sha256]
@@ -103,7 +103,7 @@ class FitFeatures(Step):
         return f"split by {self.split} and fit features ({self.preset.name}, seed {self.seed})"
 
     @cached_property
-    def digest(self) -> str:  # type: ignore[override]
+    def digest(self) -> str:
         """Address: data set, split, training steps, edge, code."""
         steps = [step.model_dump(mode="json") for step in self.preset.training_steps]
         code = code_version("preprocess", "dataset", "study.stages", *_FOUNDATION)
@@ -128,7 +128,7 @@ class FitModel(Step):
         return f"{verb} {self.model.name} ({self.preset.name}, {self.features.split}, seed {self.features.seed})"
 
     @cached_property
-    def digest(self) -> str:  # type: ignore[override]
+    def digest(self) -> str:
         """Address: features, model, grid, folds, training, code."""
         training = self.training if self.model.is_network else None
         code = code_version("models", "search", "robustness.perturb", "dataset.splits", "study.stages")
@@ -159,7 +159,7 @@ class AssessModel(Step):
         return f"assess {self.fit.model.name} ({self.fit.preset.name}, {features.split}, seed {features.seed})"
 
     @cached_property
-    def digest(self) -> str:  # type: ignore[override]
+    def digest(self) -> str:
         """Address: the model, the curves, code."""
         return digest_of("assessment", self.fit.digest, list(self.curves), code_version("robustness", "study.stages"))
 

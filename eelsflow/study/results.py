@@ -221,20 +221,20 @@ def write_results(
     rows = score_rows(steps, place)
 
     acquisitions = []
-    for number, step in enumerate(plan.prepare):
-        entry = place.store.path(step.digest)
-        index = plan.acquisitions.index(step.acquisition)
-        name = f"acquisition-{index}-{step.preset.name}.npz"
+    for prepared in plan.prepare:
+        entry = place.store.path(prepared.digest)
+        index = plan.acquisitions.index(prepared.acquisition)
+        name = f"acquisition-{index}-{prepared.preset.name}.npz"
         shutil.copyfile(entry / "evidence.npz", evidence / name)
         acquisitions.append(
             {
-                "name": step.acquisition.name,
-                "label": step.acquisition.label,
-                "group": step.acquisition.group,
-                "preprocess": step.preset.name,
+                "name": prepared.acquisition.name,
+                "label": prepared.acquisition.label,
+                "group": prepared.acquisition.group,
+                "preprocess": prepared.preset.name,
                 **read_json(entry / "summary.json"),
-                "source": step.acquisition.path.name,
-                "sha256": step.acquisition.sha256,
+                "source": prepared.acquisition.path.name,
+                "sha256": prepared.acquisition.sha256,
                 "evidence": f"evidence/{name}",
             }
         )

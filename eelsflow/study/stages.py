@@ -1,4 +1,4 @@
-"""What a study does, a function a stage. Each returns where its result lies in the store; a second call computes nothing.
+"""What a study does, a function a stage. Each returns where its result lies; a second call computes nothing.
 
 Both runners call these: the plain loop in `run`, and the Prefect tasks.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eelsflow.dataset.labels import label_pixels
 from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
-from eelsflow.dataset.splits import inner_folds, split_spectra, validation_split
+from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validation_split
 from eelsflow.errors import EelsflowError
 from eelsflow.executors import Executor
 from eelsflow.io.zarr_store import open_dataset, write_dataset, write_spectrum_image
@@ -155,7 +155,7 @@ def fit_model(step: FitModel, place: Place) -> Path:
         seed = step.features.seed
 
         warnings: list[str] = []
-        folds = []
+        folds: list[Split] = []
         if not step.model.is_network and step.grid:
             folds, warnings = inner_folds(label, group, n_folds=step.folds, seed=seed)
         calibration, calibration_warnings = inner_folds(label, group, n_folds=min(step.folds, 5), seed=seed)

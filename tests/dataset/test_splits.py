@@ -46,7 +46,7 @@ def test_split_is_the_same_for_the_same_seed_and_differs_between_seeds():
 
 def test_split_by_group_is_refused_when_a_class_has_one_group():
     label, group = acquisitions({"FeO": 1, "Fe3O4": 4})
-    with pytest.raises(DataSetError, match="'FeO': 1.*at least 2 groups"):
+    with pytest.raises(DataSetError, match=r"'FeO': 1.*at least 2 groups"):
         split_spectra(label, group, by="group", test_fraction=0.35, seed=0)
 
 

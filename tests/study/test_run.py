@@ -34,10 +34,8 @@ def run(study_file, out, *, store, executor=None):
 
 
 def scores(results):
-    return [
-        (row["model"], row["preprocess"], row["split"], row["best_params"], row["accuracy"], row["translation"], row["noise"])
-        for row in results["models"]
-    ]  # fmt: skip
+    names = ("model", "preprocess", "split", "best_params", "accuracy", "translation", "noise")
+    return [{name: row[name] for name in names} for row in results["models"]]
 
 
 def test_table_study_writes_every_result(table_study, tmp_path):
