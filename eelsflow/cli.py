@@ -180,7 +180,7 @@ data: {manifest: acquisitions/manifest.csv}
 preprocess: [recommended, paper]
 split: {by: [group, pixel], folds: 3, seeds: 2}
 grids: small
-training: {epochs: 60, batch_size: 32, patience: 15}
+training: {epochs: 40, batch_size: 32, patience: 10}
 robustness: {shift_ev: [-10, 10, 2], noise_sigma: [0, 0.3, 0.05]}
 """
 
@@ -188,7 +188,7 @@ robustness: {shift_ev: [-10, 10, 2], noise_sigma: [0, 0.3, 0.05]}
 @app.command()
 def demo(
     directory: Annotated[Path, typer.Argument(help="Where acquisitions and results are written.")] = Path("demo"),
-    acquisitions: Annotated[int, typer.Option(min=6, help="How many acquisitions are simulated.")] = 8,
+    acquisitions: Annotated[int, typer.Option(min=6, help="How many acquisitions are simulated.")] = 6,
     pixels: Annotated[int, typer.Option(min=24, help="Pixels along either side of a scan.")] = 24,
     runner: Annotated[RunnerName | None, typer.Option(help="As in `eelsflow study`.")] = None,
 ) -> None:

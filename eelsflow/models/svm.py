@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from eelsflow.errors import UnreadableFileError
 from eelsflow.models.spec import with_defaults
 from eelsflow.search.grid import MAX_PASSES
+
+_SPECTRA_AT_ONCE = 4096  # bounds the kernel matrix of a prediction
 
 TRUSTED_TYPES: tuple[str, ...] = ()
 """Types beyond skops' own list of harmless ones that a saved machine may hold."""
@@ -72,7 +75,7 @@ class Svm:
         """Return class numbers, (n_spectra,)."""
         if len(X) == 0:
             return np.empty(0, np.intp)
-        return np.asarray(self.machine.predict(np.asarray(X, dtype=np.float64)), dtype=np.intp)
+        return decide(self.machine, decision_values(self.machine, X))
 
     def predict_proba(self, X: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return probabilities, (n_spectra, n_classes); each row sums to one."""
@@ -107,9 +110,63 @@ class Svm:
 
 
 def decision_values(machine: Any, X: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return decision values, (n_spectra, n_values): one for two classes, else one a pair (libsvm) or a class (SGD)."""
-    values = np.asarray(machine.decision_function(np.asarray(X, dtype=np.float64)), dtype=np.float64)
-    return values.reshape(len(X), -1)
+    """Return decision values, (n_spectra, n_values): one for two classes, else one a pair (libsvm) or a class (SGD).
+
+    Notes
+    -----
+    Equal to the machine's ``decision_function`` to rounding, but the kernel of all spectra and support vectors is one
+    matrix product, where libsvm takes the pairs one after the other: a robustness curve asks for dozens of predictions.
+    """
+    spectra = np.asarray(X, dtype=np.float64)
+    if not hasattr(machine, "support_vectors_"):
+        return np.asarray(machine.decision_function(spectra), dtype=np.float64).reshape(len(X), -1)
+    coefficients = _pair_coefficients(machine)
+    blocks = range(0, len(spectra), _SPECTRA_AT_ONCE)
+    values = [_kernel(machine, spectra[first : first + _SPECTRA_AT_ONCE]) @ coefficients for first in blocks]
+    return np.asarray(np.concatenate(values) + machine.intercept_, dtype=np.float64)
+
+
+def decide(machine: Any, values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the class numbers that a machine decides for, (n_spectra,), from its decision values."""
+    n_classes = len(machine.classes_)
+    if n_classes == 2:
+        return np.asarray(machine.classes_[(values[:, 0] > 0).astype(np.intp)], dtype=np.intp)
+    if values.shape[1] == n_classes and not hasattr(machine, "support_vectors_"):
+        return np.asarray(machine.classes_[values.argmax(axis=1)], dtype=np.intp)
+    votes = np.zeros((len(values), n_classes), dtype=np.intp)
+    for column, (one, other) in enumerate(itertools.combinations(range(n_classes), 2)):
+        votes[:, one] += values[:, column] > 0
+        votes[:, other] += values[:, column] <= 0
+    return np.asarray(machine.classes_[votes.argmax(axis=1)], dtype=np.intp)  # a tie goes to the first, as in libsvm
+
+
+def _kernel(machine: Any, spectra: NDArray[np.float64]) -> NDArray[np.float64]:
+    vectors = machine.support_vectors_
+    products = spectra @ vectors.T
+    if machine.kernel == "linear":
+        return np.asarray(products)
+    if machine.kernel == "sigmoid":
+        return np.asarray(np.tanh(machine._gamma * products + machine.coef0))
+    squared = (spectra**2).sum(axis=1)[:, None] + (vectors**2).sum(axis=1) - 2 * products
+    return np.asarray(np.exp(-machine._gamma * np.maximum(squared, 0)))
+
+
+def _pair_coefficients(machine: Any) -> NDArray[np.float64]:
+    """Return the weight of every support vector in every pair of classes, (n_support_vectors, n_pairs).
+
+    libsvm keeps n_classes - 1 rows: a vector of class i has its weight against class j in row j - 1 if i < j, else j.
+    """
+    n_classes, dual = len(machine.classes_), machine.dual_coef_
+    if n_classes == 2:
+        return np.asarray(dual.T)
+    start = np.concatenate([[0], np.cumsum(machine.n_support_)])
+    pairs = list(itertools.combinations(range(n_classes), 2))
+    coefficients = np.zeros((dual.shape[1], len(pairs)))
+    for column, (one, other) in enumerate(pairs):
+        of_one, of_other = slice(*start[one : one + 2]), slice(*start[other : other + 2])
+        coefficients[of_one, column] = dual[other - 1, of_one]
+        coefficients[of_other, column] = dual[one, of_other]
+    return coefficients
 
 
 def fit_calibration(values: NDArray[np.float64], codes: NDArray[np.integer[Any]]) -> Any:
@@ -178,5 +235,5 @@ def run_fit(job: FitJob) -> Fit:
     stored = np.load(job.rows)
     train, held_out = stored[1 : 1 + stored[0]], stored[1 + stored[0] :]
     machine.fit(np.asarray(spectra[train], dtype=np.float64), labels[train])
-    codes = np.asarray(machine.predict(np.asarray(spectra[held_out], dtype=np.float64)), dtype=np.intp)
-    return Fit(None, decision_values(machine, spectra[held_out]), codes, 0.0)
+    values = decision_values(machine, spectra[held_out])
+    return Fit(None, values, decide(machine, values), 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.errors import InputError, OutputPathError, UnreadableFileError
+from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.report import paper
 from eelsflow.report.style import format_number, model_styles, render
 from eelsflow.robustness.scores import BREAKDOWN_FRACTION, area_under_curve
@@ -90,30 +92,41 @@ class _Picture:
 
 @dataclass
 class _Gallery:
-    """Writes figures to files and hands them to the page."""
+    """Collects figures for the page, then draws them all: finding layouts and drawing is most of a report's time."""
 
     directory: Path
-    progress: Callable[[str], None] | None
-    names: set[str] = field(default_factory=set)
+    figures: dict[str, Figure] = field(default_factory=dict)
 
     def add(self, name: str, figure: Figure, *, alt: str, caption: str) -> _Picture:
         slug = unique = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "figure"
         number = 1
-        while unique in self.names:
+        while unique in self.figures:
             number += 1
             unique = f"{slug}-{number}"
-        self.names.add(unique)
-        svg, png = render(figure, "svg"), render(figure, "png")
-        for suffix, content in (("svg", svg), ("png", png)):
-            (self.directory / f"{unique}.{suffix}").write_bytes(content)
-        kind, content = ("png", png) if len(svg) > max(MAX_INLINE_SVG, len(png)) else ("svg+xml", svg)
-        if self.progress is not None:
-            self.progress(unique)
-        uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        return _Picture(unique, uri, alt, caption, round(figure.get_figwidth() * PIXELS_PER_INCH))
+        self.figures[unique] = figure
+        return _Picture(unique, _placeholder(unique), alt, caption, round(figure.get_figwidth() * PIXELS_PER_INCH))
+
+    def draw(self, html: str, executor: Executor) -> str:
+        """Write every figure to its files and return the page with the figures in it."""
+        drawn = executor.map(_draw, list(self.figures.values()), label="draw")
+        for name, (svg, png) in zip(self.figures, drawn, strict=True):
+            for suffix, content in (("svg", svg), ("png", png)):
+                (self.directory / f"{name}.{suffix}").write_bytes(content)
+            kind, content = ("png", png) if len(svg) > max(MAX_INLINE_SVG, len(png)) else ("svg+xml", svg)
+            uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+            html = html.replace(_placeholder(name), uri)
+        return html
 
 
-def build_report(directory: Path, *, progress: Callable[[str], None] | None = None) -> Path:
+def _placeholder(name: str) -> str:
+    return f"figure:{name}:not-drawn"
+
+
+def _draw(figure: Figure) -> tuple[bytes, bytes]:
+    return render(figure, "svg"), render(figure, "png")
+
+
+def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
     """Write the report of a study, and its figures.
 
     Parameters
@@ -121,8 +134,8 @@ def build_report(directory: Path, *, progress: Callable[[str], None] | None = No
     directory
         A results directory: ``results.json``, and what there is of ``evidence/``, ``search-*.zarr`` and
         ``robustness.zarr``. What is absent is said to be, with the reason.
-    progress
-        Called with the name of each figure once it is written.
+    executor
+        Where figures are drawn; a plain loop by default.
 
     Returns
     -------
@@ -141,8 +154,12 @@ def build_report(directory: Path, *, progress: Callable[[str], None] | None = No
     """
     directory = Path(directory)
     results = _read_results(directory)
-    gallery = _Gallery(make_directory(directory / "figures"), progress)
+    figures = directory / "figures"
+    if figures.is_dir():  # those of an earlier study in this directory must not stay
+        shutil.rmtree(figures)
+    gallery = _Gallery(make_directory(figures))
     html = _environment().get_template("report.html.j2").render(**_context(directory, results, gallery))
+    html = gallery.draw(html, executor or LoopExecutor())
     path = directory / "report.html"
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -120,7 +120,7 @@ def write_outputs(
     shutil.copytree(place.store.path(final.digest) / "model", out / "model")
     register_model(out / "model", name=plan.study.name, registered=run["started"], champion=promote)
     _write_maps(plan, final, place, out / "maps")
-    build_report(out)
+    build_report(out, executor=place.executor)
     return results
 
 

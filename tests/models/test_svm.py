@@ -11,7 +11,7 @@ from eelsflow.errors import UnreadableFileError
 from eelsflow.executors import LoopExecutor
 from eelsflow.models.fitting import fit_model
 from eelsflow.models.spec import resolve_model
-from eelsflow.models.svm import Svm, build_svm, decision_values, fit_calibration
+from eelsflow.models.svm import Svm, build_svm, decide, decision_values, fit_calibration
 
 MACHINES = ("svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd")
 
@@ -102,3 +102,18 @@ def test_a_file_with_foreign_types_is_refused(tmp_path):
     skops.io.dump(foreign, tmp_path / "model.skops")
     with pytest.raises(UnreadableFileError, match=r"holds .*fit_calibration.*foreign code"):
         Svm.load(tmp_path / "model.skops")
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("base", "params"),
+    [("svm-linear", {"C": 1}), ("svm-rbf", {"C": 10, "gamma": 0.1}), ("svm-sigmoid", {"gamma": 0.01}), ("svm-sgd", {})],
+)
+def test_decisions_by_one_matrix_product_are_those_of_scikit_learn(base, params, n_classes):
+    rng = np.random.default_rng(n_classes)
+    codes = rng.integers(0, n_classes, 300)
+    X = rng.standard_normal((300, 12)) + codes[:, None] * 0.7
+    machine = build_svm(base, params).fit(X[:200], codes[:200])
+    values = decision_values(machine, X)
+    assert np.allclose(values.squeeze(), machine.decision_function(X), rtol=1e-9, atol=1e-9)
+    assert np.array_equal(decide(machine, values), machine.predict(X))

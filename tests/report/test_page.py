@@ -236,16 +236,6 @@ def test_the_same_results_give_the_same_bytes(results_factory: Factory, tmp_path
     assert build_report(directory).read_bytes() == first
 
 
-@pytest.mark.usefixtures("no_drawing")
-def test_progress_names_each_figure(results_factory: Factory, tmp_path):
-    names: list[str] = []
-
-    directory = results_factory(tmp_path / "out", **SMALL)
-    build_report(directory, progress=names.append)
-
-    assert sorted(names) == sorted(path.stem for path in (directory / "figures").glob("*.svg"))
-
-
 def test_a_directory_without_results_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"holds no results\.json"):
         build_report(tmp_path)

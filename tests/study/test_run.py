@@ -21,7 +21,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Leave the report out; drawing takes longer than the study."""
-    monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory: None)
+    monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
 
 
 def run(study_file, out, *, store, executor=None):
