@@ -25,7 +25,7 @@ from eelsflow.search.grid import Folds, Learner, best_cell, check_folds, search_
 REFERENCE_SPECTRA = 32
 """How many training spectra a classifier keeps to check itself with after loading."""
 
-MAX_DISAGREEMENT = 0.01
+MAX_DISAGREEMENT = 0.05
 """Share of held-out spectra for which decision and probability may differ before the result says so."""
 
 
@@ -197,8 +197,8 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
     differing = float(np.mean(model.calibration.predict(values) != decided))
     if differing > MAX_DISAGREEMENT:
         warnings.append(
-            f"for {differing:.1%} of held-out training spectra the most probable class is not the decided one: "
-            "near a boundary the class is the machine's decision, and its probability is low there"
+            f"for more than {MAX_DISAGREEMENT:.0%} of held-out training spectra the most probable class is not the "
+            "decided one: the class is the machine's decision, and its probability is low where the two differ"
         )
     return FittedModel(data.classifier(model, params), params, search, None, search_seconds, whole.seconds, warnings)
 

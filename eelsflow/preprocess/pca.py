@@ -289,9 +289,10 @@ def fit_pca(
     that half's noise, so the ratio is 1 without signal, whatever the correlation. The noise covariance is read from
     the moments themselves: a variance a channel and a correlation against distance (up to 32 channels), fitted to
     what lies outside the leading components, whose number is changed until it agrees with the rank. The rank counts
-    the leading components whose excess over the noise, both ways averaged, is at least 25 % of it and 5 standard
-    errors. At least 1; the method says so where none passes. The two thresholds are ours: a component with less signal
-    than a quarter of the noise adds more noise than signal to a denoised spectrum.
+    the components up to the last whose excess over the noise, both ways averaged, is at least 25 % of it and 5
+    standard errors; one before it may fail, as a spike does that only one half holds. At least 1; the method says
+    so where none passes. The two thresholds are ours: a component with less signal than a quarter of the noise
+    adds more noise than signal to a denoised spectrum.
     """
     halves = moments if isinstance(moments, tuple) else None
     whole = merge(*halves) if halves is not None else moments
@@ -393,7 +394,8 @@ def _choose_rank(
         along = np.maximum(along, np.maximum(0.25 * white, 1e-12 * crossed.max(initial=1e-300)))
         excess = (crossed / along).mean(axis=0) - 1.0
         passed = excess >= threshold
-        rank = n_looked_at if passed.all() else int(passed.argmin())
+        # up to the last that passes, not the first that fails: a spike is a strong component of one half alone
+        rank = int(passed.nonzero()[0].max(initial=-1)) + 1
         assumed = rank
     cosines = (bases[0] @ bases[1].T) ** 2
     # near-equal eigenvalues swap places between halves, hence the next component too
@@ -401,8 +403,9 @@ def _choose_rank(
         [0.5 * (cosines[k, : k + 2].sum() + cosines[: k + 2, k].sum()) for k in range(n_looked_at)]
     )
     method = (
-        f"split half: of {n_looked_at} components of {halves[0].n} and {halves[1].n} pixels, {rank} reproduce in the "
-        f"other half with at least {threshold:.0%} more variance than the channel-correlated noise"
+        f"split half: of {n_looked_at} components of {halves[0].n} and {halves[1].n} pixels, {rank} lead up to the "
+        f"last that reproduces in the other half with at least {threshold:.0%} more variance than the "
+        "channel-correlated noise"
     )
     if rank == 0:
         method += "; none stands above the noise: 1 was kept, and the spectra may hold no signal that varies"

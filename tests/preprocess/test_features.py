@@ -175,8 +175,9 @@ def test_components_of_the_training_set_remove_noise() -> None:
     transform = FeatureTransform.fit(noisy, ENERGY, edge=O_K, preset=steps, variance=np.full(540, 100.0, np.float32))
     plain = FeatureTransform.fit(noisy, ENERGY, edge=O_K, preset=with_method("area"))
     assert transform.pca is not None
-    # thickness and the two phases: two directions about the mean
-    assert transform.pca.rank == 2
+    # thickness and the two phases: two directions about the mean; a classifier is given five
+    assert ", 2 lead up to the last that reproduces" in transform.pca.rank_method
+    assert transform.pca.rank == 5
     truth = plain.apply(clean)
     error = np.abs(transform.apply(noisy) - truth).mean()
     assert error < 0.3 * np.abs(plain.apply(noisy) - truth).mean()
