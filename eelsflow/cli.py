@@ -180,7 +180,7 @@ data: {manifest: acquisitions/manifest.csv}
 preprocess: [recommended, paper]
 split: {by: [group, pixel], folds: 3, seeds: 2}
 grids: small
-training: {epochs: 40, batch_size: 32, patience: 10}
+training: {epochs: 25, batch_size: 32, patience: 8}
 robustness: {shift_ev: [-10, 10, 2], noise_sigma: [0, 0.3, 0.05]}
 """
 

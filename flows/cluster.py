@@ -74,7 +74,9 @@ def cluster_client(
         else:
             scheduler = stack.enter_context(_queued_cluster(config))
         try:
-            client = stack.enter_context(Client(scheduler, timeout=CONNECT_SECONDS, name="eelsflow"))
+            # closed, not entered: a client that is entered must be left in the thread that entered it
+            client = Client(scheduler, timeout=CONNECT_SECONDS, name="eelsflow")
+            stack.callback(client.close)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"no Dask scheduler answers at {scheduler!r} ({error}); "

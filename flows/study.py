@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,9 +129,12 @@ def run_study(
     """
     token = _on_step.set(on_step)
     try:
-        with running_server(home()) as server:
-            say(f"watch this study: {server.ui_url}")
-            with cluster_client(resolved.cluster, home=home()) as client:
+        with ThreadPoolExecutor(1) as beside, ExitStack() as stack:
+            # The cluster starts while the server does: half a minute less to wait for the first result.
+            starting = beside.submit(stack.enter_context, cluster_client(resolved.cluster, home=home()))
+            with running_server(home()) as server:
+                say(f"watch this study: {server.ui_url}")
+                client = starting.result()
                 study(
                     resolved,
                     out=str(out.resolve()),
