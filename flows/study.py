@@ -17,7 +17,7 @@ from prefect.futures import as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from eelsflow.store import Store, home
+from eelsflow.store import Store, home, make_directory
 from eelsflow.study import stages
 from eelsflow.study.config import Study
 from eelsflow.study.plan import Step, plan_data
@@ -65,6 +65,7 @@ def study(
     promote
         Whether the final model becomes the default one for its edge.
     """
+    make_directory(Path(out))
     root = store or str(home() / "store")
     place = Place(Store(Path(root)), executor_at(scheduler))
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from hypothesis import settings
 
 # No deadline: machines are shared and noisy, and the first example pays for imports.
@@ -18,3 +20,50 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"real spectra are not at {REAL_DATA}; they are not part of the repository")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def labelled_table(tmp_path_factory):
+    """Two classes of noisy peaks in six groups each, wide enough for true shifts; saved as a table."""
+    rng = np.random.default_rng(5)
+    energy_loss = 690 + 0.5 * np.arange(100)
+    spectra, label, group = [], [], []
+    for name, position, ratio in (("Mn2+", 709.0, 0.5), ("Mn4+", 711.5, 0.8)):
+        for number in range(6):
+            for _ in range(12):
+                peaks = np.exp(-(((energy_loss - position) / 2) ** 2)) + ratio * np.exp(
+                    -(((energy_loss - position - 9) / 2) ** 2)
+                )
+                spectra.append(peaks + 0.15 * rng.standard_normal(energy_loss.size))
+                label.append(name)
+                group.append(f"{name}-{number}")
+    path = tmp_path_factory.mktemp("table") / "table.npz"
+    np.savez(path, spectra=np.array(spectra), energy_loss=energy_loss, label=np.array(label), group=np.array(group))
+    return path
+
+
+@pytest.fixture
+def table_study(labelled_table, tmp_path):
+    """Write a study file over the table; keywords change its keys."""
+
+    def write(**changes):
+        content = {
+            "name": "manganese",
+            "edge": {
+                "name": "Mn_placed",
+                "reference_energy": 710.0,
+                "elnes_window": [700.0, 730.0],
+                "pre_edge_window": [690.0, 698.0],
+            },
+            "data": {"spectra": str(labelled_table)},
+            "split": {"by": ["group", "pixel"], "folds": 3, "seeds": 2},
+            "grids": "small",
+            "models": ["svm-linear", "svm-rbf", "svm-sgd"],
+            "robustness": {"shift_ev": [-4, 4, 2], "noise_sigma": [0, 0.3, 0.15]},
+            **changes,
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write

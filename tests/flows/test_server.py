@@ -34,9 +34,10 @@ pytestmark = pytest.mark.server
 
 # Tells where the server is, then does what it is told; `env` names the home, so its processes can be found again.
 PROGRAM = """
-import json, sys, time
+import json, signal, sys, time
 from pathlib import Path
 from flows.server import running_server
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 with running_server(Path(sys.argv[1]), preferred_port=0) as server:
     print(json.dumps([server.api_url, server.started]), flush=True)
     if sys.argv[2] == "wait":
