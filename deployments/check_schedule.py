@@ -1,7 +1,8 @@
 """Start everything that scheduled processing needs, see one scheduled run complete, and leave nothing behind.
 
-    python deployments/check_schedule.py [HOME]
+    python deployments/check_schedule.py [--home DIR] [--model MODEL --acquisition FILE]
 
+With a model and an acquisition, the scheduled run must prepare and classify that file; without, find an empty folder.
 Two faults of dependencies are only seen this way: one lets the server die at import, the other lets cron schedules
 never fire. `deployments/prefect.yaml` is what is deployed, with a short interval instead of its own, and a second
 time with the cron schedule of its comment. Exit status 0: all of it worked; 1: what did not is printed with the logs.
@@ -9,9 +10,11 @@ time with the cron schedule of its comment. Exit status 0: all of it worked; 1: 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,22 +36,31 @@ POOL = "eelsflow"
 
 def main() -> int:
     """Run the check in a given or a temporary home folder."""
+    parser = argparse.ArgumentParser(description="See one scheduled run complete.")
+    parser.add_argument("--home", type=Path, help="home folder; a temporary one by default")
+    parser.add_argument("--model", type=Path, help="a study's results or a model directory")
+    parser.add_argument("--acquisition", type=Path, help="an acquisition to put into the folder")
+    options = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        home = Path(sys.argv[1] if sys.argv[1:] else stack.enter_context(tempfile.TemporaryDirectory())).resolve()
+        home = (options.home or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         inbox, out, worker_log = home / "inbox", home / "maps", home / "worker.log"
         inbox.mkdir(parents=True, exist_ok=True)
         os.environ |= {"EELSFLOW_HOME": str(home), "EELSFLOW_INBOX": str(inbox), "EELSFLOW_OUT": str(out)}
         os.environ |= {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        if options.acquisition is not None:
+            copy_acquisition(options.acquisition, inbox)
         started = time.monotonic()
         try:
             with running_server(home, preferred_port=0) as server:
                 print(f"{time.monotonic() - started:5.1f} s  server answers at {server.api_url}")
                 run_prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-                run_prefect("deploy", "--prefect-file", str(short_schedules(home)), "--all")
+                run_prefect("deploy", "--prefect-file", str(short_schedules(home, options.model)), "--all")
                 print(f"{time.monotonic() - started:5.1f} s  deployed")
                 with worker(worker_log):
                     wait_for_scheduled_run(worker_log)
                 print(f"{time.monotonic() - started:5.1f} s  a scheduled run completed, and cron runs are planned")
+                if options.acquisition is not None:
+                    check_map(out, options.acquisition)
         except CheckFailedError as error:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1
@@ -74,18 +86,34 @@ def run_prefect(*arguments: str) -> None:
         )
 
 
-def short_schedules(home: Path) -> Path:
+def copy_acquisition(path: Path, inbox: Path) -> None:
+    """Put an acquisition, a file or a zarr folder, into the inbox."""
+    if path.is_dir():
+        shutil.copytree(path, inbox / path.name)
+    else:
+        shutil.copy(path, inbox)
+
+
+def short_schedules(home: Path, model: Path | None) -> Path:
     """Write the deployments with schedules that a check can wait for; return the file."""
     project: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("prefect.yaml").read_text())
     for deployment in project["deployments"]:
         by_cron = copy.deepcopy(deployment)
         deployment["schedules"] = [{"interval": INTERVAL_SECONDS}]
         deployment["parameters"]["settle_seconds"] = 0
+        if model is not None:
+            deployment["parameters"]["model"] = str(model.resolve())
         by_cron |= {"name": f"{deployment['name']}-cron", "schedules": [{"cron": CRON, "timezone": "UTC"}]}
         project["deployments"] = [deployment, by_cron]
     path = home / "prefect.yaml"
     path.write_text(yaml.safe_dump(project))
     return path
+
+
+def check_map(out: Path, acquisition: Path) -> None:
+    """Make sure that the scheduled run has classified the acquisition."""
+    if not list(out.rglob("summary.json")):
+        raise CheckFailedError(f"{acquisition.name} was not classified: no map in {out}")
 
 
 @contextlib.contextmanager

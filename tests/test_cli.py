@@ -1,0 +1,198 @@
+"""What a person types, and what bad input gets: one clear message, exit status 2, nothing that looks whole."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from eelsflow import cli
+from eelsflow.io.zarr_store import write_spectrum_image
+from eelsflow.simulate import PRESETS, simulate_acquisition
+from eelsflow.spectrum_image import build_spectrum_image
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def eelsflow(monkeypatch, capsys):
+    """Run a command; return exit status, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eelsflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return exit_.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def cube():
+    """A simulated acquisition of 24 x 24 pixels."""
+    parameters = PRESETS["paper"].model_copy(update={"shape": (24, 24)})
+    return simulate_acquisition(parameters, 3).image
+
+
+def write_acquisition(directory, name, cube, *, counts=None, energy_loss=None):
+    """Write the cube, with other counts or another axis, as an acquisition."""
+    counts = cube.values if counts is None else counts
+    energy_loss = cube["energy_loss"].values if energy_loss is None else energy_loss
+    image = build_spectrum_image(counts, energy_loss, pixel_size=2.1, pixel_unit="nm")
+    return write_spectrum_image(image, directory / name)
+
+
+@pytest.fixture
+def study(tmp_path, cube):
+    """Write a study file with a manifest of these acquisitions: name -> (label, counts or None)."""
+
+    def write(acquisitions, **changes):
+        rows = ["path,label,group"]
+        for name, (label, counts) in acquisitions.items():
+            write_acquisition(tmp_path, name, cube, counts=counts)
+            rows.append(f"{name},{label},")
+        (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+        content = {
+            "name": "iron",
+            "edge": "O_K",
+            "classes": ["FeO", "Fe3O4"],
+            "data": {"manifest": "manifest.csv"},
+            "models": ["svm-sgd"],
+            "split": {"by": "pixel", "folds": 3, "seeds": 1},
+            **changes,
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(json.dumps(content))  # JSON is YAML
+        return path
+
+    return write
+
+
+def assert_refused(outcome, *words):
+    status, _, error = outcome
+    assert status == 2
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error
+
+
+def test_import_of_the_command_line_is_quick_because_nothing_heavy_is_loaded():
+    heavy = ["tensorflow", "keras", "mlflow", "matplotlib", "distributed", "sklearn", "xarray", "prefect"]
+    code = f"import sys, eelsflow, eelsflow.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_command_explains_itself(eelsflow):
+    for command in ("info", "simulate", "study", "demo", "classify", "report", "up"):
+        status, out, _ = eelsflow(command, "--help")
+        assert status == 0
+        assert "Usage" in out
+
+
+def test_misuse_ends_with_status_2(eelsflow):
+    assert eelsflow("no-such-command")[0] == 2
+    assert_refused(eelsflow("study"), "--out DIR")
+
+
+def test_info_describes_an_acquisition_as_json(eelsflow, cube, tmp_path):
+    path = write_acquisition(tmp_path, "cube.zarr", cube)
+    status, out, _ = eelsflow("info", path, "--json")
+    description = json.loads(out)
+    assert status == 0
+    assert description["shape"] == [24, 24, 2048]
+    assert "O_K" in description["edges"]
+    assert description["energy_loss"]["dispersion"] == pytest.approx(0.25)
+
+
+def test_info_refuses_an_edge_outside_the_axis(eelsflow, cube, tmp_path):
+    path = write_acquisition(tmp_path, "cube.zarr", cube, energy_loss=600 + 0.125 * np.arange(2048))
+    assert_refused(eelsflow("info", path, "--edge", "O_K"), "O_K", "600.0-855.9 eV")
+
+
+@pytest.mark.parametrize("name", ["a.dm3", "a.dm4", "a.hspy", "a.emd", "a.msa", "a.txt", "a.npz", "a.xyz"])
+def test_random_bytes_are_refused(eelsflow, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(np.random.default_rng(0).bytes(3000))
+    assert_refused(eelsflow("info", path), name)
+    assert_refused(eelsflow("classify", path, "--model", "default", "--out", tmp_path / "maps"), name)
+    assert not list((tmp_path / "maps").rglob("summary.json"))
+
+
+def test_truncated_store_is_refused(eelsflow, cube, tmp_path):
+    path = write_acquisition(tmp_path, "cube.zarr", cube)
+    chunk = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[:1000])
+    assert_refused(eelsflow("info", path), "cube.zarr")
+
+
+def test_edge_is_checked_before_the_model_is_looked_for(eelsflow, cube, tmp_path):
+    path = write_acquisition(tmp_path, "cube.zarr", cube, energy_loss=600 + 0.125 * np.arange(2048))
+    outcome = eelsflow("classify", path, "--model", "nowhere", "--out", tmp_path / "maps")
+    assert_refused(outcome, "O_K", "outside the energy axis")
+
+
+def test_missing_model_is_refused(eelsflow, cube, tmp_path):
+    path = write_acquisition(tmp_path, "cube.zarr", cube)
+    assert_refused(
+        eelsflow("classify", path, "--model", "nowhere", "--out", tmp_path / "maps"), "no model is at nowhere"
+    )
+
+
+def test_output_below_a_regular_file_is_refused(eelsflow, study, cube, tmp_path):
+    (tmp_path / "file").write_text("")
+    path = write_acquisition(tmp_path, "cube.zarr", cube)
+    out = tmp_path / "file" / "out"
+    assert_refused(eelsflow("simulate", out), "cannot write to")
+    assert_refused(eelsflow("classify", path, "--model", "default", "--out", out), "cannot write to")
+    study_file = study({"a.zarr": ("FeO", None), "b.zarr": ("Fe3O4", None)})
+    assert_refused(eelsflow("study", study_file, "--out", out, "--runner", "loop"), "cannot write to")
+
+
+def corrupt(cube, kind):
+    counts = cube.values.astype(np.float32)
+    if kind == "NaN":
+        counts[3, 4, 100:200] = np.nan
+    elif kind == "negative":
+        counts[:] -= 200
+    else:  # the support film alone: no oxygen edge anywhere
+        film = np.median(counts[:2], axis=(0, 1))
+        rng = np.random.default_rng(0)
+        counts = np.broadcast_to(film, counts.shape) * (counts.shape[-1] > 0) + 6 * rng.standard_normal(counts.shape)
+    return counts
+
+
+@pytest.mark.parametrize(("kind", "words"), [("NaN", "NaN"), ("negative", "zero or less"), ("vacuum", "a.zarr")])
+def test_study_over_a_broken_acquisition_is_refused_and_names_it(eelsflow, study, cube, tmp_path, kind, words):
+    study_file = study({"a.zarr": ("FeO", corrupt(cube, kind)), "b.zarr": ("Fe3O4", None)})
+    outcome = eelsflow("study", study_file, "--out", tmp_path / "out", "--runner", "loop")
+    assert_refused(outcome, "a.zarr", words)
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert not list((tmp_path / "home" / "store" / "temporary").glob("*"))
+
+
+def test_study_over_one_class_is_refused(eelsflow, study, tmp_path):
+    study_file = study({"a.zarr": ("FeO", None)})
+    outcome = eelsflow("study", study_file, "--out", tmp_path / "out", "--runner", "loop")
+    assert_refused(outcome, "at least two classes", "'Fe3O4': 0")
+
+
+def test_unknown_key_in_the_study_file_is_refused(eelsflow, study, tmp_path):
+    study_file = study({"a.zarr": ("FeO", None)}, kernels=["rbf"])
+    assert_refused(eelsflow("study", study_file, "--out", tmp_path / "out"), "kernels: unknown key")
+
+
+def test_study_init_prints_a_study_file(eelsflow):
+    status, out, _ = eelsflow("study", "--init")
+    assert status == 0
+    assert "elnes_window" in out
+
+
+def test_report_of_what_is_no_results_directory_is_refused(eelsflow, tmp_path):
+    assert_refused(eelsflow("report", tmp_path), "results.json")
