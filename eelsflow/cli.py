@@ -161,7 +161,7 @@ def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: 
                     "install the checkout with `pip install -e '.[cpu,orchestration]'`, or use --runner loop"
                 )
             # The run's log is in the UI; the terminal has the progress bar and what goes wrong.
-            os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+            os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
             importlib.import_module("flows.study").run_study(
                 resolved, out, store=store, on_step=on_step, promote=promote, say=_say
             )
@@ -262,6 +262,9 @@ def main() -> None:
     except EelsflowError as error:
         _report(error, f"error: {error}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted; what was finished is kept, and the same command goes on from there")
+        sys.exit(130)
     except Exception as error:  # the one place that may catch everything: it turns a fault into a message
         _report(error, f"fault: {type(error).__name__}: {error} (a fault of eelsflow; --debug shows where)")
         sys.exit(1)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -175,6 +176,8 @@ def _worker_logs(client: Client) -> Iterator[None]:
     # Of the standard library throughout, because this is pickled by name and runs on workers without `flows`.
     client.register_worker_callbacks(functools.partial(logging.Logger.setLevel, logger, logging.INFO))
     client.forward_logging("eelsflow", level=logging.INFO)
+    # Ctrl-C reaches the whole group of processes; the client stops the workers, which need not say anything.
+    client.register_worker_callbacks(functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN))
     try:
         yield
     finally:
