@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
+from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis
-from eelsflow.errors import EelsflowError
-from eelsflow.io.read import read_spectra_table, read_spectrum_image
+from eelsflow.errors import EdgeOutOfRangeError, EelsflowError
+from eelsflow.io.read import read_separate_ranges, read_spectra_table, read_spectrum_image
 from eelsflow.io.zarr_store import blocks
 from eelsflow.preprocess.chain import Acquisition, Part, fit_acquisition
 from eelsflow.preprocess.presets import Align, Preset, Spikes, Step, VacuumMask
@@ -110,7 +112,13 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
     is in range does not say that the specimen shows it.
     """
     path = Path(path)
-    image = read_spectra_table(path) if path.suffix.lower() == ".npz" else read_spectrum_image(path)
+    if path.suffix.lower() == ".npz":
+        separate = read_separate_ranges(path)
+        if separate is not None:
+            return _describe_separate_ranges(path, *separate, edge=edge)
+        image = read_spectra_table(path)
+    else:
+        image = read_spectrum_image(path)
     axis = energy_axis(image)
     if edge is not None:
         edge.require_within(axis, pre_edge=False)
@@ -167,6 +175,42 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
     }
 
 
+def _describe_separate_ranges(
+    path: Path, spectra: NDArray[np.floating], ranges: NDArray[np.floating], *, edge: Edge | None
+) -> dict[str, Any]:
+    """Describe a table whose spectra each have their own energy range: most of it cannot be said of all at once."""
+    lowest, highest = float(ranges.min()), float(ranges.max())
+    reason = (
+        f"each of the {len(spectra)} spectra has its own energy range, within {lowest:.1f}-{highest:.1f} eV: register "
+        "them onto one axis (energy_loss) before a study uses them"
+    )
+    if edge is not None:
+        raise EdgeOutOfRangeError(f"{path}: {reason}; {edge.name} cannot be judged without a common axis")
+    unknown = (
+        "signal",
+        "energy_loss",
+        "edge",
+        "energy_offset",
+        "spikes",
+        "dead_channels",
+        "background_fraction",
+        "noise",
+    )
+    return {
+        "file": str(path),
+        "format": "table of spectra on separate axes",
+        "sha256": digest_file(path),
+        "shape": [1, *spectra.shape],
+        "pixel_size": 1.0,
+        "pixel_unit": "px",
+        "counts": {"min": float(spectra.min()), "max": float(spectra.max()), "mean": float(spectra.mean())},
+        "edges": [],
+        "edge_onsets": {},
+        **dict.fromkeys((*unknown, "noise")),
+        "warnings": [reason],
+    }
+
+
 def edges_in_range(axis: EnergyAxis, edges: Sequence[Edge] = tuple(SHIPPED.values())) -> dict[str, float]:
     """Return the edges that a nominal axis shows, with their onsets in eV, by rising energy.
 
@@ -213,7 +257,9 @@ def format_description(description: dict[str, Any]) -> str:
         "format": ", ".join(str(part) for part in (description["format"], description["signal"]) if part),
         "shape": f"{n_y} x {n_x} pixels, {n_channels} channels ({kind})",
         "pixel size": pixel,
-        "energy loss": f"{axis['start']:.2f} to {axis['stop']:.2f} eV, {axis['dispersion']:.4g} eV per channel",
+        "energy loss": f"{axis['start']:.2f} to {axis['stop']:.2f} eV, {axis['dispersion']:.4g} eV per channel"
+        if axis
+        else "no common axis",
         "counts": f"{counts['min']:.4g} to {counts['max']:.4g}, mean {counts['mean']:.4g}",
         "edges in range (eV)": ", ".join(edges) or "none of the known ones",
         "energy offset": f"{offset['value']:+.2f} +- {offset['error']:.2f} eV at {description['edge']}"

@@ -212,3 +212,18 @@ def test_offset_of_the_manganese_oxide_is_found(real_data):
 @pytest.mark.real
 def test_spikes_of_the_oxide_image_are_found(real_data):
     assert describe(real_data / "oxide_spectrum_image.dm3")["spikes"]["pixels"] in range(1, 12)
+
+
+def test_table_of_spectra_on_separate_ranges_is_described_without_an_axis(tmp_path):
+    path = tmp_path / "references.npz"
+    ranges = np.array([[631.0, 660.0], [635.0, 664.0], [632.0, 662.0]])
+    np.savez(path, X=np.ones((3, 50)), energy_min_max=ranges, label=np.array(["a", "b", "c"]))
+
+    description = describe(path)
+
+    assert description["shape"] == [1, 3, 50]
+    assert description["energy_loss"] is None
+    assert "631.0-664.0 eV" in description["warnings"][0]
+    assert "no common axis" in format_description(description)
+    with pytest.raises(EdgeOutOfRangeError, match="without a common axis"):
+        describe(path, edge=O_K)

@@ -376,6 +376,36 @@ def _read_text(path: Path) -> xr.DataArray:
     )
 
 
+def read_separate_ranges(path: Path | str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Read a table (npz) whose spectra lie on an energy range each.
+
+    Returns
+    -------
+    spectra, ranges
+        Shape (n, channels) and (n, 2), lowest and highest energy in eV; None if the file is no such table.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the file is damaged.
+    """
+    path = Path(path)
+    with _damage_reported(path, "npz"), np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name, ranges in arrays.items():
+        if not (re.search("energy|loss", name, re.I) and ranges.ndim == 2 and ranges.shape[1] == 2):
+            continue
+        for spectra in arrays.values():
+            if (
+                spectra.ndim == 2
+                and spectra.dtype.kind in "uif"
+                and len(spectra) == len(ranges)
+                and spectra.shape[1] > 2
+            ):
+                return spectra, ranges
+    return None
+
+
 def read_spectra_table(path: Path | str) -> xr.DataArray:
     """Read a ready table of spectra (npz) as one line of pixels.
 

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 from eelsflow.errors import EelsflowError, StudyFileError, UnreadableFileError
 from eelsflow.models.spec import BASES
 from eelsflow.study.config import EXAMPLE, AmplitudeRange, load_study
+
+STUDIES = Path(__file__).parents[2] / "deployments" / "studies"
 
 MINIMAL = {
     "name": "iron",
@@ -97,3 +101,9 @@ def test_quick_study_is_smaller_but_leaves_out_no_model(study_file):
     quick = study.quick()
     assert (quick.split.seeds, quick.split.folds, quick.grids, quick.training.epochs) == (2, 3, "small", 60)
     assert quick.models == study.models
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_study_files_are_valid(path, monkeypatch):
+    monkeypatch.setenv("EELSFLOW_DATA", "somewhere")
+    assert len(load_study(path).models) == 7
