@@ -22,7 +22,7 @@ from eelsflow.study.run import write_outputs
 from eelsflow.study.stages import Place
 from tasks.options import executor_at, task_options
 
-SHOWN_FIGURES = 6
+SHOWN_FIGURES = 10
 """How many figures are shown in the Prefect run; all are in the report."""
 
 
@@ -45,13 +45,17 @@ def write_report(
     create_link_artifact(
         key="report", link=(directory / "report.html").resolve().as_uri(), link_text="report.html", description="Report"
     )
-    for path in sorted((directory / "figures").glob("*.png"))[:SHOWN_FIGURES]:
+    for path in sorted((directory / "figures").glob("*.png"), key=_least_telling_last)[:SHOWN_FIGURES]:
         picture = base64.b64encode(path.read_bytes()).decode()
         create_image_artifact(
             key=path.stem.lower().replace("_", "-").replace(".", "-"),
             image_url=f"data:image/png;base64,{picture}",
             description=path.stem,
         )
+
+
+def _least_telling_last(figure: Path) -> tuple[bool, str]:
+    return figure.stem.startswith(("acquisition", "architecture")), figure.name
 
 
 def _table_row(row: dict[str, Any]) -> dict[str, Any]:
