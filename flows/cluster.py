@@ -83,6 +83,9 @@ def cluster_client(
                 f"no Dask scheduler answers at {scheduler!r} ({error}); "
                 "start one with `dask scheduler`, or use `cluster: local`"
             ) from error
+        if config == "local":
+            # Ctrl-C reaches the whole group of processes; the client stops the workers, they need not say anything.
+            client.register_worker_callbacks(functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN))
         if isinstance(config, str):
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         _check_versions(client)
@@ -176,8 +179,6 @@ def _worker_logs(client: Client) -> Iterator[None]:
     # Of the standard library throughout, because this is pickled by name and runs on workers without `flows`.
     client.register_worker_callbacks(functools.partial(logging.Logger.setLevel, logger, logging.INFO))
     client.forward_logging("eelsflow", level=logging.INFO)
-    # Ctrl-C reaches the whole group of processes; the client stops the workers, which need not say anything.
-    client.register_worker_callbacks(functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN))
     try:
         yield
     finally:
