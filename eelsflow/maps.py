@@ -159,8 +159,9 @@ def classify_file(
     image = check_file(path, edge=_edge_to_check(str(model), edge))
     bundle = ModelBundle.load(find_model(str(model), edge=edge))
     make_directory(out)
-    target = out / path.name.removesuffix(path.suffix)
-    temporary = out / f".{target.name}.{digest_file(path)[:12]}"
+    sha256 = digest_file(path)
+    target = _folder_for(path, sha256, out)
+    temporary = out / f".{target.name}.{sha256[:12]}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -170,7 +171,8 @@ def classify_file(
             prepare_blocks(raw, prepared, edge=bundle.edge, preset=bundle.acquisition_preset, executor=executor)
         except EelsflowError as error:
             raise type(error)(f"{path.name}: {error}") from error
-        summary = map_product(prepared, bundle, temporary, title=path.name)
+        summary = map_product(prepared, bundle, temporary, title=path.name) | {"file_sha256": sha256}
+        write_json(temporary / "summary.json", summary)
         shutil.rmtree(raw)
         shutil.rmtree(prepared)
         shutil.rmtree(target, ignore_errors=True)
@@ -178,6 +180,15 @@ def classify_file(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return summary
+
+
+def _folder_for(path: Path, sha256: str, out: Path) -> Path:
+    """Return the folder of a file's maps: its name, told apart by content from another file of the same name."""
+    target = out / path.name.removesuffix(path.suffix)
+    summary = target / "summary.json"
+    if summary.is_file() and read_json(summary)["file_sha256"] != sha256:
+        return target.with_name(f"{target.name}-{sha256[:8]}")
+    return target
 
 
 def _edge_to_check(model: str, edge: str | None) -> Edge:

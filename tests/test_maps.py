@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+
+from eelsflow.errors import EdgeOutOfRangeError
+from eelsflow.executors import LoopExecutor
+from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
+from eelsflow.maps import classify_file, find_model, register_model
+from eelsflow.simulate import PRESETS, simulate_directory
+from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.spectrum_image import build_spectrum_image
+from eelsflow.store import Store
+from eelsflow.study.config import load_study
+from eelsflow.study.run import run_study
+from eelsflow.study.stages import Place
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A small study over six simulated acquisitions, with its model."""
+    directory = tmp_path_factory.mktemp("study")
+    axis = AxisParameters(start=470.0, n_channels=520)  # a quarter of the detector, for speed
+    preset = PRESETS["paper"].model_copy(update={"axis": axis})
+    simulate_directory(directory, n_acquisitions=6, seed=3, shape=(24, 24), preset=preset)
+    content = {
+        "name": "cubes",
+        "edge": "O_K",
+        "classes": ["FeO", "Fe3O4"],
+        "data": {"manifest": "manifest.csv"},
+        "models": ["svm-linear"],
+        "split": {"by": ["group", "pixel"], "folds": 3, "seeds": 1},
+        "grids": "small",
+        "robustness": {"shift_ev": [-5, 5, 5], "noise_sigma": [0, 0.3, 0.15]},
+    }
+    (directory / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EELSFLOW_HOME", str(directory / "home"))
+        patch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
+        place = Place(Store(directory / "store"), LoopExecutor())
+        run_study(load_study(directory / "study.yaml"), directory / "results", place=place)
+    return directory / "results"
+
+
+def acquisition(results: Path, kind: str) -> Path:
+    return next(path for path in sorted(results.parent.glob(f"*{kind}.zarr")) if "truth" not in path.name)
+
+
+@pytest.mark.slow
+def test_map_has_a_class_for_every_specimen_pixel_and_a_blank_vacuum(results, tmp_path):
+    path = acquisition(results, "FeO")
+    summary = classify_file(path, model=results, out=tmp_path)
+    folder = tmp_path / path.stem
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert sum(found["pixels"] for found in summary["classes"].values()) + summary["background_pixels"] == 24 * 24
+    mapped = open_dataset(folder / "map.zarr")
+    vacuum = mapped["class_index"].values == -1
+    assert vacuum.sum() == summary["background_pixels"]
+    probability = mapped["probability"].values
+    assert np.isnan(probability[vacuum]).all()
+    assert np.allclose(probability[~vacuum].sum(axis=-1), 1, atol=1e-5)
+    assert np.array_equal(tifffile.imread(folder / "class.tif"), mapped["class_index"].values)
+    assert not [text for text in summary["warnings"] if "unlike the training data" in text]
+
+
+@pytest.mark.slow
+def test_mixed_acquisitions_of_a_study_are_mapped(results):
+    assert sorted(path.name for path in (results / "maps").iterdir()) == [
+        acquisition(results, "004-core-shell").stem,
+        acquisition(results, "005-core-shell").stem,
+    ]
+
+
+@pytest.mark.slow
+def test_two_files_of_one_name_do_not_overwrite_each_other(results, tmp_path):
+    for number, kind in enumerate(("000-FeO", "001-Fe3O4")):
+        copy = tmp_path / str(number) / "scan.zarr"
+        copy.parent.mkdir()
+        copy.symlink_to(acquisition(results, kind))
+        classify_file(copy, model=results, out=tmp_path / "maps")
+    folders = list((tmp_path / "maps").iterdir())
+    assert len(folders) == 2
+    assert len({json.loads((folder / "summary.json").read_text())["file_sha256"] for folder in folders}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_iron_map_of_a_titanium_and_lanthanum_oxide_carries_a_warning(results, tmp_path, real_data):
+    summary = classify_file(real_data / "oxide_spectrum_image.dm3", model=results, out=tmp_path / "maps")
+    assert "unlike the training data" in summary["warnings"][0]
+
+
+@pytest.mark.slow
+def test_models_are_found_by_directory_name_and_default(results, monkeypatch, tmp_path):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path))
+    assert find_model(str(results)) == results / "model"
+    register_model(results / "model", name="cubes", registered="2026-01-01T00:00:00+00:00")
+    assert find_model("cubes") == find_model("default", edge="O_K") == results / "model"
+
+
+@pytest.mark.slow
+def test_file_without_the_models_edge_is_refused(results, tmp_path):
+    image = build_spectrum_image(np.ones((4, 4, 100)), 600 + np.arange(100.0))
+    path = write_spectrum_image(image, tmp_path / "late.zarr")
+    with pytest.raises(EdgeOutOfRangeError, match=r"late\.zarr.*outside the energy axis"):
+        classify_file(path, model=results, out=tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
