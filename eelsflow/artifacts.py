@@ -120,6 +120,8 @@ def log_study(
     for model in models:
         found = _find_run(client, experiment, model.digest)
         if found is not None and found[1]:
+            client.set_tag(found[0], "mlflow.parentRunId", parent_id)
+            client.set_tag(found[0], "mlflow.runName", model.name)
             continue
         run_id = found[0] if found else str(
             client.create_run(

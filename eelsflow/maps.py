@@ -16,7 +16,7 @@ import eelsflow
 from eelsflow.digest import digest_file
 from eelsflow.edges import Edge, resolve_edge
 from eelsflow.energy import EnergyAxis
-from eelsflow.errors import EelsflowError, UnreadableFileError
+from eelsflow.errors import EelsflowError, OutputPathError, UnreadableFileError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import blocks, open_dataset, write_dataset, write_spectrum_image
@@ -80,10 +80,14 @@ def _registry() -> Path:
     return home() / "models.json"
 
 
-def _registered() -> list[dict[str, Any]]:
+def _entries() -> list[dict[str, Any]]:
     path = _registry()
     entries: list[dict[str, Any]] = read_json(path) if path.exists() else []
-    return [entry for entry in entries if (Path(entry["path"]) / "model.json").is_file()]
+    return entries
+
+
+def _registered() -> list[dict[str, Any]]:
+    return [entry for entry in _entries() if (Path(entry["path"]) / "model.json").is_file()]
 
 
 def register_model(directory: Path, *, name: str, registered: str, champion: bool = False) -> None:
@@ -100,9 +104,11 @@ def register_model(directory: Path, *, name: str, registered: str, champion: boo
     champion
         Whether "default" prefers it to newer models of the same edge.
     """
+    directory = directory.resolve()
     description = read_description(directory)
     edge = description["edge"]["name"]
-    entries = [entry for entry in _registered() if entry["path"] != str(directory)]
+    # of every entry, also those whose model is not to be seen now: its disk may be mounted tomorrow
+    entries = [entry for entry in _entries() if entry["path"] != str(directory)]
     if champion:
         entries = [{**entry, "champion": entry["champion"] and entry["edge"] != edge} for entry in entries]
     entries.append({"name": name, "edge": edge, "path": str(directory), "registered": registered, "champion": champion})
@@ -186,8 +192,12 @@ def _folder_for(path: Path, sha256: str, out: Path) -> Path:
     """Return the folder of a file's maps: its name, told apart by content from another file of the same name."""
     target = out / path.name.removesuffix(path.suffix)
     summary = target / "summary.json"
-    if summary.is_file() and read_json(summary)["file_sha256"] != sha256:
-        return target.with_name(f"{target.name}-{sha256[:8]}")
+    if summary.is_file() and read_json(summary).get("file_sha256") != sha256:
+        target = target.with_name(f"{target.name}-{sha256[:8]}")
+    if target.exists() and not (target / "map.zarr").is_dir():
+        raise OutputPathError(
+            f"{target} exists and holds no map, so it is somebody else's and would be lost; name another --out"
+        )
     return target
 
 
@@ -264,8 +274,8 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
         "background_pixels": int(vacuum_mask.sum()),
         "classes": classes,
         "energy_offset": {
-            "value": float(product.attrs["energy_offset"]),
-            "error": float(product.attrs["energy_offset_error"]),
+            "value": _finite(product.attrs["energy_offset"]),
+            "error": _finite(product.attrs["energy_offset_error"]),
         },
         "novelty": {
             "mean_spectrum": mean_novelty,
@@ -304,6 +314,10 @@ def _on_axis(wide: NDArray[np.float32], energy_loss: NDArray[np.float64], axis: 
     if np.array_equal(energy_loss, axis.values):
         return wide
     return np.asarray(rebin_linear(energy_loss, wide, axis), dtype=np.float32)
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def _index_of(predicted: NDArray[np.str_], classes: Sequence[str]) -> NDArray[np.int16]:

@@ -13,7 +13,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from eelsflow.edges import resolve_edge
-from eelsflow.errors import EelsflowError
+from eelsflow.errors import InputError
 from eelsflow.inbox import SETTLE_SECONDS, Entry, Ledger, find_new, summarize
 from tasks.options import task_options
 
@@ -108,6 +108,6 @@ def _outcome(entry: Entry, shape: PrefectFuture[list[int]], folder: PrefectFutur
         error = shape.result(raise_on_failure=False)
     except Exception as caught:
         error = caught
-    if isinstance(error, EelsflowError):
+    if isinstance(error, InputError):
         return replace(entry, state="quarantined", reason=str(error))
     return replace(entry, state="failed", reason=f"{type(error).__name__}: {error}")

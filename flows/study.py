@@ -17,11 +17,11 @@ from prefect.futures import as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from eelsflow.store import Store, home, make_directory
+from eelsflow.store import Store, home
 from eelsflow.study import stages
 from eelsflow.study.config import Study
 from eelsflow.study.plan import Step, plan_data
-from eelsflow.study.run import run_stages
+from eelsflow.study.run import claim_directory, run_stages
 from eelsflow.study.stages import Place
 from flows.cluster import cluster_client
 from flows.server import running_server
@@ -65,7 +65,7 @@ def study(
     promote
         Whether the final model becomes the default one for its edge.
     """
-    make_directory(Path(out))
+    claim_directory(Path(out))
     root = store or str(home() / "store")
     place = Place(Store(Path(root)), executor_at(scheduler))
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()

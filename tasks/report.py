@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def write_report(
     for path in sorted((directory / "figures").glob("*.png"), key=_least_telling_last)[:SHOWN_FIGURES]:
         picture = base64.b64encode(path.read_bytes()).decode()
         create_image_artifact(
-            key=path.stem.lower().replace("_", "-").replace(".", "-"),
+            key=re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-"),
             image_url=f"data:image/png;base64,{picture}",
             description=path.stem,
         )

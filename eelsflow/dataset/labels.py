@@ -48,7 +48,7 @@ def read_phase_fraction(path: Path) -> tuple[list[str], NDArray[np.float32]]:
             with xr.open_zarr(path, consolidated=False) as truth:
                 phases = [str(name) for name in truth["phase"].values]
                 fraction = truth["phase_fraction"].values.astype(np.float32)
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # zipfile.BadZipFile, zlib.error and zarr's errors share no base class
         raise UnreadableFileError(
             f"{path} holds no per-pixel truth ({error}); expected zarr or npz with phase_fraction (phase, y, x) "
             "and phase"

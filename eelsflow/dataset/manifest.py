@@ -61,25 +61,30 @@ def read_manifest(path: Path) -> list[Acquisition]:
         raise StudyFileError(f"manifest {path} names no acquisition; write one row a file")
 
     acquisitions: list[Acquisition] = []
-    seen: dict[Path, int] = {}
+    seen: dict[str, int] = {}
+    names: set[str] = set()
     for number, row in enumerate(rows, start=2):
         value = {column: (row.get(column) or "").strip() for column in COLUMNS}
         if not value["path"]:
             raise StudyFileError(f"manifest {path}, line {number}: the path is empty")
         file = (path.parent / value["path"]).resolve()
-        if file in seen:
+        sha256 = digest_file(file)
+        if sha256 in seen:
             raise StudyFileError(
-                f"manifest {path}, line {number}: {value['path']} was already given in line {seen[file]}; "
-                "the same spectra in two rows would count as independent: remove one"
+                f"manifest {path}, line {number}: {value['path']} was already given in line {seen[sha256]} (the same "
+                "content); the same spectra in two rows would count as independent: remove one"
             )
-        seen[file] = number
+        seen[sha256] = number
         truth = (path.parent / value["truth"]).resolve() if value["truth"] else None
         name = file.name.removesuffix(file.suffix)
+        if name in names:  # another file of this name in another folder
+            name = f"{name}-{sha256[:8]}"
+        names.add(name)
         acquisitions.append(
             Acquisition(
                 name=name,
                 path=file,
-                sha256=digest_file(file),
+                sha256=sha256,
                 label=value["label"],
                 group=value["group"] or name,
                 session=value["session"],

@@ -106,6 +106,11 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
             f"{path} lacks {absent}; expected the arrays spectra (n, channels), energy_loss (channels,) and label (n,)"
         )
     spectra, energy_loss, label = table["spectra"], table["energy_loss"], table["label"].astype(np.str_)
+    if spectra.dtype.kind not in "uif" or label.ndim != 1 or table.get("group", label).shape != label.shape:
+        raise DataSetError(
+            f"{path}: spectra are of type {spectra.dtype}, label has shape {label.shape}, group has shape "
+            f"{table['group'].shape if 'group' in table else None}; expected numbers, and one label and group each"
+        )
     if spectra.ndim != 2 or spectra.shape != (label.size, energy_loss.size):
         raise DataSetError(
             f"{path}: spectra have shape {spectra.shape} for {label.size} labels and {energy_loss.size} energies; "

@@ -58,11 +58,14 @@ def split_spectra(
                 f"class {classes[counts.argmin()]} has {counts.min()} spectrum; it needs at least 2, one to train on "
                 "and one to test with"
             )
-        from sklearn.model_selection import train_test_split
-
-        n_test = max(round(test_fraction * label.size), classes.size)
-        train, test = train_test_split(np.arange(label.size), test_size=n_test, stratify=label, random_state=seed)
-        return np.sort(train), np.sort(test)
+        pixel_rng = np.random.default_rng([seed, 0x91E1])
+        held_out_pixels = []
+        for name, count in zip(classes, counts, strict=True):
+            n_held = min(max(round(test_fraction * int(count)), 1), int(count) - 1)
+            held_out_pixels.append(pixel_rng.permutation(np.flatnonzero(label == name))[:n_held])
+        is_held = np.zeros(label.size, bool)
+        is_held[np.concatenate(held_out_pixels)] = True
+        return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
     if group is None:
         raise DataSetError("a split by group needs groups, and these spectra have none; split by pixel, or add them")

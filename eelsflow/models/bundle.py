@@ -103,6 +103,11 @@ class ModelBundle:
             ) from error
 
 
+def rename_model(directory: Path, name: str) -> None:
+    """Call a saved model by another name: equal models of two names share one entry of the store."""
+    write_json(directory / "model.json", {**read_description(directory), "name": name})
+
+
 def read_description(directory: Path) -> dict[str, Any]:
     """Read what a bundle says of itself, without loading the model.
 

@@ -172,6 +172,8 @@ def resolve_model(model: str | dict[str, Any] | ModelSpec) -> ModelSpec:
         return model
     if isinstance(model, str):
         model = {"name": model, "base": model}
+    if not isinstance(model, dict):
+        raise DataSetError(f"a model is written as a base or {{name, base, ...}}, found {model!r}")
     try:
         return ModelSpec.model_validate({"name": model.get("base"), "base": model.get("name"), **model})
     except ValidationError as error:

@@ -244,6 +244,8 @@ def resolve_preset(preset: str | dict[str, Any] | Sequence[Any] | Preset) -> Pre
                 "out as {name, steps}"
             )
         return PRESETS[preset]
+    if not isinstance(preset, dict | Sequence):
+        raise StudyFileError(f"preprocess is a name, {{name, steps}} or a list of steps, found {preset!r}")
     value = preset if isinstance(preset, dict) else {"steps": list(preset)}
     try:
         return Preset.model_validate(value)

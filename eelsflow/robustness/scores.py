@@ -25,9 +25,10 @@ class Score(BaseModel):
 
 def bootstrap_score(
     correct: Sequence[NDArray[np.bool_]],
-    units: Sequence[NDArray[np.str_] | None],
+    labels: Sequence[NDArray[np.str_]],
+    groups: Sequence[NDArray[np.str_] | None],
     *,
-    weight: Sequence[NDArray[np.float64]] | None = None,
+    balanced: bool = False,
 ) -> Score | None:
     """Return the accuracy over paired seeds with an interval by bootstrap over seeds and groups.
 
@@ -35,59 +36,91 @@ def bootstrap_score(
     ----------
     correct
         For each seed, shape (n_test,): whether each test spectrum was right.
-    units
-        For each seed, shape (n_test,): the group of each spectrum, or None to resample spectra.
-    weight
-        For each seed, shape (n_test,): weight of each spectrum; 1 / (size of its class) gives balanced accuracy.
+    labels
+        For each seed, shape (n_test,): its class.
+    groups
+        For each seed, shape (n_test,): its group, or None to resample spectra.
+    balanced
+        Whether every class counts the same: the mean of the recalls.
 
     Returns
     -------
     Score or None
-        None where there is nothing to compute from, or not a single resample can be drawn.
+        None where there is nothing to compute from.
 
     Notes
     -----
-    Two-stage resampling: seeds with replacement, then groups (or spectra) within each drawn seed. Spectra of one
-    acquisition are not independent, so resampling spectra where groups are known would give too narrow an interval.
+    Two-stage resampling: seeds with replacement, then groups (or spectra) within each drawn seed, class by class as
+    the splits are drawn (a group counts to the class that is commonest in it). Spectra of one acquisition are not
+    independent, so resampling spectra where groups are known would give too narrow an interval.
     """
     if not correct:
         return None
-    totals, weights = [], []
-    for number, right in enumerate(correct):
-        value = np.ones(right.size) if weight is None else weight[number]
-        unit = units[number]
-        code = np.arange(right.size) if unit is None else np.unique(unit, return_inverse=True)[1]
-        totals.append(np.bincount(code, weights=value * right).astype(np.float64))
-        weights.append(np.bincount(code, weights=value).astype(np.float64))
-    mean = float(np.mean([total.sum() / size.sum() for total, size in zip(totals, weights, strict=True)]))
-
-    rng = np.random.default_rng(20190513)
-    # One resampled accuracy a seed and resample; then the mean over a resample of the seeds.
-    per_seed = np.stack([_resample(t, w, rng) for t, w in zip(totals, weights, strict=True)])
     n_seeds = len(correct)
-    drawn = rng.integers(0, n_seeds, (N_RESAMPLES, n_seeds))
-    resampled = per_seed[drawn, np.arange(N_RESAMPLES)[:, None]].mean(axis=1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    rng = np.random.default_rng(20190513)
+    means, resampled = [], []
+    for right, label, group in zip(correct, labels, groups, strict=True):
+        classes, code = np.unique(label, return_inverse=True)
+        means.append(_accuracy(*_count(right, code, classes.size), balanced=balanced))
+        draws = N_RESAMPLES * n_seeds  # a seed that is drawn twice is resampled twice, independently
+        drawn = (
+            _resample_spectra(right, code, classes.size, draws, rng)
+            if group is None
+            else _resample_groups(right, code, classes.size, np.unique(group, return_inverse=True)[1], draws, rng)
+        )
+        resampled.append(_accuracy(*drawn, balanced=balanced).reshape(n_seeds, N_RESAMPLES))
+    mean = float(np.mean(means))
+    chosen = rng.integers(0, n_seeds, (n_seeds, N_RESAMPLES))
+    slots, numbers = np.arange(n_seeds)[:, None], np.arange(N_RESAMPLES)
+    low, high = np.percentile(np.stack(resampled)[chosen, slots, numbers].mean(axis=0), [2.5, 97.5])
     return Score(mean=mean, low=float(min(low, mean)), high=float(max(high, mean)))
 
 
-def _resample(
-    totals: NDArray[np.float64], weights: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Return N_RESAMPLES accuracies over units drawn with replacement."""
-    n_units = totals.size
-    if np.all(weights == weights[0]):  # equal units that are right or wrong: a multinomial of few distinct values
-        values, counts = np.unique(totals, return_counts=True)
-        drawn = rng.multinomial(n_units, counts / n_units, N_RESAMPLES)
-        return np.asarray(drawn @ values / (n_units * weights[0]))
-    picks = rng.integers(0, n_units, (N_RESAMPLES, n_units))
-    return np.asarray(totals[picks].sum(axis=1) / weights[picks].sum(axis=1))
+Counts = NDArray[np.float64]
+"""Numbers of spectra for each class, shape (..., classes)."""
 
 
-def class_weights(label: NDArray[np.str_]) -> NDArray[np.float64]:
-    """Return 1 / (size of the spectrum's class), shape (n,): the weights of balanced accuracy."""
-    _, code, counts = np.unique(label, return_inverse=True, return_counts=True)
-    return np.asarray(1.0 / counts[code])
+def _count(right: NDArray[np.bool_], code: NDArray[np.intp], n_classes: int) -> tuple[Counts, Counts]:
+    """Return how many spectra of each class were right, and how many there are."""
+    hits = np.bincount(code, weights=right, minlength=n_classes)
+    return hits.astype(np.float64), np.bincount(code, minlength=n_classes).astype(np.float64)
+
+
+def _accuracy(hits: Counts, sizes: Counts, *, balanced: bool) -> NDArray[np.float64]:
+    if not balanced:
+        return np.asarray(hits.sum(axis=-1) / sizes.sum(axis=-1))
+    recall = np.divide(hits, sizes, out=np.full(hits.shape, np.nan), where=sizes > 0)
+    return np.asarray(np.nanmean(recall, axis=-1))
+
+
+def _resample_spectra(
+    right: NDArray[np.bool_], code: NDArray[np.intp], n_classes: int, n_draws: int, rng: np.random.Generator
+) -> tuple[Counts, Counts]:
+    """Draw spectra with replacement within each class: their number of hits is binomial."""
+    hits, sizes = _count(right, code, n_classes)
+    drawn = rng.binomial(sizes.astype(np.int64), hits / sizes, (n_draws, n_classes))
+    return drawn.astype(np.float64), np.broadcast_to(sizes, drawn.shape)
+
+
+def _resample_groups(
+    right: NDArray[np.bool_],
+    code: NDArray[np.intp],
+    n_classes: int,
+    group: NDArray[np.intp],
+    n_draws: int,
+    rng: np.random.Generator,
+) -> tuple[Counts, Counts]:
+    """Draw whole groups with replacement within each majority class."""
+    n_groups = int(group.max()) + 1
+    cell = group * n_classes + code
+    sizes = np.bincount(cell, minlength=n_groups * n_classes).reshape(n_groups, n_classes).astype(np.float64)
+    hits = np.bincount(cell, weights=right, minlength=n_groups * n_classes).reshape(n_groups, n_classes)
+    times = np.zeros((n_draws, n_groups))
+    majority = sizes.argmax(axis=1)
+    for stratum in np.unique(majority):
+        members = np.flatnonzero(majority == stratum)
+        times[:, members] = rng.multinomial(members.size, np.full(members.size, 1 / members.size), n_draws)
+    return times @ hits, times @ sizes
 
 
 def breakdown_point(

@@ -22,7 +22,7 @@ def _as_list(value: Any) -> Any:
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSource(_Part):
@@ -124,6 +124,7 @@ class Study(_Part):
             ("models", [model.name for model in self.models]),
             ("preprocess", [preset.name for preset in self.preprocess]),
             ("classes", list(self.classes)),
+            ("split.by", [str(by) for by in self.split.by]),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:

@@ -68,8 +68,8 @@ def summarize_prepared(prepared: Path, directory: Path, *, edge: Edge) -> None:
     )
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def example_spectra(

@@ -22,7 +22,7 @@ from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.digest import code_version, digest_of
 from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.features import FeatureTransform
-from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_score, breakdown_point, class_weights
+from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_score, breakdown_point
 from eelsflow.store import read_json, write_json
 from eelsflow.study.evidence import EXAMPLE_SHIFT_EV, example_spectra
 from eelsflow.study.plan import AssessModel, FitFeatures, Plan
@@ -71,12 +71,12 @@ def score_rows(steps: Sequence[AssessModel], place: Place) -> list[Row]:
 def _score_row(key: Key, members: Sequence[AssessModel], tests: _TestParts, place: Place) -> Row:
     model, preset, split = key
     correct: dict[str, list[NDArray[np.bool_]]] = defaultdict(list)
-    units, weights = [], []
+    labels, groups = [], []
     curves: dict[str, list[list[float]]] = defaultdict(list)
     for step in members:
         label, group = tests[step.fit.features]
-        units.append(group)
-        weights.append(class_weights(label))
+        labels.append(label)
+        groups.append(group)
         with np.load(place.store.path(step.digest) / "correct.npz") as arrays:
             for name in arrays.files:
                 correct[name].append(arrays[name])
@@ -85,7 +85,7 @@ def _score_row(key: Key, members: Sequence[AssessModel], tests: _TestParts, plac
     fits = [read_fit(step.fit, place.store) for step in members]
 
     def score(name: str, *, balanced: bool = False) -> dict[str, float] | None:
-        found: Score | None = bootstrap_score(correct[name], units, weight=weights if balanced else None)
+        found: Score | None = bootstrap_score(correct[name], labels, groups, balanced=balanced)
         return found.model_dump() if found else None
 
     def mean_seconds(name: str) -> float | None:
@@ -216,7 +216,11 @@ def write_results(
     """
     study = plan.study
     evidence = directory / "evidence"
-    shutil.rmtree(evidence, ignore_errors=True)
+    # What an earlier run left must not stand beside new numbers, whenever this one is interrupted.
+    for earlier in (directory / "results.json", directory / "report.html"):
+        earlier.unlink(missing_ok=True)
+    for earlier in (evidence, directory / "robustness.zarr", *directory.glob("search-*.zarr")):
+        shutil.rmtree(earlier, ignore_errors=True)
     evidence.mkdir()
     rows = score_rows(steps, place)
 
@@ -279,10 +283,10 @@ def write_results(
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         **run,
     }
-    write_json(directory / "results.json", results)
     resolved = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (directory / "study.yaml").write_text(resolved)
     write_json(directory / "provenance.json", _provenance(plan, steps))
+    write_json(directory / "results.json", results)
     return results
 
 

@@ -11,8 +11,9 @@ from typing import Any, Protocol, TypeVar
 
 from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.dataset.splits import SplitBy
+from eelsflow.errors import OutputPathError
 from eelsflow.maps import map_product, register_model
-from eelsflow.models.bundle import ModelBundle
+from eelsflow.models.bundle import ModelBundle, rename_model
 from eelsflow.report.page import build_report
 from eelsflow.store import Store, make_directory
 from eelsflow.study import stages
@@ -32,6 +33,9 @@ from eelsflow.study.results import score_rows, write_results
 from eelsflow.study.stages import Place
 
 StepType = TypeVar("StepType", bound=Step)
+
+OWN_NAMES = ("results.json", "model", "maps", "evidence", "figures", "robustness.zarr", "report.html", "study.yaml")
+"""What a study replaces in its results directory."""
 
 
 class Runner(Protocol):
@@ -85,9 +89,9 @@ def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[list[AssessModel]
     run(stages.build_dataset, plan.datasets)
     fits = plan_models(plan, place.store)
     run(stages.fit_features, _unique(fit.features for fit in fits))
-    run(stages.fit_model, fits)
+    run(stages.fit_model, _unique(fits))
     assessed = [plan_assessment(plan.study, fit) for fit in fits]
-    run(stages.assess_model, assessed)
+    run(stages.assess_model, _unique(assessed))
     final = plan_final_model(assessed, score_rows(assessed, place))
     run(stages.fit_features, [final.features])
     run(stages.fit_model, [final])
@@ -96,6 +100,25 @@ def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[list[AssessModel]
 
 def _unique(steps: Iterable[StepType]) -> list[StepType]:
     return list({step.digest: step for step in steps}.values())
+
+
+def claim_directory(out: Path) -> None:
+    """Make `out` the results directory of a study, before anything is computed.
+
+    Raises
+    ------
+    OutputPathError
+        If it cannot be written to, or holds files of somebody else under the names that results use.
+    """
+    make_directory(out)
+    mark = out / ".eelsflow-results"
+    taken = [name for name in OWN_NAMES if (out / name).exists()]
+    if taken and not mark.exists():
+        raise OutputPathError(
+            f"{out} holds {', '.join(taken)}, which no study wrote and which results would replace; "
+            "name another directory for the results"
+        )
+    mark.touch()
 
 
 def write_outputs(
@@ -118,6 +141,7 @@ def write_outputs(
     results = write_results(out, plan, assessed, place, run=run)
     shutil.rmtree(out / "model", ignore_errors=True)
     shutil.copytree(place.store.path(final.digest) / "model", out / "model")
+    rename_model(out / "model", final.model.name)
     register_model(out / "model", name=plan.study.name, registered=run["started"], champion=promote)
     _write_maps(plan, final, place, out / "maps")
     build_report(out, executor=place.executor)
@@ -161,7 +185,7 @@ def run_study(
     dict
         The content of ``results.json``.
     """
-    make_directory(out)
+    claim_directory(out)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     plan = plan_data(study)
 

@@ -41,3 +41,17 @@ def test_manifest_that_cannot_be_used_is_refused(manifest, text, message):
 def test_missing_file_is_named(manifest):
     with pytest.raises(UnreadableFileError, match=r"c\.dm3 cannot be read: No such file"):
         read_manifest(manifest("path,label,group\nc.dm3,FeO,\n"))
+
+
+def test_same_content_under_two_names_is_refused(manifest, tmp_path):
+    (tmp_path / "copy.dm3").write_bytes(b"a.dm3")
+    with pytest.raises(StudyFileError, match="same content"):
+        read_manifest(manifest("path,label,group\na.dm3,FeO,\ncopy.dm3,Fe3O4,\n"))
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(manifest, tmp_path):
+    (tmp_path / "day2").mkdir()
+    (tmp_path / "day2" / "a.dm3").write_bytes(b"other")
+    first, second = read_manifest(manifest("path,label,group\na.dm3,FeO,\nday2/a.dm3,Fe3O4,\n"))
+    assert first.name != second.name
+    assert first.group != second.group

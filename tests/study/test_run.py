@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from eelsflow.errors import DataSetError
+from eelsflow.errors import DataSetError, OutputPathError
 from eelsflow.executors import LoopExecutor, ThreadExecutor
 from eelsflow.store import Store
 from eelsflow.study.config import load_study
@@ -107,3 +107,13 @@ def test_too_few_spectra_for_the_folds_end_the_study_and_leave_no_results(table_
         run(study, tmp_path / "out", store=tmp_path / "store")
     assert not (tmp_path / "out" / "results.json").exists()
     assert not list((tmp_path / "store" / "temporary").glob("*"))
+
+
+def test_directory_of_somebody_else_is_refused_before_anything_is_computed(table_study, tmp_path):
+    notes = tmp_path / "mine" / "model" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("keep")
+    with pytest.raises(OutputPathError, match="holds model, which no study wrote"):
+        run(table_study(), tmp_path / "mine", store=tmp_path / "store")
+    assert notes.read_text() == "keep"
+    assert not (tmp_path / "store").exists() or not list((tmp_path / "store" / "entries").glob("*/*"))
