@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eelsflow.errors import UnreadableFileError
 from eelsflow.models.spec import with_defaults
-from eelsflow.search.grid import MAX_PASSES
+from eelsflow.search.grid import MAX_PASSES, most_iterations, quiet_convergence
 
 _SPECTRA_AT_ONCE = 4096  # bounds the kernel matrix of a prediction
 
@@ -47,7 +47,13 @@ def build_svm(base: str, params: Mapping[str, float] | None = None, *, seed: int
         return SGDClassifier(class_weight="balanced", random_state=seed, max_iter=MAX_PASSES, **settings)
     # "ovo": the decision values of all pairs of classes, which is what the confidence is fitted on.
     kernel = base.removeprefix("svm-")
-    return SVC(kernel=kernel, class_weight="balanced", decision_function_shape="ovo", **settings)
+    return SVC(
+        kernel=kernel,
+        class_weight="balanced",
+        decision_function_shape="ovo",
+        max_iter=most_iterations(kernel),
+        **settings,
+    )
 
 
 @dataclass(frozen=True)
@@ -230,10 +236,12 @@ def run_fit(job: FitJob) -> Fit:
     machine = build_svm(job.base, job.params, seed=job.seed)
     if job.rows is None:
         start = time.perf_counter()
-        machine.fit(np.asarray(spectra, dtype=np.float64), labels)
+        with quiet_convergence():
+            machine.fit(np.asarray(spectra, dtype=np.float64), labels)
         return Fit(machine, np.empty((0, 0)), np.empty(0, np.intp), time.perf_counter() - start)
     stored = np.load(job.rows)
     train, held_out = stored[1 : 1 + stored[0]], stored[1 + stored[0] :]
-    machine.fit(np.asarray(spectra[train], dtype=np.float64), labels[train])
+    with quiet_convergence():
+        machine.fit(np.asarray(spectra[train], dtype=np.float64), labels[train])
     values = decision_values(machine, spectra[held_out])
     return Fit(None, values, decide(machine, values), 0.0)
