@@ -33,6 +33,10 @@ class DataSetError(InputError):
     """Labelled spectra that cannot be split, searched or trained on."""
 
 
+class UnusableModelError(EelsflowError, ValueError):
+    """A trained model that is missing, damaged or for another edge. No `InputError`: no acquisition is to blame."""
+
+
 class OutputPathError(EelsflowError, OSError):
     """A place that results cannot be written to."""
 

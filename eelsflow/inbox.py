@@ -146,6 +146,17 @@ def find_new(inbox: Path, ledger: Ledger, *, settle_seconds: float = SETTLE_SECO
     return list(new.values())
 
 
+def judge(entry: Entry, error: BaseException) -> Entry:
+    """Return the entry of a file that was not processed: quarantined where its content is to blame, else failed.
+
+    A model that is damaged meanwhile, a full disk or a fault of the program say nothing about the file: it is tried
+    again in the next run.
+    """
+    if isinstance(error, InputError):
+        return replace(entry, state="quarantined", reason=str(error))
+    return replace(entry, state="failed", reason=f"{type(error).__name__}: {error}")
+
+
 def summarize(entries: list[Entry]) -> list[dict[str, Any]]:
     """Return entries as a person reads them: path, sha256, state, reason, alias_of and map."""
     keys = ("path", "sha256", "state", "reason", "alias_of", "map")

@@ -16,7 +16,7 @@ import eelsflow
 from eelsflow.digest import digest_file
 from eelsflow.edges import Edge, resolve_edge
 from eelsflow.energy import EnergyAxis
-from eelsflow.errors import EelsflowError, OutputPathError, UnreadableFileError
+from eelsflow.errors import EelsflowError, OutputPathError, UnusableModelError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import blocks, open_dataset, write_dataset, write_spectrum_image
@@ -49,7 +49,7 @@ def find_model(model: str, *, edge: str | None = None) -> Path:
 
     Raises
     ------
-    UnreadableFileError
+    UnusableModelError
         If there is no such model.
     """
     path = Path(model)
@@ -62,7 +62,7 @@ def find_model(model: str, *, edge: str | None = None) -> Path:
         fitting.sort(key=lambda entry: (entry.get("champion", False), entry["registered"]))
         if fitting:
             return Path(fitting[-1]["path"])
-        raise UnreadableFileError(
+        raise UnusableModelError(
             f"no model for {edge or 'any edge'} is registered yet; run a study first (`eelsflow study`), or name the "
             "directory of a model"
         )
@@ -70,7 +70,7 @@ def find_model(model: str, *, edge: str | None = None) -> Path:
         if entry["name"] == model:
             return Path(entry["path"])
     names = sorted({entry["name"] for entry in registered})
-    raise UnreadableFileError(
+    raise UnusableModelError(
         f"no model is at {model} and none is registered under this name; registered are {names or 'none yet'}: name a "
         "study's results directory, a model directory, or 'default'"
     )
@@ -114,6 +114,41 @@ def register_model(directory: Path, *, name: str, registered: str, champion: boo
     entries.append({"name": name, "edge": edge, "path": str(directory), "registered": registered, "champion": champion})
     make_directory(home())
     write_json(_registry(), entries)
+
+
+def check_model(model: str, *, edge: str) -> tuple[Path, Edge]:
+    """Find and load a model before any file is judged by it: what is wrong with it is then no file's fault.
+
+    Parameters
+    ----------
+    model
+        What `find_model` takes.
+    edge
+        Name of the edge that the model must be for.
+
+    Returns
+    -------
+    Path
+        The model's directory.
+    Edge
+        Its edge, which the files must show.
+
+    Raises
+    ------
+    UnusableModelError
+        If there is no such model, or it is damaged or for another edge.
+    MissingDependencyError
+        If it is a network and TensorFlow is not installed.
+    """
+    directory = find_model(model, edge=edge)
+    bundle = ModelBundle.load(directory)
+    if bundle.edge.name != edge:
+        raise UnusableModelError(
+            f"the model in {directory} is for the edge {bundle.edge.name}, and {edge} is asked for; files that show "
+            f"only one of the two would be refused without reason: name a model for {edge}, or the edge "
+            f"{bundle.edge.name}"
+        )
+    return directory, bundle.edge
 
 
 def check_file(path: Path, *, edge: Edge) -> xr.DataArray:

@@ -12,9 +12,8 @@ from prefect.exceptions import UnfinishedRun
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from eelsflow.edges import resolve_edge
-from eelsflow.errors import InputError
-from eelsflow.inbox import SETTLE_SECONDS, Entry, Ledger, find_new, summarize
+from eelsflow.edges import Edge
+from eelsflow.inbox import SETTLE_SECONDS, Entry, Ledger, find_new, judge, summarize
 from tasks.options import task_options
 
 
@@ -24,21 +23,29 @@ def list_new(inbox: Path, out: Path, settle_seconds: float) -> list[Entry]:
     return find_new(inbox, Ledger(out), settle_seconds=settle_seconds)
 
 
+@task(**task_options("check the model {model}", tags=("check",), cached=False))
+def check_model(model: str, edge: str) -> tuple[Path, Edge]:
+    """Load the model; return its directory and the edge that the files must show."""
+    from eelsflow import maps
+
+    return maps.check_model(model, edge=edge)
+
+
 @task(**task_options("check {entry.name}", tags=("check",), cached=False))
-def check_acquisition(entry: Entry, edge: str) -> list[int]:
+def check_acquisition(entry: Entry, edge: Edge) -> list[int]:
     """Read the file and refuse it where it does not show the edge; return its shape."""
     from eelsflow.maps import check_file
 
-    return list(check_file(Path(entry.path), edge=resolve_edge(edge)).shape)
+    return list(check_file(Path(entry.path), edge=edge).shape)
 
 
 @task(**task_options("classify {entry.name}", tags=("classify",), cached=False))
-def classify_acquisition(entry: Entry, shape: list[int], model: Path, out: Path, edge: str) -> str:
+def classify_acquisition(entry: Entry, shape: list[int], model: Path, out: Path) -> str:
     """Prepare and classify one acquisition; return the folder of its maps."""
     from eelsflow.maps import classify_file
 
     folder = Ledger(out).folder_for(entry)
-    classify_file(Path(entry.path), model=model, out=folder, edge=edge)
+    classify_file(Path(entry.path), model=model, out=folder)
     return str(folder)
 
 
@@ -54,7 +61,8 @@ def process_inbox(
     """Prepare and classify every acquisition of a folder that is not done yet.
 
     What cannot be used is written down in ``OUT/quarantine`` with the reason, and the rest goes on. The folder itself
-    is only read.
+    is only read. The model is loaded before any file is looked at: if it is missing, damaged or for another edge, the
+    run ends with its error and judges no file, so that the next run finds them all again.
 
     Parameters
     ----------
@@ -65,7 +73,7 @@ def process_inbox(
     out
         Where maps, ledger and quarantine notes go.
     edge
-        The edge that every acquisition must show.
+        Name of the edge that the model is for and that every acquisition must show.
     settle_seconds
         Files that changed less than this ago are still being written, and left for the next run; in s.
 
@@ -76,6 +84,8 @@ def process_inbox(
 
     Raises
     ------
+    UnusableModelError
+        If the model cannot be used; nothing is recorded of the files then.
     RuntimeError
         If some files failed by a fault that was not theirs; the next run tries them again.
     """
@@ -85,11 +95,9 @@ def process_inbox(
         get_run_logger().info("nothing is new in %s", inbox)
         return []
 
-    from eelsflow.maps import find_model
-
-    directory = find_model(model, edge=edge)  # before the files: a missing model is no reason to quarantine them
-    shapes = check_acquisition.map(new, unmapped(edge))
-    maps = classify_acquisition.map(new, shapes, unmapped(directory), unmapped(out), unmapped(edge))
+    directory, model_edge = check_model(model, edge)
+    shapes = check_acquisition.map(new, unmapped(model_edge))
+    maps = classify_acquisition.map(new, shapes, unmapped(directory), unmapped(out))
     outcomes = [_outcome(*each) for each in zip(new, shapes, maps, strict=True)]
     for entry in outcomes:
         ledger.record(entry)
@@ -108,6 +116,4 @@ def _outcome(entry: Entry, shape: PrefectFuture[list[int]], folder: PrefectFutur
         error = shape.result(raise_on_failure=False)
     except Exception as caught:
         error = caught
-    if isinstance(error, InputError):
-        return replace(entry, state="quarantined", reason=str(error))
-    return replace(entry, state="failed", reason=f"{type(error).__name__}: {error}")
+    return judge(entry, error)

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from hypothesis import settings
 
+from eelsflow.edges import SHIPPED
+
 # No deadline: machines are shared and noisy, and the first example pays for imports.
 settings.register_profile("eelsflow", deadline=None)
 settings.load_profile("eelsflow")
@@ -40,6 +42,44 @@ def labelled_table(tmp_path_factory):
     path = tmp_path_factory.mktemp("table") / "table.npz"
     np.savez(path, spectra=np.array(spectra), energy_loss=energy_loss, label=np.array(label), group=np.array(group))
     return path
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory):
+    """The directory of a small model of FeO and Fe3O4 for the oxygen K edge; copy it before changing it."""
+    from eelsflow.executors import LoopExecutor
+    from eelsflow.models.bundle import ModelBundle
+    from eelsflow.models.fitting import fit_model
+    from eelsflow.models.spec import resolve_model
+    from eelsflow.preprocess.features import FeatureTransform
+    from eelsflow.preprocess.presets import resolve_preset
+
+    rng = np.random.default_rng(8)
+    edge, preset = SHIPPED["O_K"], resolve_preset("paper")
+    energy_loss = 513.05 + 0.1 * np.arange(540)
+    label = np.repeat(["FeO", "Fe3O4"], 30)
+    position = np.where(label == "FeO", 538.0, 540.0)
+    wide = np.exp(-(((energy_loss - position[:, np.newaxis]) / 3) ** 2)) + 0.05 * rng.standard_normal((60, 540))
+    wide = wide.astype(np.float32)
+    transform = FeatureTransform.fit(wide, energy_loss, edge=edge, preset=preset)
+    fold = np.arange(60) % 3
+    folds = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(3)]
+    fitted = fit_model(
+        resolve_model("svm-sgd"),
+        transform.apply(wide),
+        label,
+        folds=folds,
+        validation=folds[0],
+        seed=0,
+        executor=LoopExecutor(),
+        scratch=tmp_path_factory.mktemp("scratch"),
+        epochs=1,
+        batch_size=16,
+        patience=1,
+    )
+    directory = tmp_path_factory.mktemp("model")
+    ModelBundle("svm-sgd", edge, preset, transform, fitted.classifier).save(directory)
+    return directory
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eelsflow.errors import InputError
-from eelsflow.inbox import Entry, Ledger, find_new, summarize
+from eelsflow.errors import EdgeOutOfRangeError, InputError, UnreadableFileError, UnusableModelError
+from eelsflow.inbox import Entry, Ledger, find_new, judge, summarize
 
 
 @pytest.fixture
@@ -119,6 +119,21 @@ def test_ledger_writes_a_reason_beside_and_removes_it_when_it_no_longer_holds(in
     assert path.read_text() == "bad"  # the user's file stays as it is, where it is
     finish(ledger, entry)
     assert not note.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (UnreadableFileError("truncated"), "quarantined"),
+        (EdgeOutOfRangeError("no O K edge"), "quarantined"),
+        (UnusableModelError("damaged"), "failed"),
+        (OSError("disk full"), "failed"),
+    ],
+)
+def test_judge_blames_a_file_only_for_its_content(error: Exception, state: str) -> None:
+    entry = judge(Entry("a.dm3", "0" * 64, 1, 2), error)
+    assert entry.state == state
+    assert str(error) in (entry.reason or "")
 
 
 def test_summarize_has_the_keys_of_the_contract() -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +7,11 @@ import pytest
 import tifffile
 import yaml
 
-from eelsflow.errors import EdgeOutOfRangeError
+from eelsflow.edges import SHIPPED
+from eelsflow.errors import EdgeOutOfRangeError, UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
-from eelsflow.maps import classify_file, find_model, register_model
+from eelsflow.maps import check_model, classify_file, find_model, register_model
 from eelsflow.simulate import PRESETS, simulate_directory
 from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
@@ -99,6 +101,34 @@ def test_models_are_found_by_directory_name_and_default(results, monkeypatch, tm
     assert find_model(str(results)) == results / "model"
     register_model(results / "model", name="cubes", registered="2026-01-01T00:00:00+00:00")
     assert find_model("cubes") == find_model("default", edge="O_K") == results / "model"
+
+
+@pytest.mark.parametrize(
+    ("damage", "edge", "message"),
+    [
+        ("model.json", "O_K", r"no model is at"),
+        ("classifier/model.skops", "O_K", r"the model in .* is damaged"),
+        ("transform/features.npz", "O_K", r"the model in .* is damaged"),
+        (None, "Mn_L3", r"is for the edge O_K, and Mn_L3 is asked for"),
+    ],
+)
+def test_model_is_checked_whole_before_files_are(saved_model, tmp_path, damage, edge, message):
+    model = shutil.copytree(saved_model, tmp_path / "model")
+    assert check_model(str(model), edge="O_K") == (model, SHIPPED["O_K"])
+    if damage:
+        (model / damage).unlink()
+    with pytest.raises(UnusableModelError, match=message):
+        check_model(str(model), edge=edge)
+
+
+def test_relative_path_of_a_registered_model_holds_from_another_working_directory(saved_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(saved_model.parent)
+    register_model(Path(saved_model.name), name="cubes", registered="2026-01-01T00:00:00+00:00")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert check_model("cubes", edge="O_K")[0] == saved_model
+    assert find_model("default", edge="O_K") == saved_model
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
-from eelsflow.errors import UnreadableFileError
+from eelsflow.errors import EelsflowError, MissingDependencyError, UnusableModelError
 from eelsflow.models.classifier import Classifier, load_classifier
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.preprocess.presets import Preset, resolve_preset
@@ -80,16 +80,18 @@ class ModelBundle:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read a bundle.
+        """Read a bundle, and check that its parts belong together.
 
         Raises
         ------
-        UnreadableFileError
+        UnusableModelError
             If the directory holds no model, or one that is damaged.
+        MissingDependencyError
+            If it is a network and TensorFlow is not installed.
         """
         description = read_description(directory)
         try:
-            return cls(
+            bundle = cls(
                 name=description["name"],
                 edge=Edge.model_validate(description["edge"]),
                 preset=Preset.model_validate(description["preset"]),
@@ -97,10 +99,21 @@ class ModelBundle:
                 classifier=load_classifier(directory / "classifier"),
                 provenance=description["provenance"],
             )
-        except (OSError, KeyError, ValueError) as error:
-            raise UnreadableFileError(
-                f"the model in {directory} is damaged: {error}; train or copy it again"
+        except (MissingDependencyError, MemoryError):
+            raise
+        except EelsflowError as error:  # of a part: it says itself what to do
+            raise UnusableModelError(f"the model in {directory} is damaged: {error}") from error
+        except Exception as error:  # the readers of zip, skops, keras and npz each raise their own
+            raise UnusableModelError(
+                f"the model in {directory} is damaged ({type(error).__name__}: {error}); train or copy it again"
             ) from error
+        if bundle.transform.n_channels != bundle.classifier.n_features_in_:
+            raise UnusableModelError(
+                f"the model in {directory} is damaged: its transform makes vectors of {bundle.transform.n_channels} "
+                f"channels and its classifier was trained on {bundle.classifier.n_features_in_}, so they are not of "
+                "one model; train or copy it again"
+            )
+        return bundle
 
 
 def rename_model(directory: Path, name: str) -> None:
@@ -113,17 +126,17 @@ def read_description(directory: Path) -> dict[str, Any]:
 
     Raises
     ------
-    UnreadableFileError
-        If the directory holds no model.
+    UnusableModelError
+        If the directory holds no model, or one of another version of eelsflow.
     """
     try:
         description: dict[str, Any] = read_json(directory / "model.json")
     except (OSError, ValueError) as error:
-        raise UnreadableFileError(
+        raise UnusableModelError(
             f"{directory} holds no model ({error}); name the model folder of a study's results, or a saved model"
         ) from error
     if description.get("schema") != SCHEMA:
-        raise UnreadableFileError(
+        raise UnusableModelError(
             f"{directory}/model.json has the schema {description.get('schema')!r}, expected {SCHEMA!r}; "
             "it was written by another version of eelsflow: train the model again"
         )

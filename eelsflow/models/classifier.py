@@ -138,7 +138,8 @@ def load_classifier(directory: Path) -> Classifier:
         described = read_json(directory / "classifier.json")
         if described.get("schema") != SCHEMA:
             raise UnreadableFileError(f"its schema is {described.get('schema')!r}, expected {SCHEMA!r}")
-        with np.load(directory / "reference.npz", allow_pickle=False) as stored:
+        # opened here because numpy forgets to close a damaged archive that it opened itself
+        with (directory / "reference.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             reference, label, probability = stored["spectra"], stored["label"], stored["probability"]
         path = directory / _file_name(described["base"])
         classifier = Classifier(
