@@ -9,13 +9,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from eelsflow.errors import OutputPathError
+
+UNCLAIMED_SECONDS = 14 * 86400.0
+"""Work of another host is abandoned when nothing was written to it for so long: twice the week that is commonly the
+longest a cluster lets a job run (ours)."""
 
 
 def home() -> Path:
@@ -99,19 +106,21 @@ class Store:
 
     def temporary(self) -> Path:
         """Create a directory for work in progress, on the same file system as the entries."""
-        path = self.root / "temporary" / f"{os.getpid()}-{uuid.uuid4().hex}"
+        path = self.root / "temporary" / f"{_place()}_{os.getpid()}_{uuid.uuid4().hex}"
         path.mkdir(parents=True)
         return path
 
     def remove_abandoned(self) -> int:
-        """Remove the work in progress of processes that are gone; return how many were removed."""
-        removed = 0
-        for path in (self.root / "temporary").glob("*-*"):
-            process = path.name.split("-")[0]
-            if not Path("/proc", process).exists():
-                shutil.rmtree(path, ignore_errors=True)
-                removed += 1
-        return removed
+        """Remove the work in progress that nobody goes on with; return how many were removed.
+
+        What processes of this host left that are gone, at once. Which processes of another host are alive cannot be
+        seen from here, and a store may be shared: their work is removed only when nothing was written to it for
+        `UNCLAIMED_SECONDS`. Hosts that share a store need names of their own.
+        """
+        abandoned = [path for path in (self.root / "temporary").glob("*") if _is_abandoned(path)]
+        for path in abandoned:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(abandoned)
 
     def prune(self, keep: set[str]) -> list[str]:
         """Remove every entry whose digest is not in `keep`; return the digests removed."""
@@ -121,6 +130,41 @@ class Store:
         for digest in removed:
             shutil.rmtree(self.path(digest))
         return removed
+
+
+def _place() -> str:
+    """Name what the process ids of this process are valid in: the host, and the container in it."""
+    host = re.sub(r"[^A-Za-z0-9.-]+", "-", socket.gethostname())
+    with contextlib.suppress(OSError):  # Linux alone has it
+        host += f".{Path('/proc/self/ns/pid').stat().st_ino}"
+    return host
+
+
+def _is_abandoned(work: Path) -> bool:
+    place, _, rest = work.name.partition("_")
+    process = rest.partition("_")[0]
+    if place == _place() and process.isdigit():
+        return not _is_running(int(process))
+    return _is_older(work, UNCLAIMED_SECONDS)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _is_older(work: Path, seconds: float) -> bool:
+    """Tell whether nothing in a directory was written for so long."""
+    oldest = time.time() - seconds
+    try:
+        return all(path.stat().st_mtime < oldest for path in (work, *work.rglob("*")))
+    except FileNotFoundError:  # it changes under our eyes
+        return False
 
 
 def read_json(path: Path) -> Any:
