@@ -6,6 +6,7 @@ their inputs by digest, so a change of one acquisition or one parameter changes 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -26,20 +27,20 @@ SplitName = SplitBy | Literal["all"]
 _FOUNDATION = ("energy", "edges", "spectrum_image")
 
 
-class Step(BaseModel):
+class Step(BaseModel, ABC):
     """A piece of work that a person may want to see, retry or reuse."""
 
     model_config = ConfigDict(frozen=True, ignored_types=(cached_property,))
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """What the step does, in the words of a method section."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def digest(self) -> str:
         """The address of the step's result."""
-        raise NotImplementedError
 
 
 class PrepareAcquisition(Step):
