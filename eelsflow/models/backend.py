@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import threading
@@ -15,30 +16,40 @@ LOCK = threading.RLock()
 
 
 class Backend(NamedTuple):
-    """The two modules, and what a reader of the numbers should know about how they were set up."""
+    """The two modules."""
 
     tf: Any
     keras: Any
-    warnings: tuple[str, ...]
 
 
-@lru_cache(maxsize=1)
-def load_backend() -> Backend:
-    """Import TensorFlow and Keras with one thread, deterministic operations and without log lines.
-
-    Takes seconds and some .8 GB the first time. How many threads add up a sum changes its last bits, and training
-    amplifies them: with one thread, a plain loop and a Dask worker agree.
+def check_installed() -> None:
+    """Look whether TensorFlow is there, without importing it.
 
     Raises
     ------
     MissingDependencyError
-        If TensorFlow is not installed, or Keras was imported on another backend before.
+        If it is not installed.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingDependencyError(
             "TensorFlow is not installed, and the networks (fcnn-1, cnn-1, cnn-2) need it: install eelsflow[cpu] or "
             "eelsflow[gpu], or leave these models out of the study"
         )
+
+
+@lru_cache(maxsize=1)
+def load_backend() -> Backend:
+    """Import TensorFlow and Keras with one thread, deterministic operations and without log lines.
+
+    Takes seconds and some .8 GB the first time. How many threads add up a sum changes its last bits: with one thread, a
+    plain loop and a Dask worker agree, unless other code of the process has used TensorFlow before.
+
+    Raises
+    ------
+    MissingDependencyError
+        If TensorFlow is not installed, or Keras was imported on another backend before.
+    """
+    check_installed()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import; faults still raise
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
@@ -49,14 +60,8 @@ def load_backend() -> Backend:
             f"Keras runs on {keras.backend.backend()!r} in this process, and the networks here need TensorFlow: set "
             "KERAS_BACKEND=tensorflow before anything imports Keras"
         )
-    warnings = []
-    try:
+    with contextlib.suppress(RuntimeError):  # TensorFlow was already used in this process
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:  # TensorFlow was already used in this process
-        warnings.append(
-            "TensorFlow had been used in this process before, with its own number of threads: trainings may differ "
-            "from those of another process beyond rounding"
-        )
     tf.config.experimental.enable_op_determinism()
-    return Backend(tf, keras, tuple(warnings))
+    return Backend(tf, keras)

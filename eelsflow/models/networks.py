@@ -1,9 +1,11 @@
-"""The three networks of the study, as Keras models, and a trained network as a plain value."""
+"""The three networks of the study, described for Keras, and a trained network as a plain value."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,19 @@ NORM_MOMENTUM = 0.9
 """Of the running averages of batch normalisation. Keras' .99 leaves them near their start after the some hundred steps
 that a training part of a few hundred spectra gives in 60 epochs, and validation then sees another network."""
 
+PREDICTION_ROWS = 4096
+"""Spectra predicted at once: bounds memory, and large enough that more would not be quicker."""
+
 CNN_MIN_CHANNELS = 140
 """Five unpadded convolutions, each followed by a halving, leave one value of 140 channels and none of fewer."""
 
 
-def build_network(base: str, n_channels: int, n_classes: int, params: Mapping[str, float] | None = None) -> Any:
-    """Build an untrained network.
+NORM_EPSILON = 1e-3
+"""Keras' default, written out for the training, which reads the description without Keras."""
+
+
+def describe_network(base: str, n_channels: int, n_classes: int, params: Mapping[str, float] | None = None) -> str:
+    """Describe a network in the JSON that Keras builds it from; Keras and TensorFlow are not needed for it.
 
     Parameters
     ----------
@@ -39,6 +48,80 @@ def build_network(base: str, n_channels: int, n_classes: int, params: Mapping[st
     params
         ``dropout``, and ``units`` of the dense network; see `eelsflow.models.spec.DEFAULTS`.
 
+    Raises
+    ------
+    DataSetError
+        If the spectra are too short for the five halvings of a convolutional network.
+
+    Notes
+    -----
+    ``fcnn-1``: the dense network of Chatzidakis & Botton, Sci. Rep. 9, 2126 (2019), "slightly modified" in the paper
+    without saying how. Ours: a batch normalisation before the first layer standardises each channel, the layers have 64
+    units (as in an older version of their code, 32 later), and the softmax has the classes of the study.
+    ``cnn-1``: their convolutional network, variant A, with one output for each class. ``cnn-2``: the same with dropout
+    .5. Ours in all three: the momentum of batch normalisation, `NORM_MOMENTUM`; and the
+    initial weights of the first convolution, see `eelsflow.models.layers`.
+    """
+    settings = with_defaults(base, dict(params or {}))
+    if base == "fcnn-1":
+        layers = _dense_layers(n_classes, settings)
+    elif n_channels >= CNN_MIN_CHANNELS:
+        layers = _convolutional_layers(n_channels, n_classes, settings)
+    else:
+        raise DataSetError(
+            f"spectra have {n_channels} channels; {base} needs {CNN_MIN_CHANNELS} or more, because its five unpadded "
+            "convolutions with a halving after each would leave nothing: widen elnes_window or use fcnn-1"
+        )
+    spectrum = _layer("InputLayer", "spectrum", batch_shape=[None, n_channels], dtype="float32")
+    config = {"name": base, "layers": [spectrum, *layers]}
+    return json.dumps({"module": "keras", "class_name": "Sequential", "config": config, "registered_name": None})
+
+
+def _layer(kind: str, name: str, **settings: Any) -> dict[str, Any]:
+    config = {"name": name, **settings}
+    return {"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None}
+
+
+def _norm(name: str) -> dict[str, Any]:
+    return _layer("BatchNormalization", name, momentum=NORM_MOMENTUM, epsilon=NORM_EPSILON)
+
+
+def _dense_layers(n_classes: int, settings: Mapping[str, float]) -> list[dict[str, Any]]:
+    layers = [_norm("norm_input")]
+    for block in (1, 2):
+        layers += [
+            _layer("Dropout", f"dropout_{block}", rate=settings["dropout"]),
+            _layer("Dense", f"dense_{block}", units=settings["units"], activation="relu"),
+            _norm(f"norm_{block}"),
+        ]
+    return [*layers, _layer("Dense", "classes", units=n_classes, activation="softmax")]
+
+
+def _convolutional_layers(n_channels: int, n_classes: int, settings: Mapping[str, float]) -> list[dict[str, Any]]:
+    layers = [_layer("Reshape", "channel", target_shape=[n_channels, 1])]
+    for block, (filters, kernel) in enumerate(CNN_BLOCKS, start=1):
+        layers += [
+            _layer("Conv1D", f"conv_{block}", filters=filters, kernel_size=[kernel], activation="relu"),
+            _layer("AveragePooling1D", f"pool_{block}", pool_size=[2]),
+            _norm(f"norm_{block}"),
+        ]
+    return [
+        *layers,
+        _layer("Dropout", "dropout", rate=settings["dropout"]),
+        _layer("Conv1D", "conv_classes", filters=n_classes, kernel_size=[1], activation="linear"),
+        _layer("GlobalAveragePooling1D", "average"),
+        _layer("Softmax", "classes"),
+    ]
+
+
+def build_network(base: str, n_channels: int, n_classes: int, params: Mapping[str, float] | None = None) -> Any:
+    """Build an untrained network from its description.
+
+    Parameters
+    ----------
+    base, n_channels, n_classes, params
+        As for `describe_network`.
+
     Returns
     -------
     keras.Model
@@ -50,49 +133,9 @@ def build_network(base: str, n_channels: int, n_classes: int, params: Mapping[st
         If the spectra are too short for the five halvings of a convolutional network.
     MissingDependencyError
         If TensorFlow is not installed.
-
-    Notes
-    -----
-    ``fcnn-1``: the dense network of Chatzidakis & Botton, Sci. Rep. 9, 2126 (2019), "slightly modified" in the paper
-    without saying how. Ours: a batch normalisation before the first layer standardises each channel, the layers have 64
-    units (as in an older version of their code, 32 later), and the softmax has the classes of the study.
-    ``cnn-1``: their convolutional network, variant A, with one output for each class. ``cnn-2``: the same with dropout
-    .5. Ours in all three: the momentum of batch normalisation, `NORM_MOMENTUM`; and see `CompiledNetwork.reset` for the
-    initial weights.
     """
     keras = load_backend().keras
-    layers = keras.layers
-    settings = with_defaults(base, dict(params or {}))
-    stack = [keras.Input((n_channels,), name="spectrum")]
-    if base == "fcnn-1":
-        stack.append(layers.BatchNormalization(momentum=NORM_MOMENTUM, name="norm_input"))
-        for block in (1, 2):
-            stack += [
-                layers.Dropout(settings["dropout"], name=f"dropout_{block}"),
-                layers.Dense(settings["units"], activation="relu", name=f"dense_{block}"),
-                layers.BatchNormalization(momentum=NORM_MOMENTUM, name=f"norm_{block}"),
-            ]
-        stack.append(layers.Dense(n_classes, activation="softmax", name="classes"))
-        return keras.Sequential(stack, name=base)
-    if n_channels < CNN_MIN_CHANNELS:
-        raise DataSetError(
-            f"spectra have {n_channels} channels; {base} needs {CNN_MIN_CHANNELS} or more, because its five unpadded "
-            "convolutions with a halving after each would leave nothing: widen elnes_window or use fcnn-1"
-        )
-    stack.append(layers.Reshape((n_channels, 1), name="channel"))
-    for block, (filters, kernel) in enumerate(CNN_BLOCKS, start=1):
-        stack += [
-            layers.Conv1D(filters, kernel, activation="relu", name=f"conv_{block}"),
-            layers.AveragePooling1D(2, name=f"pool_{block}"),
-            layers.BatchNormalization(momentum=NORM_MOMENTUM, name=f"norm_{block}"),
-        ]
-    stack += [
-        layers.Dropout(settings["dropout"], name="dropout"),
-        layers.Conv1D(n_classes, 1, name="conv_classes"),
-        layers.GlobalAveragePooling1D(name="average"),
-        layers.Softmax(name="classes"),
-    ]
-    return keras.Sequential(stack, name=base)
+    return keras.models.model_from_json(describe_network(base, n_channels, n_classes, params))
 
 
 def architecture_table(model: Any) -> list[dict[str, Any]]:
@@ -154,12 +197,10 @@ class Network:
 
     def predict_proba(self, X: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return (n_spectra, n_classes) probabilities; each row sums to one."""
-        from eelsflow.models.training import compiled  # it trains what this module describes
-
         with LOCK:
-            runtime = compiled(self.architecture)
-            runtime.model.set_weights(self.weights)
-            return runtime.predict(np.asarray(X, dtype=np.float32))
+            predictor = _predictor(self.architecture)
+            predictor.model.set_weights(self.weights)
+            return predictor.predict(np.asarray(X, dtype=np.float32))
 
     def save(self, path: Path) -> None:
         """Write a .keras file."""
@@ -172,3 +213,31 @@ class Network:
         with LOCK:
             model = load_backend().keras.models.load_model(path, compile=False, safe_mode=True)
             return cls(model.to_json(), model.get_weights())
+
+
+@lru_cache(maxsize=16)
+def _predictor(architecture: str) -> _Predictor:
+    # Tracing costs seconds, so one serves all networks of an architecture; it is used under the lock.
+    return _Predictor(architecture)
+
+
+class _Predictor:
+    """A Keras model and its compiled prediction, which takes any number of spectra."""
+
+    def __init__(self, architecture: str) -> None:
+        backend = load_backend()
+        self._tf = tf = backend.tf
+        self.model = backend.keras.models.model_from_json(architecture)
+        spectra = tf.TensorSpec((None, self.model.input_shape[1]), tf.float32)
+        self._predict = tf.function(lambda X: self.model(X, training=False), input_signature=(spectra,))
+
+    def predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        parts = [
+            self._predict(self._tf.constant(X[first : first + PREDICTION_ROWS])).numpy()
+            for first in range(0, len(X), PREDICTION_ROWS)
+        ]
+        if not parts:
+            return np.empty((0, self.model.output_shape[1]))
+        probabilities = np.concatenate(parts).astype(np.float64)
+        normalized: NDArray[np.float64] = probabilities / probabilities.sum(axis=1, keepdims=True)
+        return normalized

@@ -1,0 +1,333 @@
+"""A network that trains on one core: the layers of a Keras description, forward and backward, and Adam.
+
+Keras' cost for networks this small is not arithmetic but the hundred operations of a step, each with its own overhead.
+Here a step is some forty calls of compiled loops. What is computed is what Keras computes, to rounding, and a test
+compares gradients and trainings; Keras keeps describing the network, storing it and predicting with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eelsflow.models import kernels
+from eelsflow.models.kernels import Array
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7  # of Adam, Keras' defaults
+EVALUATED_ROWS = 256
+"""Spectra evaluated at once: their values stay in the cache."""
+
+
+class Layer:
+    """One layer: values forward, gradients backward.
+
+    Values are (spectrum, feature) or, in convolutional networks, (channel, position, spectrum).
+
+    Attributes
+    ----------
+    trained
+        Name and shape of what is trained, as Keras names and orders it.
+    running
+        Name and array of what is not trained but stored.
+    """
+
+    def __init__(self) -> None:
+        self.trained: dict[str, tuple[int, ...]] = {}
+        self.running: dict[str, Array] = {}
+        self.value: dict[str, Array] = {}
+        self.gradient: dict[str, Array] = {}
+
+    def initialize(self, random: np.random.Generator) -> None:
+        """Write the initial values."""
+
+    def forward(self, x: Array, random: np.random.Generator | None) -> Array:
+        """Return the layer's output; with `random` while training, without it afterwards."""
+        raise NotImplementedError
+
+    def backward(self, above: Array, *, wanted: bool) -> Array:
+        """Given the gradient of the output, write those of what is trained and return that of the input, if wanted."""
+        raise NotImplementedError
+
+
+class _Dense(Layer):
+    """Every feature with every unit; with ReLU or without."""
+
+    def __init__(self, n_features: int, n_units: int, *, relu: bool) -> None:
+        super().__init__()
+        self.trained = {"kernel": (n_features, n_units), "bias": (n_units,)}
+        self._relu = relu
+
+    def initialize(self, random: np.random.Generator) -> None:
+        self.value["kernel"][:] = glorot_uniform(random, self.trained["kernel"])
+        self.value["bias"][:] = 0
+
+    def forward(self, x: Array, random: np.random.Generator | None) -> Array:
+        self._x = x
+        self._out = kernels.dense(x, self.value["kernel"], self.value["bias"], self._relu)
+        return self._out
+
+    def backward(self, above: Array, *, wanted: bool) -> Array:
+        weights, gradients = self.value, self.gradient
+        return kernels.dense_gradient(
+            above, self._x, self._out, weights["kernel"], self._relu, gradients["kernel"], gradients["bias"], wanted
+        )
+
+
+class _Convolution(Layer):
+    """Filters slid over the positions, without padding; with ReLU or without."""
+
+    def __init__(self, n_channels: int, n_filters: int, n_taps: int, *, relu: bool, first: bool) -> None:
+        super().__init__()
+        self.trained = {"kernel": (n_taps, n_channels, n_filters), "bias": (n_filters,)}
+        self._relu, self._first = relu, first
+
+    def initialize(self, random: np.random.Generator) -> None:
+        kernel = glorot_uniform(random, self.trained["kernel"])
+        if self._first:
+            # Spectra are not negative, so a filter whose weights add up to less than nothing gives zeros after the
+            # ReLU and never learns, and with two filters a quarter of the networks would be dead from the start.
+            kernel *= np.where(kernel.sum(axis=(0, 1)) < 0, -1, 1).astype(np.float32)
+        self.value["kernel"][:] = kernel
+        self.value["bias"][:] = 0
+
+    def forward(self, x: Array, random: np.random.Generator | None) -> Array:
+        self._x = x
+        self._out = kernels.convolution(x, self.value["kernel"], self.value["bias"], self._relu)
+        return self._out
+
+    def backward(self, above: Array, *, wanted: bool) -> Array:
+        weights, gradients = self.value, self.gradient
+        return kernels.convolution_gradient(
+            above, self._x, self._out, weights["kernel"], self._relu, gradients["kernel"], gradients["bias"], wanted
+        )
+
+
+class _Normalization(Layer):
+    """Batch normalisation of features, or of channels over positions and spectra."""
+
+    def __init__(self, size: int, *, momentum: float, epsilon: float, of_channels: bool) -> None:
+        super().__init__()
+        self.trained = {"gamma": (size,), "beta": (size,)}
+        self.running = {"moving_mean": np.zeros(size, np.float32), "moving_variance": np.ones(size, np.float32)}
+        self._gain, self._epsilon = np.float32(1 - momentum), np.float32(epsilon)
+        self._moments, self._normalized, self._gradient = (
+            (kernels.row_moments, kernels.normalized_rows, kernels.normalized_rows_gradient)
+            if of_channels
+            else (kernels.column_moments, kernels.normalized_columns, kernels.normalized_columns_gradient)
+        )
+
+    def initialize(self, random: np.random.Generator) -> None:
+        self.value["gamma"][:] = 1
+        self.value["beta"][:] = 0
+
+    def forward(self, x: Array, random: np.random.Generator | None) -> Array:
+        self._x = x.reshape(len(x), -1)
+        mean, variance = self.running["moving_mean"], self.running["moving_variance"]
+        if random is not None:
+            running, (mean, variance) = (mean, variance), self._moments(self._x)
+            for average, now in zip(running, (mean, variance), strict=True):
+                average += self._gain * (now - average)
+        self._mean, self._deviation = mean, np.sqrt(variance + self._epsilon)
+        out = self._normalized(self._x, mean, self._deviation, self.value["gamma"], self.value["beta"])
+        return out.reshape(x.shape)
+
+    def backward(self, above: Array, *, wanted: bool) -> Array:
+        moments, gradients = (self._mean, self._deviation), self.gradient
+        flat = above.reshape(self._x.shape)
+        d_x = self._gradient(flat, self._x, *moments, self.value["gamma"], gradients["gamma"], gradients["beta"])
+        return d_x.reshape(above.shape)
+
+
+class _Dropout(Layer):
+    """While training, a share of the values is set to zero and the others are scaled up."""
+
+    LEVELS = 1 << 16  # two random bytes decide over a value, so a share is met to 1e-5
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self._limit = max(1, round((1 - rate) * self.LEVELS))
+        self._factor = np.float32(self.LEVELS / self._limit)
+
+    def forward(self, x: Array, random: np.random.Generator | None) -> Array:
+        if random is None or self._limit == self.LEVELS:
+            return x
+        self._drawn = np.frombuffer(random.bytes(2 * x.size), np.uint16)
+        return kernels.dropout(x, self._drawn, self._limit, self._factor)
+
+    def backward(self, above: Array, *, wanted: bool) -> Array:
+        if self._limit == self.LEVELS:
+            return above
+        return kernels.dropout(above, self._drawn, self._limit, self._factor)
+
+
+class _AveragePooling(Layer):
+    """Means of neighbouring positions."""
+
+    def forward(self, x: Array, random: np.random.Generator | None) -> Array:
+        self._n_positions = x.shape[1]
+        return kernels.pooling(x)
+
+    def backward(self, above: Array, *, wanted: bool) -> Array:
+        return kernels.pooling_gradient(above, self._n_positions)
+
+
+class _GlobalAverage(Layer):
+    """Means over the positions: (channel, position, spectrum) becomes (spectrum, channel)."""
+
+    def forward(self, x: Array, random: np.random.Generator | None) -> Array:
+        self._n_positions = x.shape[1]
+        return kernels.average(x)
+
+    def backward(self, above: Array, *, wanted: bool) -> Array:
+        return kernels.average_gradient(above, self._n_positions)
+
+
+class _OneChannel(Layer):
+    """(spectrum, position) becomes (channel, position, spectrum); nothing below it is trained."""
+
+    def forward(self, x: Array, random: np.random.Generator | None) -> Array:
+        return np.ascontiguousarray(x.T)[np.newaxis]
+
+
+def glorot_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Draw the weights of a layer as Keras does by default (Glorot & Bengio, AISTATS 2010)."""
+    taps = math.prod(shape[:-2])
+    limit = math.sqrt(6 / (taps * (shape[-2] + shape[-1])))
+    return random.uniform(-limit, limit, shape).astype(np.float32)
+
+
+def layers_of(architecture: str) -> list[Layer]:
+    """Return the layers of a sequential network that Keras describes; the softmax at its end is part of the loss."""
+    layers: list[Layer] = []
+    size, convolutional = 0, False  # of the features or channels so far
+    for described in json.loads(architecture)["config"]["layers"]:
+        config = described["config"]
+        match described["class_name"]:
+            case "InputLayer":
+                size = config["batch_shape"][-1]
+            case "Reshape":
+                size, convolutional = 1, True
+                layers.append(_OneChannel())
+            case "Dense":
+                layers.append(_Dense(size, config["units"], relu=config["activation"] == "relu"))
+                size = config["units"]
+            case "Conv1D":
+                relu, first = config["activation"] == "relu", not any(layer.trained for layer in layers)
+                layers.append(_Convolution(size, config["filters"], config["kernel_size"][0], relu=relu, first=first))
+                size = config["filters"]
+            case "BatchNormalization":
+                options = {"momentum": config["momentum"], "epsilon": config["epsilon"]}
+                layers.append(_Normalization(size, **options, of_channels=convolutional))
+            case "Dropout":
+                layers.append(_Dropout(config["rate"]))
+            case "AveragePooling1D":
+                layers.append(_AveragePooling())
+            case "GlobalAveragePooling1D":
+                layers.append(_GlobalAverage())
+                convolutional = False
+            case "Softmax":
+                pass
+            case other:
+                raise NotImplementedError(f"no training for layers of the kind {other}")
+    return layers
+
+
+class Trainer:
+    """The weights of one network in training.
+
+    Parameters
+    ----------
+    architecture
+        Keras' description of a sequential network, JSON.
+    seed
+        Of the initial weights, of the order of the spectra and of dropout, drawn in this order.
+    learning_rate
+        Adam's.
+
+    Attributes
+    ----------
+    layers
+        From the spectra to the logits of the classes.
+    random
+        What everything is drawn from.
+    """
+
+    def __init__(self, architecture: str, *, seed: int, learning_rate: float) -> None:
+        self.layers = layers_of(architecture)
+        sizes = [math.prod(shape) for layer in self.layers for shape in layer.trained.values()]
+        # One vector each, of which the layers hold views: a step of Adam is one loop.
+        self._values, self._gradients, self._first, self._second = np.zeros((4, sum(sizes)), np.float32)
+        start = 0
+        for layer in self.layers:
+            for name, shape in layer.trained.items():
+                part = slice(start, start := start + math.prod(shape))
+                layer.value[name] = self._values[part].reshape(shape)
+                layer.gradient[name] = self._gradients[part].reshape(shape)
+        self.random = np.random.default_rng(seed)
+        self._learning_rate, self._n_steps = learning_rate, 0
+        for layer in self.layers:
+            layer.initialize(self.random)
+
+    def weights(self) -> list[Array]:
+        """Return copies of the weights in Keras' order."""
+        return [array.copy() for layer in self.layers for array in (*layer.value.values(), *layer.running.values())]
+
+    def run_epoch(
+        self, X: Array, y: NDArray[np.int32], weight: Array, bounds: NDArray[np.int32]
+    ) -> tuple[float, float]:
+        """Train on every spectrum once, in random order, and return mean loss and accuracy as it went."""
+        order, loss, n_correct = self.random.permutation(len(y)), 0.0, 0
+        for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            rows = order[first:last]
+            batch_loss, batch_correct = self.gradients(X[rows], y[rows], weight[rows])
+            self._step()
+            loss += batch_loss
+            n_correct += batch_correct
+        return loss / len(y), n_correct / len(y)
+
+    def evaluate(self, X: Array, y: NDArray[np.int32], weight: Array) -> tuple[float, float]:
+        """Return mean loss and accuracy without dropout."""
+        loss, n_correct = 0.0, 0
+        for first in range(0, len(y), EVALUATED_ROWS):
+            part = slice(first, first + EVALUATED_ROWS)
+            part_loss, part_correct, _ = self._forward(X[part], y[part], weight[part], None)
+            loss += part_loss
+            n_correct += part_correct
+        return loss / len(y), n_correct / len(y)
+
+    def gradients(self, X: Array, y: NDArray[np.int32], weight: Array) -> tuple[float, int]:
+        """Write the gradients of the mean loss of a batch; return the sum of its losses and its right answers."""
+        loss, n_correct, gradient = self._forward(X, y, weight, self.random)
+        lowest = next(i for i, layer in enumerate(self.layers) if layer.trained)
+        for i in range(len(self.layers) - 1, lowest - 1, -1):
+            gradient = self.layers[i].backward(gradient, wanted=i > lowest)
+        return loss, n_correct
+
+    def _forward(
+        self, X: Array, y: NDArray[np.int32], weight: Array, random: np.random.Generator | None
+    ) -> tuple[float, int, Array]:
+        values = X
+        for layer in self.layers:
+            values = layer.forward(values, random)
+        loss, n_correct, gradient = kernels.cross_entropy(values, y, weight)
+        return loss, n_correct, gradient
+
+    def _step(self) -> None:
+        self._n_steps += 1
+        rate = self._learning_rate * math.sqrt(1 - BETA_2**self._n_steps) / (1 - BETA_1**self._n_steps)
+        vectors = self._values, self._gradients, self._first, self._second
+        kernels.adam_step(*vectors, rate, BETA_1, BETA_2, EPSILON)
+
+
+@lru_cache(maxsize=64)
+def compile_training(architecture: str) -> None:
+    """Compile or load what trainings of an architecture need, so that none is charged for being the first."""
+    (n_channels,) = json.loads(architecture)["config"]["layers"][0]["config"]["batch_shape"][1:]
+    trainer = Trainer(architecture, seed=0, learning_rate=0.0)
+    some = np.zeros((2, n_channels), np.float32), np.zeros(2, np.int32), np.ones(2, np.float32)
+    trainer.run_epoch(*some, np.array([0, 2], np.int32))
+    trainer.evaluate(*some)
