@@ -13,7 +13,9 @@ import xarray as xr
 from eelsflow.errors import InputError, UnreadableFileError
 from eelsflow.report import build_report
 from eelsflow.report.figures import grid_scores
-from eelsflow.report.page import MAX_ACQUISITIONS, _curve
+from eelsflow.report.pictures import MAX_ACQUISITIONS
+from eelsflow.report.robustness import average_curve
+from eelsflow.report.searches import cut_panels
 
 Factory = Callable[..., Path]
 
@@ -57,7 +59,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made but not rendered: for tests that read the page's text, which is quick without."""
-    monkeypatch.setattr("eelsflow.report.page.render", lambda figure, format: b"not drawn")
+    monkeypatch.setattr("eelsflow.report.gallery.render", lambda figure, format: b"not drawn")
 
 
 @pytest.fixture(scope="module")
@@ -253,10 +255,10 @@ def test_a_damaged_file_is_named(results_factory: Factory, tmp_path, name):
 
 def test_breakdown_is_found_on_each_side_of_zero_and_from_the_mild_end_of_a_dose():
     shifts = np.array([-2.0, -1, 0, 1, 2])
-    assert _curve("shift_ev", shifts, np.array([[0.5, 0.8, 1.0, 0.95, 0.6]]), None).breakdown == (-1.0, 2.0)
+    assert average_curve("shift_ev", shifts, np.array([[0.5, 0.8, 1.0, 0.95, 0.6]]), None).breakdown == (-1.0, 2.0)
     counts = np.array([10.0, 30, 100, 300])
-    assert _curve("poisson_peak_counts", counts, np.array([[0.5, 0.7, 0.95, 1.0]]), 1.0).breakdown == (30.0,)
-    assert _curve("noise_sigma", np.array([0.0, 0.1]), np.array([[1.0, 0.95]]), None).breakdown == ()
+    assert average_curve("poisson_peak_counts", counts, np.array([[0.5, 0.7, 0.95, 1.0]]), 1.0).breakdown == (30.0,)
+    assert average_curve("noise_sigma", np.array([0.0, 0.1]), np.array([[1.0, 0.95]]), None).breakdown == ()
 
 
 def test_importing_the_report_loads_no_matplotlib():
@@ -266,14 +268,12 @@ def test_importing_the_report_loads_no_matplotlib():
 
 
 def test_a_grid_of_three_parameters_becomes_panels_with_the_best_cell_in_one(results_factory: Factory, tmp_path):
-    from eelsflow.report.page import _grid_panels
-
     directory = results_factory(tmp_path / "out", **{**SMALL, "models": ("svm-sigmoid",)})
     with xr.open_zarr(directory / "search-svm-sigmoid.zarr", consolidated=False) as search:
         mean = search["accuracy"].isel(preprocess=0, split=0, seed=0).mean("fold").load()
     best = {"C": float(mean.C[2]), "gamma": float(mean.gamma[3]), "coef0": 1.0}
 
-    panels = _grid_panels(mean, best, title="paper")
+    panels = cut_panels(mean, best, title="paper")
 
     assert [panel.title for panel in panels] == [f"paper, coef0 {value}" for value in ("0", "0.1", "1")]
     assert [panel.best is not None for panel in panels] == [False, False, True]
