@@ -188,6 +188,35 @@ def test_unknown_key_in_the_study_file_is_refused(eelsflow, study, tmp_path):
     assert_refused(eelsflow("study", study_file, "--out", tmp_path / "out"), "kernels: unknown key")
 
 
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"name": 5}, "name"),
+        ({"edge": "U_K"}, "edge"),
+        ({"edge": {"name": "x", "reference_energy": "high"}}, "edge.reference_energy"),
+        ({"classes": "FeO"}, "classes"),
+        ({"data": {"manifest": 5}}, "data.manifest"),
+        ({"preprocess": [5]}, "preprocess.0"),
+        ({"preprocess": {"name": "a/b", "steps": ["background", "rebin"]}}, "preprocess"),
+        ({"split": {"folds": "ten"}}, "split.folds"),
+        ({"split": {"test_fraction": None}}, "split.test_fraction"),
+        ({"models": [{"name": "x", "base": "svm-rbf", "params": {"C": "big"}}]}, "models.0: model 'x': params.C"),
+        ({"grids": ["paper"]}, "grids"),
+        ({"training": {"epochs": 0}}, "training.epochs"),
+        ({"robustness": {"noise_sigma": [0, float("nan"), 0.1]}}, "robustness.noise_sigma.stop"),
+        ({"cluster": 5}, "cluster"),
+    ],
+)
+def test_bad_value_in_the_study_file_is_refused_by_key_in_one_message(eelsflow, tmp_path, change, key):
+    content = {"name": "iron", "edge": "O_K", "classes": ["FeO", "Fe3O4"], "data": {"manifest": "manifest.csv"}}
+    study_file = tmp_path / "study.yaml"
+    study_file.write_text(json.dumps(content | change))  # JSON is YAML, but for NaN, which YAML takes for text
+    outcome = eelsflow("study", study_file, "--out", tmp_path / "out", "--runner", "loop")
+    assert_refused(outcome, f"study.yaml: {key}")
+    assert outcome[2].count("\n") == outcome[2].count("error: ") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_study_init_prints_a_study_file(eelsflow):
     status, out, _ = eelsflow("study", "--init")
     assert status == 0

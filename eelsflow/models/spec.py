@@ -178,10 +178,11 @@ def resolve_model(model: str | dict[str, Any] | ModelSpec) -> ModelSpec:
         return ModelSpec.model_validate({"name": model.get("base"), "base": model.get("name"), **model})
     except ValidationError as error:
         found = "; ".join(
-            ".".join(str(part) for part in fault["loc"]) + ": " + fault["msg"].removeprefix("Value error, ")
+            ": ".join(filter(None, [".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")]))
             for fault in error.errors()
         )
-        raise DataSetError(f"model {model.get('name', model)!r}: {found}; bases are {', '.join(BASES)}") from error
+        name = model.get("name", model.get("base", model))
+        raise DataSetError(f"model {name!r}: {found}; bases are {', '.join(BASES)}") from error
 
 
 def combinations(grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

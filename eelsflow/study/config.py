@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from eelsflow.dataset.labels import MIXED, UNLABELLED
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.edges import Edge, resolve_edge
 from eelsflow.errors import StudyFileError, UnreadableFileError
 from eelsflow.models.spec import BASES, ModelSpec, resolve_model
 from eelsflow.preprocess.presets import Preset, resolve_preset
+
+MAX_AMPLITUDES = 1000
+"""Steps of a robustness curve; each is another prediction of the whole test part (ours)."""
 
 
 def _as_list(value: Any) -> Any:
@@ -67,6 +71,12 @@ class AmplitudeRange(_Part):
     def _ordered(self) -> Self:
         if self.stop < self.start:
             raise ValueError(f"range from {self.start} to {self.stop} is empty; write start <= stop")
+        n_steps = (self.stop - self.start) / self.step
+        if n_steps > MAX_AMPLITUDES:
+            raise ValueError(
+                f"range from {self.start} to {self.stop} has {n_steps:.0f} steps of {self.step}, and every model is "
+                f"assessed at each; write a larger step, for at most {MAX_AMPLITUDES}"
+            )
         return self
 
     @property
@@ -82,6 +92,13 @@ class RobustnessPlan(_Part):
     shift_ev: AmplitudeRange = AmplitudeRange(start=-10, stop=10, step=0.5)
     noise_sigma: AmplitudeRange = AmplitudeRange(start=0, stop=0.3, step=0.05)
 
+    @field_validator("noise_sigma")
+    @classmethod
+    def _not_negative(cls, value: AmplitudeRange) -> AmplitudeRange:
+        if value.start < 0:
+            raise ValueError(f"range begins at {value.start}; a standard deviation is 0 or more")
+        return value
+
 
 class TrainingPlan(_Part):
     """How networks are trained where a model does not say otherwise: the authors' epochs and batch, our patience."""
@@ -89,6 +106,9 @@ class TrainingPlan(_Part):
     epochs: Annotated[int, Field(ge=1)] = 500
     batch_size: Annotated[int, Field(ge=1)] = 512
     patience: Annotated[int, Field(ge=1)] = 50
+
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class Study(_Part):
@@ -117,6 +137,28 @@ class Study(_Part):
             is_table = isinstance(value.get("data"), dict) and "spectra" in value["data"]
             return {**value, "preprocess": "none" if is_table else "recommended"}
         return value
+
+    @field_validator("classes")
+    @classmethod
+    def _not_reserved(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        for name in (MIXED, UNLABELLED):
+            if name in classes:
+                raise ValueError(
+                    f"{name!r} is what pixels of no single class are called, and those are never trained on: call "
+                    "the class something else"
+                )
+        return classes
+
+    @field_validator("preprocess")
+    @classmethod
+    def _named_like_files(cls, presets: tuple[Preset, ...]) -> tuple[Preset, ...]:
+        for preset in presets:
+            if not _FILE_NAME.fullmatch(preset.name):
+                raise ValueError(
+                    f"{preset.name!r} would be part of the names of files: use letters, digits, dot, dash, plus and "
+                    "underscore, a letter or digit first"
+                )
+        return presets
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

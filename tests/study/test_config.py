@@ -73,6 +73,12 @@ def test_resolved_study_is_a_study_file_that_means_the_same(study_file):
         ({"classes": ["FeO"]}, "at least two"),
         ({"split": {"test_fraction": 1.5}}, r"split\.test_fraction: .*less than 1, found 1\.5"),
         ({"robustness": {"shift_ev": [1, 2]}}, r"write \[start, stop, step\]"),
+        ({"robustness": {"shift_ev": [-10, 10, 1e-9]}}, r"robustness\.shift_ev: .* 20000000000 steps.*at most 1000"),
+        ({"robustness": {"noise_sigma": [-0.1, 0.3, 0.1]}}, r"robustness\.noise_sigma: .* begins at -0\.1"),
+        ({"classes": ["mixed", "FeO"]}, "classes.*'mixed' is what"),
+        ({"classes": ["", "FeO"]}, "classes.*'' is what"),
+        ({"preprocess": {"name": "a/b", "steps": ["background", "rebin"]}}, "preprocess.*'a/b'.*names of files"),
+        ({"models": [{"base": "svm-rbf", "params": {"C": -1}}]}, r"models\.0: model 'svm-rbf': C is -1; it must be"),
     ],
 )
 def test_study_file_that_cannot_be_used_is_refused_by_key(study_file, change, message):
