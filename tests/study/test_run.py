@@ -6,6 +6,9 @@ import xarray as xr
 
 from eelsflow.errors import DataSetError, OutputPathError
 from eelsflow.executors import LoopExecutor, ThreadExecutor
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.simulate import PRESETS, simulate_directory
+from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.store import Store
 from eelsflow.study.config import load_study
 from eelsflow.study.run import run_study
@@ -22,6 +25,12 @@ def home(tmp_path, monkeypatch):
 def no_figures(monkeypatch):
     """Leave the report out; drawing takes longer than the study."""
     monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
+
+
+@pytest.fixture
+def figures_not_rendered(monkeypatch):
+    """Write the report, with its figures made but not rendered, which takes most of the time."""
+    monkeypatch.setattr("eelsflow.report.gallery.render", lambda figure, format: b"not drawn")
 
 
 def run(study_file, out, *, store, executor=None):
@@ -99,6 +108,54 @@ def test_augmented_spectra_stand_up_better_to_shifts(table_study, tmp_path):
     results, _ = run(study, tmp_path / "out", store=tmp_path / "store")
     plain, augmented = ({row["model"]: row for row in results["models"]}[name] for name in ("plain", "augmented"))
     assert augmented["translation"]["mean"] > plain["translation"]["mean"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
+def test_models_renamed_in_the_study_file_run_through_to_the_results_and_nothing_is_computed(table_study, tmp_path):
+    def study(names):
+        models = [{"name": name, "base": base} for name, base in names.items()]
+        split = {"by": "group", "folds": 3, "seeds": 1}
+        return table_study(models=models, split=split, training={"epochs": 2, "batch_size": 16})
+
+    run(study({"svm-linear": "svm-linear", "fcnn-1": "fcnn-1"}), tmp_path / "first", store=tmp_path / "store")
+    names = {"Mine_v2.0": "svm-linear", "twin": "svm-linear", "My-net+": "fcnn-1"}
+    results, computed = run(study(names), tmp_path / "out", store=tmp_path / "store")
+    out = tmp_path / "out"
+    assert not computed
+    assert {row["model"]: row["base"] for row in results["models"]} == names
+    mine, twin = ({**row, "model": ""} for row in results["models"][:2])
+    assert mine == twin  # equal but for the name
+    assert sorted(path.name for path in out.glob("search-*")) == ["search-Mine_v2.0.zarr", "search-twin.zarr"]
+    for name in ("histories", "architectures"):
+        assert {entry["model"] for entry in json.loads((out / "evidence" / f"{name}.json").read_text())} == {"My-net+"}
+    chosen = ModelBundle.load(out / "model")
+    assert (chosen.name, chosen.classifier.base) == ("Mine_v2.0", "svm-linear")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("figures_not_rendered")
+def test_preset_without_an_align_step_takes_the_nominal_axis_and_is_reported(tmp_path):
+    axis = AxisParameters(start=485.0, n_channels=400)
+    preset = PRESETS["paper"].model_copy(update={"axis": axis})
+    simulate_directory(tmp_path, n_acquisitions=2, seed=3, shape=(16, 16), preset=preset)
+    content = {
+        "name": "nominal",
+        "edge": "O_K",
+        "classes": ["FeO", "Fe3O4"],
+        "data": {"manifest": "manifest.csv"},
+        "preprocess": {"name": "nominal", "steps": ["vacuum_mask", "background", "rebin", "normalize"]},
+        "models": ["svm-sgd"],
+        "split": {"by": "pixel", "folds": 3, "seeds": 1},
+        "robustness": {"shift_ev": [-5, 5, 5], "noise_sigma": [0, 0.3, 0.15]},
+    }
+    study_file = tmp_path / "study.yaml"
+    study_file.write_text(json.dumps(content))  # JSON is YAML
+    results, _ = run(study_file, tmp_path / "out", store=tmp_path / "store")
+    assert [row["preprocess"] for row in results["models"]] == ["nominal"]
+    for acquisition in results["acquisitions"]:
+        assert acquisition["energy_offset"] == {"value": 0.0, "error": None}
+    assert "<b>nominal</b>: offset +0.00 eV;" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_too_few_spectra_for_the_folds_end_the_study_and_leave_no_results(table_study, tmp_path):

@@ -1,0 +1,49 @@
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import pytest
+
+pytest.importorskip("mlflow", reason="the artifact store needs the extra 'orchestration'")
+
+from eelsflow.artifacts import LoggedModel, log_study, open_client
+
+pytestmark = pytest.mark.slow  # MLflow sets up its database
+
+
+def logged(location: str) -> list[str]:
+    """Return the files below an artifact location."""
+    folder = Path(url2pathname(urlparse(location).path))
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_relative_paths_are_logged_once_and_found_from_another_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "results" / "figures").mkdir(parents=True)
+    (tmp_path / "results" / "results.json").write_text("{}")
+    (tmp_path / "results" / "figures" / "map.png").write_bytes(b"png")
+    (tmp_path / "entry").mkdir()
+    (tmp_path / "entry" / "model.json").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("EELSFLOW_HOME", "home")
+    model = LoggedModel(
+        digest="ab12",
+        name="My_net.v2+ recommended pixel seed 0",
+        tags={"model": "My_net.v2+"},
+        params={"seed": "0"},
+        metrics={"accuracy": 0.9},
+        series={"accuracy_by_shift_ev": [0.8, 0.9]},
+        artifacts=(Path("entry"), Path("entry/model.json")),
+    )
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        place = log_study("Oxides of Mn, 2.0", digest="cd34", models=[model], directory=Path("results"), tags={})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+    client = open_client()
+    assert place["uri"] == f"sqlite:///{tmp_path}/home/mlflow/mlflow.db"
+    runs = {run.data.tags["eelsflow.digest"]: run for run in client.search_runs([place["experiment"]])}
+    assert {digest: run.info.status for digest, run in runs.items()} == {"ab12": "FINISHED", "cd34": "FINISHED"}
+    assert logged(runs["cd34"].info.artifact_uri) == ["figures/map.png", "results.json"]
+    assert logged(runs["ab12"].info.artifact_uri) == ["entry/model.json", "model.json"]
+    assert runs["ab12"].data.metrics["accuracy_by_shift_ev"] == 0.9
+    assert len(client.search_runs([place["experiment"]])) == 2
