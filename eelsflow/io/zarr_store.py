@@ -16,7 +16,7 @@ Notes
 -----
 Variables with the dimensions y and x are cut into shards of `BLOCK_SHAPE` pixels, one file each, and inner chunks of
 `CHUNK_SHAPE` pixels; every other dimension, the energy first of all, is never cut. A block owns whole shards, so no
-two writers meet. blosc with zstd level 1 and bitshuffle read 3-4 times faster than zarr's default on spectrum images.
+two writers meet. Chunks are compressed by blosc with lz4 and bitshuffle (docs/decisions/0014-preprocessing-speed.md).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -52,7 +52,7 @@ CHUNK_SHAPE = (32, 32)
 
 _SEAL = "eelsflow_seal"
 _SPECTRUM_IMAGE_SCHEMA = "eelsflow-spectrum-image/1"
-_COMPRESSORS = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
+_COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
 _MAX_CHUNK_BYTES = 1 << 28  # blosc takes less than 2 GiB at once
 # Without this, zarr drops chunks of zeros, and a lost one looks like a chunk of zeros.
 _CONFIG: Any = {"write_empty_chunks": True}
@@ -123,6 +123,33 @@ def open_spectrum_image(path: Path | str) -> xr.DataArray:
     image = dataset["counts"]
     check_spectrum_image(image)
     return image
+
+
+def read_counts(path: Path | str, block: Block) -> NDArray[Any]:
+    """Return the counts of one block of a spectrum image, shape (y, x, channels), in the type they are stored in.
+
+    For a store that `open_spectrum_image` found whole: of its seal nothing is checked again but that the files which
+    the block needs are there.
+
+    Raises
+    ------
+    UnreadableFileError
+        If they are not there, or damaged.
+    """
+    path = Path(path)
+    with _readable(path):
+        array = zarr.open_group(path, mode="r", use_consolidated=False)["counts"]
+        if not isinstance(array, zarr.Array):
+            raise TypeError("'counts' is a group")
+        shards = array.shards or array.chunks
+        rows, columns = (
+            range(part.start // size, -(-part.stop // size))
+            for part, size in zip((block.y, block.x), shards[:2], strict=True)
+        )
+        for file in (path / "counts" / "c" / str(y) / str(x) / "0" for y in rows for x in columns):
+            if not file.is_file():  # zarr would return zeros
+                raise UnreadableFileError(f"{path} is damaged: {file.relative_to(path)} is missing; copy it again")
+        return np.asarray(array[block.y, block.x])
 
 
 def write_dataset(

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.energy import EnergyAxis, Window
 from eelsflow.errors import EdgeOutOfRangeError, InputError
+from eelsflow.preprocess.kernels import fit_power_laws
 
 _SIGNIFICANCE = 3.0  # an amplitude below this many standard errors is not a signal
 _PRIOR_SIGNIFICANCE = 10.0  # amplitudes above it let r be fitted without a prior and without noticeable bias
@@ -57,12 +58,18 @@ class Noise(Protocol):
     """What the fit needs of a noise model (see `eelsflow.preprocess.noise.NoiseModel`)."""
 
     @property
-    def correlation(self) -> NDArray[np.floating[Any]]:
-        """Autocorrelation of the noise over channels at lags 0, 1, ..., shape (lags,)."""
+    def gain(self) -> float:
+        """Slope of the variance against expected counts, counts."""
         ...
 
-    def variance(self, expected: Any, /) -> Any:
-        """Return the variance of counts with these expectations."""
+    @property
+    def readout_variance(self) -> float:
+        """Variance at zero expected counts, counts squared."""
+        ...
+
+    @property
+    def correlation(self) -> NDArray[np.floating[Any]]:
+        """Autocorrelation of the noise over channels at lags 0, 1, ..., shape (lags,)."""
         ...
 
 
@@ -316,72 +323,69 @@ def _fit_block(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8], NDArray[np.float64]]:
     """Fit (n, channels) counts; return amplitude, exponent, status, covariance."""
     finite = np.asarray(np.isfinite(counts).all(axis=1))
-    y = np.where(finite[:, None], counts, 0.0)
-    n = y.shape[0]
-    start = np.full(n, prior.mean if prior else ExponentPrior().mean)
+    y = counts if finite.all() else np.where(finite[:, None], counts, 0.0)
     inflation = 1.0
-    scale = np.ones(n)
+    scale = np.ones(y.shape[0])
     if noise is not None:
         # Correlated noise averages out more slowly: a sum over many channels has (1 + 2 sum rho) times the variance
         # of independent ones.
         inflation = max(1.0 + 2.0 * float(np.sum(noise.correlation[1:])), 1e-3)
     elif prior is not None:
         # The scatter about an unshrunk fit says how much the counts weigh against the prior.
-        state = _gauss_newton(y, log_energy, start, scale, None, None)
-        scale = state.scatter()
-    state = _gauss_newton(y, log_energy, start, scale * inflation, noise, prior)
+        scale = _gauss_newton(y, log_energy, scale, None, None, prior.mean, fallback).scatter(y.shape[1])
+    start = prior.mean if prior else ExponentPrior().mean
+    fit = _gauss_newton(y, log_energy, scale * inflation, noise, prior, start, fallback)
     if noise is None and prior is None:
-        scale = state.scatter()
-    covariance = state.covariance(scale if noise is None and prior is None else np.ones(n))
-    status = np.full(n, PowerLawStatus.OK, dtype=np.uint8)
+        scale = fit.scatter(y.shape[1])
+    covariance = fit.covariance(
+        scale if noise is None and prior is None else np.ones_like(scale), 1.0 / prior.variance if prior else 0.0
+    )
+    amplitude, exponent = fit.amplitude, fit.exponent
+    status = np.full(exponent.size, PowerLawStatus.OK, dtype=np.uint8)
     if prior is not None:
         shrunk = covariance[:, 1, 1] > 0.5 * prior.variance
         status[shrunk] = PowerLawStatus.SHRUNK
     low, high = _EXPONENT_BOUNDS
-    status[(state.exponent <= low) | (state.exponent >= high)] = PowerLawStatus.AT_BOUND
-    silent = state.amplitude <= _SIGNIFICANCE * np.sqrt(covariance[:, 0, 0])
+    status[(exponent <= low) | (exponent >= high)] = PowerLawStatus.AT_BOUND
+    silent = amplitude <= _SIGNIFICANCE * np.sqrt(covariance[:, 0, 0])
     if prior is None and silent.any():
         # r is undetermined: hold it where it does no harm and solve for the amplitude alone.
-        state = state.with_exponent(silent, fallback)
+        amplitude, exponent = np.where(silent, fit.held_amplitude, amplitude), np.where(silent, fallback, exponent)
         covariance[silent, 0, 1] = covariance[silent, 1, 0] = 0.0
         covariance[silent, 1, 1] = ExponentPrior().variance
     status[silent] = PowerLawStatus.NO_SIGNAL
     status[~finite] = PowerLawStatus.INVALID
-    amplitude = np.where(finite, state.amplitude, np.nan)
-    exponent = np.where(finite, state.exponent, np.nan)
+    amplitude = np.where(finite, amplitude, np.nan)
+    exponent = np.where(finite, exponent, np.nan)
     covariance[~finite] = np.nan
     return amplitude, exponent, status, covariance
 
 
 @dataclass(frozen=True)
-class _State:
-    """A fit at its last step, with the sums that its errors follow from."""
+class _Sums:
+    """Fits at their last step, with the sums that their errors follow from; shape (n,) each.
 
-    y: NDArray[np.float64]
-    log_energy: NDArray[np.float64]
-    weight: NDArray[np.float64]
+    With the weights w, ``f = exp(-r l)`` and ``l = ln(E / E0)``.
+    """
+
     amplitude: NDArray[np.float64]
     exponent: NDArray[np.float64]
-    prior_precision: float
+    u: NDArray[np.float64]  # sum(w f^2)
+    s: NDArray[np.float64]  # sum(w f^2 l)
+    t: NDArray[np.float64]  # sum(w f^2 l^2)
+    chi_square: NDArray[np.float64]
+    held_amplitude: NDArray[np.float64]  # with the exponent held at a given value
 
-    def shape(self) -> NDArray[np.float64]:
-        result: NDArray[np.float64] = np.exp(-self.exponent[:, None] * self.log_energy)
-        return result
-
-    def scatter(self) -> NDArray[np.float64]:
+    def scatter(self, n_channels: int) -> NDArray[np.float64]:
         """Return the reduced chi-square of each spectrum, shape (n,)."""
-        residual = self.y - self.amplitude[:, None] * self.shape()
-        chi_square = np.einsum("ij,ij,ij->i", self.weight, residual, residual)
         # A noiseless spectrum scatters by rounding alone.
-        reduced: NDArray[np.float64] = np.maximum(chi_square / (self.y.shape[1] - 2), 1e-20)
+        reduced: NDArray[np.float64] = np.maximum(self.chi_square / (n_channels - 2), 1e-20)
         return reduced
 
-    def covariance(self, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    def covariance(self, scale: NDArray[np.float64], prior_precision: float) -> NDArray[np.float64]:
         """Return the inverse of the normal matrix times `scale`, shape (n, 2, 2)."""
-        weighted = self.weight * np.square(self.shape())
-        u, s, t = weighted.sum(axis=1), weighted @ self.log_energy, weighted @ np.square(self.log_energy)
-        a = self.amplitude
-        d = a * a * t + self.prior_precision
+        a, u, s = self.amplitude, self.u, self.s
+        d = a * a * self.t + prior_precision
         with np.errstate(divide="ignore", invalid="ignore"):
             determinant = u * d - (a * s) ** 2
             result = np.empty((a.size, 2, 2))
@@ -396,54 +400,30 @@ class _State:
         result[undetermined, 1, 1] = np.inf
         return result
 
-    def with_exponent(self, rows: NDArray[np.bool_], exponent: float) -> _State:
-        """Return the fit with the exponent of some spectra fixed and their amplitudes solved for again."""
-        r, a = self.exponent.copy(), self.amplitude.copy()
-        shape = np.exp(-exponent * self.log_energy)
-        weight = self.weight[rows]
-        r[rows] = exponent
-        a[rows] = (weight * self.y[rows]) @ shape / (weight @ np.square(shape))
-        return _State(self.y, self.log_energy, self.weight, a, r, self.prior_precision)
-
 
 def _gauss_newton(
     y: NDArray[np.float64],
     log_energy: NDArray[np.float64],
-    start: NDArray[np.float64],
     scale: NDArray[np.float64],
     noise: Noise | None,
     prior: ExponentPrior | None,
-) -> _State:
-    """Take Gauss-Newton steps in r with the amplitude eliminated (variable projection).
-
-    With ``f = exp(-r l)``, ``A = sum(w y f) / sum(w f^2)`` and the residual ``e = y - A f``, the step is
-    ``dr = (-A sum(w e f l) + p (r0 - r)) / (A^2 (sum(w f^2 l^2) - sum(w f^2 l)^2 / sum(w f^2)) + p)``
-    with the prior's precision ``p = 1 / tau^2``.
-    """
-    precision = 1.0 / prior.variance if prior else 0.0
-    floor = 1e-3 * np.sqrt(np.mean(np.square(y), axis=1, keepdims=True)) + 1e-30
-    mean = np.maximum(y.mean(axis=1, keepdims=True), 0.0)
-    exponent, expected = start, np.broadcast_to(mean, y.shape)
-    for _ in range(_N_STEPS):
-        variance = np.maximum(expected, floor) if noise is None else np.maximum(noise.variance(expected), floor**2)
-        weight = 1.0 / (variance * scale[:, None])
-        shape = np.exp(-exponent[:, None] * log_energy)
-        weighted = weight * shape
-        squares = weighted * shape
-        u, s, t = squares.sum(axis=1), squares @ log_energy, squares @ np.square(log_energy)
-        amplitude = np.einsum("ij,ij->i", weighted, y) / u
-        residual = weighted * (y - amplitude[:, None] * shape)
-        information = np.square(amplitude) * (t - s * s / u) + precision
-        pull = precision * (prior.mean - exponent) if prior else 0.0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            step = (pull - amplitude * (residual @ log_energy)) / information
-        moved = np.clip(exponent + np.nan_to_num(step, nan=0.0), *_EXPONENT_BOUNDS)
-        converged = float(np.abs(moved - exponent).max(initial=0.0)) < _CONVERGED
-        exponent = moved
-        if converged:
-            break
-        expected = amplitude[:, None] * shape
-    shape = np.exp(-exponent[:, None] * log_energy)
-    weighted = weight * shape
-    amplitude = np.einsum("ij,ij->i", weighted, y) / np.einsum("ij,ij->i", weighted, shape)
-    return _State(y, log_energy, weight, amplitude, exponent, precision)
+    start: float,
+    held: float,
+) -> _Sums:
+    """Take Gauss-Newton steps in r with the amplitude eliminated; see `kernels.fit_power_laws`."""
+    out = np.empty((y.shape[0], 7))
+    fit_power_laws(
+        np.ascontiguousarray(y),
+        log_energy,
+        scale,
+        1.0 if noise is None else float(noise.gain),
+        0.0 if noise is None else float(noise.readout_variance),
+        1 if noise is None else 2,  # the floor is one of counts or of their variance
+        (prior.mean, 1.0 / prior.variance) if prior else (0.0, 0.0),
+        start,
+        held,
+        _EXPONENT_BOUNDS,
+        (_N_STEPS, _CONVERGED),
+        out,
+    )
+    return _Sums(*out.T)

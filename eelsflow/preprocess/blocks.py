@@ -16,8 +16,9 @@ from eelsflow.io.zarr_store import (
     open_spectrum_image,
     write_block,
 )
-from eelsflow.preprocess.chain import Fitted, Part, check_image, describe_product, finish, fit_acquisition
+from eelsflow.preprocess.chain import check_image, describe_product, fit_acquisition
 from eelsflow.preprocess.presets import Preset
+from eelsflow.preprocess.transform import Fitted, Part, finish
 from eelsflow.spectrum_image import energy_axis
 
 

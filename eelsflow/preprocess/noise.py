@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import InputError
+from eelsflow.preprocess.kernels import lagged_products, running_medians
 
 MAX_SAMPLE = 1024
 """Spectra that stand for an image where its noise and its shapes are learnt."""
@@ -158,16 +159,26 @@ def estimate_noise(counts: ArrayLike, *, max_lag: int = 8) -> NoiseModel:
 
 
 def running_median(values: NDArray[np.floating], width: int) -> NDArray[np.floating]:
-    """Return the median over `width` channels (odd) along the last of two axes; the end values repeat.
+    """Return the median over `width` channels (odd) along the last of two axes; the end values repeat."""
+    rows = np.ascontiguousarray(values)
+    medians = np.empty_like(rows)
+    running_medians(rows, np.empty(width, dtype=rows.dtype), medians)
+    return medians
 
-    SciPy's filter is several times as fast in one dimension as in two, so the rows are laid end to end.
+
+def quantile_of_spectra(values: NDArray[np.floating], order: int | None = None) -> NDArray[np.floating]:
+    """Return the median a channel of values of shape (n, channels), or the value of the order given (0: the least).
+
+    Ten times as fast as along the first axis, which numpy walks value by value.
     """
-    from scipy.ndimage import median_filter
-
-    half = width // 2
-    padded = np.pad(values, ((0, 0), (half, half)), mode="edge")
-    filtered = np.asarray(median_filter(padded.ravel(), size=2 * half + 1, mode="nearest")).reshape(padded.shape)
-    return filtered[:, half : half + values.shape[1]]
+    rows = np.ascontiguousarray(values.T)
+    middle = rows.shape[1] // 2
+    if order is not None:
+        return np.asarray(np.partition(rows, order, axis=1)[:, order])
+    if rows.shape[1] % 2:
+        return np.asarray(np.partition(rows, middle, axis=1)[:, middle])
+    ordered = np.partition(rows, (middle - 1, middle), axis=1)
+    return np.asarray(ordered[:, middle - 1 : middle + 1].mean(axis=1))
 
 
 def plausible_range(
@@ -189,7 +200,7 @@ def plausible_range(
     is sharp, the other pixels do; a spike neither.
     """
     total = np.maximum(spectra.sum(axis=1, keepdims=True), 1e-30)
-    typical = total * np.median(spectra / total, axis=0)
+    typical = total * quantile_of_spectra(spectra / total)
     along = running_median(spectra, 15)
     return np.minimum(typical, along) - margin, np.maximum(typical, along) + margin
 
@@ -275,7 +286,7 @@ def _fluctuating_channels(residual: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell the channels whose residual varies; a dead channel repeats its value in every spectrum."""
     if residual.shape[0] < _MIN_SPECTRA:
         return np.asarray(np.abs(residual).max(axis=0) > 0)
-    spread = np.median(np.abs(residual), axis=0)
+    spread = quantile_of_spectra(np.abs(residual))
     return np.asarray(spread > 0.1 * np.median(spread))
 
 
@@ -283,7 +294,7 @@ def _robust_sigma(residual: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return 1.4826 x median absolute residual a channel (over all, where a channel has too few spectra)."""
     if residual.shape[0] < _MIN_SPECTRA:
         return np.full(residual.shape[1], 1.4826 * float(np.median(np.abs(residual))))
-    return np.asarray(1.4826 * np.median(np.abs(residual), axis=0))
+    return np.asarray(1.4826 * quantile_of_spectra(np.abs(residual)))
 
 
 def _fit_model(
@@ -299,17 +310,22 @@ def _fit_model(
     variance = np.broadcast_to(_robust_sigma(residual) ** 2, residual.shape)
     usable = np.broadcast_to(alive, residual.shape)
     gain = readout = 0.0
+    square = residual**2
+    order = np.argsort(expected, axis=None)
+    ascending, squares = expected.ravel()[order], (square + taken**2).ravel()[order]
     for _ in range(4):  # the clip follows the model: settled after two or three rounds
-        keep = usable & (residual**2 <= _CLIP_SIGMA**2 * variance)
-        gain, readout = _variance_line(expected[keep], (residual**2 + taken**2)[keep])
+        keep = usable & (square <= _CLIP_SIGMA**2 * variance)
+        kept = keep.ravel()[order]
+        gain, readout = _variance_line(ascending[kept], squares[kept])
         variance = np.maximum(readout + gain * np.maximum(expected, 0), 1e-12 * max(gain, readout, 1e-300))
     covariance: NDArray[np.floating] = np.zeros(max_lag + 1)
-    weight = keep.astype(np.float64)
+    sums = np.empty(max_lag + 1)
+    weight = keep / np.sqrt(variance)
     for part in (residual, taken):
-        z = np.where(keep, part / np.sqrt(variance), 0.0)
-        covariance += [float((z[:, : z.shape[1] - k] * z[:, k:]).sum()) for k in range(max_lag + 1)]
-    pairs = [float((weight[:, : weight.shape[1] - k] * weight[:, k:]).sum()) for k in range(max_lag + 1)]
-    covariance /= np.maximum(pairs, 1.0)
+        lagged_products(part * weight, sums)
+        covariance += sums
+    lagged_products(keep.astype(np.float64), sums)
+    covariance /= np.maximum(sums, 1.0)
     lags = np.arange(max_lag + 1)
     if response.size > max_lag + 1:
         # a[k] = F[k] c[0] + sum_{j>0} (F[|k-j|] + F[k+j]) c[j], lags up to max_lag on either side
@@ -330,14 +346,17 @@ def _fit_model(
 
 
 def _variance_line(expected: NDArray[np.float64], squares: NDArray[np.float64]) -> tuple[float, float]:
-    """Return slope and intercept, neither negative, of squared residuals against expected counts."""
+    """Return slope and intercept, neither negative, of squared residuals against expected counts in ascending order."""
+    if expected.size == 0:
+        return 0.0, 0.0
     n_classes = int(np.clip(expected.size // 500, 1, 60))
     edges = np.unique(np.quantile(expected, np.linspace(0, 1, n_classes + 1)))
-    which = np.clip(np.searchsorted(edges, expected, side="right") - 1, 0, max(edges.size - 2, 0))
-    number = np.bincount(which).astype(np.float64)
-    number[number == 0] = np.nan
-    level = np.bincount(which, np.maximum(expected, 0)) / number
-    variance = np.bincount(which, squares) / number
+    begin = np.searchsorted(expected, edges[:-1]) if edges.size > 1 else np.zeros(1, dtype=np.int64)
+    number = np.diff(begin, append=expected.size).astype(np.float64)
+    filled = number > 0  # interpolated between values, an edge may have none above it
+    begin, number = begin[filled], number[filled]
+    level = np.add.reduceat(np.maximum(expected, 0), begin) / number
+    variance = np.add.reduceat(squares, begin) / number
     good = np.isfinite(variance) & (variance > 0)
     if not good.any():
         return 0.0, 0.0

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import InputError
+from eelsflow.preprocess.kernels import add_triangle, subtract_pilot
 from eelsflow.preprocess.noise import leading_directions, poisson_scale
 
 Scaling = Literal["poisson", "variance"]
@@ -26,6 +27,10 @@ _EXCESS = 0.25  # a component's signal variance, as a fraction of the noise alon
 _FIRST_GUESS = 10  # components; twice what real images hold
 _NOISE_LAGS = 32  # channels over which noise may be correlated: a point spread of 6, interpolated 4 times as finely
 _SIGNIFICANCE = 5.0  # standard errors that the excess must have
+_NOT_FINITE = (
+    "spectra hold values that are not finite (NaN or infinity); no component can be fitted to them: "
+    "crop to the channels the detector recorded, or repair these pixels first"
+)
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,22 @@ class Pca:
 
     def denoise(self, spectra: ArrayLike) -> NDArray[np.floating]:
         """Return the spectra as the mean and their components say, same shape; the input is not modified."""
-        scores = self.scores(spectra)
-        basis = (self.components * self.scale).astype(scores.dtype)
-        denoised = scores @ basis
-        denoised += self.mean.astype(scores.dtype)
-        return denoised
+        return self.reconstruct(self.scores(spectra))
+
+    def reconstruct(self, scores: ArrayLike, channels: slice = slice(None)) -> NDArray[np.floating]:
+        """Return the spectra of these scores, shape (..., rank), in the precision of the scores, shape (..., channels).
+
+        Parameters
+        ----------
+        scores
+            As from `scores`; not modified.
+        channels
+            Which channels are wanted.
+        """
+        values = np.asarray(scores)
+        spectra: NDArray[np.floating] = values @ (self.components * self.scale)[:, channels].astype(values.dtype)
+        spectra += self.mean[channels].astype(values.dtype)
+        return spectra
 
     def residual(self, spectra: ArrayLike) -> NDArray[np.floating]:
         """Return what the components leave of the spectra, same shape."""
@@ -145,6 +161,64 @@ class Pca:
         return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
 
+class PilotSums:
+    """Sums of the deviations of spectra from a pilot mean, and of the outer products of these deviations.
+
+    Add spectra a block at a time, then those of other blocks, then ask for the moments. A pilot near the mean of all
+    lets single precision multiply without cancellation; it need not be exact: the rest is put right in the end.
+
+    Parameters
+    ----------
+    pilot
+        Shape (channels,), float32; the same for all that is to be added up.
+    """
+
+    def __init__(self, pilot: NDArray[np.float32]) -> None:
+        self.pilot = pilot
+        self.n = 0
+        self.first = np.zeros(pilot.size)
+        self.second = np.zeros((pilot.size, pilot.size))  # the upper triangle is filled
+
+    def add_spectra(self, spectra: NDArray[Any], chosen: NDArray[np.bool_]) -> None:
+        """Add the chosen ones of spectra, shape (n, channels), by a symmetric update (BLAS ssyrk).
+
+        Raises
+        ------
+        InputError
+            If a value is not finite.
+        """
+        from scipy.linalg.blas import ssyrk
+
+        rows = np.flatnonzero(chosen)
+        product = np.empty((self.pilot.size, self.pilot.size), dtype=np.float32)
+        for start in range(0, rows.size, _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            deviations = np.empty((some.size, self.pilot.size), dtype=np.float32)
+            subtract_pilot(spectra, some, self.pilot, deviations, self.first)
+            # transposed, C order is Fortran order: nothing is copied, and its lower triangle is our upper one
+            ssyrk(1.0, deviations.T, beta=0.0, c=product.T, lower=True, overwrite_c=True)
+            add_triangle(product, self.second)
+        if not np.isfinite(self.first).all():
+            raise InputError(_NOT_FINITE)
+        self.n += rows.size
+
+    def add(self, other: PilotSums) -> None:
+        """Add the sums of other spectra."""
+        self.n += other.n
+        self.first += other.first
+        self.second += other.second
+
+    def moments(self) -> Moments:
+        """Return the moments of all that was added."""
+        scatter = np.triu(self.second)
+        scatter += np.triu(self.second, 1).T
+        if self.n == 0:
+            return Moments(0, np.zeros(self.pilot.size), scatter, np.zeros(self.pilot.size))
+        rest = self.first / self.n
+        scatter -= self.n * np.multiply.outer(rest, rest)
+        return Moments(self.n, self.pilot + rest, scatter, np.zeros(self.pilot.size))
+
+
 def moments_of(spectra: ArrayLike, *, variance: ArrayLike | None = None) -> Moments:
     """Reduce spectra to their moments.
 
@@ -176,10 +250,7 @@ def moments_of(spectra: ArrayLike, *, variance: ArrayLike | None = None) -> Mome
         block = block if block.dtype == np.float64 else block.astype(np.float32, copy=False)
         mean = block.mean(axis=0, dtype=np.float64)
         if not np.isfinite(mean).all():
-            raise InputError(
-                "spectra hold values that are not finite (NaN or infinity); no component can be fitted to them: "
-                "crop to the channels the detector recorded, or repair these pixels first"
-            )
+            raise InputError(_NOT_FINITE)
         # the mean as rounded is what is subtracted, so the rest is put right below by its own mean
         pilot = mean.astype(block.dtype)
         centred = block - pilot

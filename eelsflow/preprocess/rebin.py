@@ -152,6 +152,43 @@ def covered_channels(
     return covered
 
 
+@lru_cache(maxsize=32)
+def resampling(
+    method: RebinMethod, source: EnergyAxis, target: EnergyAxis
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the few detector channels that each target channel is made of.
+
+    Parameters
+    ----------
+    method
+        How counts are resampled.
+    source, target
+        The detector's axis and the one resampled onto.
+
+    Returns
+    -------
+    first, weights, covered
+        A target channel t is ``sum_j weights[j, t] * counts[first[t] + j]``, with shapes (target.size,),
+        (terms, target.size) and (target.size,); meaningless where not `covered`. Read-only.
+
+    Raises
+    ------
+    EdgeOutOfRangeError
+        If no target channel is covered.
+    """
+    matrix, channels, covered = _matrix(method, source, target)
+    used = matrix > 0
+    begin = used.argmax(axis=0)
+    terms = int(np.max(matrix.shape[0] - used[::-1].argmax(axis=0) - begin, where=used.any(axis=0), initial=1))
+    first = np.clip(begin, 0, max(matrix.shape[0] - terms, 0))
+    rows = first + np.arange(terms)[:, None]
+    weights = np.take_along_axis(matrix, rows, axis=0)
+    first = first + channels.start
+    for array in (first, weights):
+        array.setflags(write=False)
+    return first, weights, covered
+
+
 def _apply(method: RebinMethod, energy_loss: ArrayLike, counts: ArrayLike, target: EnergyAxis) -> NDArray[np.floating]:
     axis, values = _check(energy_loss, counts)
     matrix, channels, covered = _matrix(method, axis, target)

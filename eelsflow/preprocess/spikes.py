@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import InputError
+from eelsflow.preprocess.kernels import mark_spikes, robust_fits
 from eelsflow.preprocess.noise import (
     NoiseModel,
     leading_directions,
     plausible_range,
     poisson_scale,
+    quantile_of_spectra,
     running_median,
     sample_indices,
 )
@@ -32,7 +34,7 @@ _REFERENCE_RANK = 8
 _CLIP_SIGMA = 5.0  # values beyond are pulled back while the reference is made
 _MIN_REFERENCE_SPECTRA = 4
 _LOCAL_CHANNELS = 41  # over which a misfit of the model is told from a spike
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 128  # 1 MiB of single precision stays in the cache
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def reference_spectra(counts: ArrayLike, noise: NoiseModel, *, rank: int = _REFE
     fit, sigma = _robust_fit(spectra, noise, shapes, _coefficients_of(shapes, mean, noise))
     # the order statistic below: among few spectra, one spike in a channel must not count as its misfit
     nearly_all = int(0.95 * (n - 1))
-    misfit = np.partition(np.abs(spectra - fit) / sigma, nearly_all, axis=0)[nearly_all] / 1.96
+    misfit = quantile_of_spectra(np.abs(spectra - fit) / sigma, nearly_all) / 1.96
     return SpikeReference(shapes, np.maximum(misfit, 1.0).astype(np.float32), mean)
 
 
@@ -108,6 +110,7 @@ def find_spikes(
     *,
     threshold: float = 8.0,
     reference: SpikeReference | None = None,
+    dead_channels: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
     """Find the channels hit by spikes, of either sign.
 
@@ -122,6 +125,8 @@ def find_spikes(
     reference
         What `reference_spectra` returned for the whole image. Without it, it is made from `counts`: give it whenever
         `counts` is a block of an image, so that blocks agree with the whole.
+    dead_channels
+        Shape (channels,): channels to be seen as the line between their neighbours.
 
     Returns
     -------
@@ -159,6 +164,9 @@ def find_spikes(
         )
     mask = np.zeros(rows.shape, dtype=bool)
     cut = max(threshold - _DETECTION_MARGIN, _FLOOR_SIGMA)
+    solver = None
+    if reference is not None:
+        solver = np.ascontiguousarray(_coefficients_of(reference.spectra, reference.mean, noise).T)
     for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
         block = rows[start : start + _ROWS_AT_ONCE].astype(np.float32)
         if not np.isfinite(block).all():
@@ -166,12 +174,24 @@ def find_spikes(
                 "counts hold values that are not finite (NaN or infinity); a spike cannot be told from them: "
                 "mask or repair these channels first"
             )
-        if reference is None:
-            suspicious, z = np.arange(block.shape[0]), _deviation_along_energy(block, noise)
-        else:
-            suspicious, z = _deviation_from_reference(block, noise, reference, cut)
-        if suspicious.size:
-            mask[start + suspicious] = _events(z, cut)
+        if dead_channels is not None:
+            bridge_channels(block, dead_channels)
+        found = mask[start : start + _ROWS_AT_ONCE]
+        if reference is None or solver is None:
+            found |= _events(_deviation_along_energy(block, noise), cut)
+            continue
+        mark_spikes(
+            block,
+            reference.spectra,
+            solver,
+            reference.misfit,
+            float(noise.gain),
+            float(noise.readout_variance),
+            cut,
+            _FLOOR_SIGMA,
+            (_LOCAL_CHANNELS, MAX_EVENT_WIDTH),
+            found,
+        )
     return mask.reshape(values.shape)
 
 
@@ -264,6 +284,35 @@ def interpolate_masked(counts: ArrayLike, mask: ArrayLike) -> NDArray[np.floatin
     return repaired
 
 
+def bridge_channels(counts: NDArray[np.float32], channels: NDArray[np.bool_]) -> None:
+    """Replace channels, the same in all spectra, by the line between their neighbours, in place.
+
+    Parameters
+    ----------
+    counts
+        Shape (..., channels); modified.
+    channels
+        Shape (channels,), True where counts are to be replaced; where all are, nothing is done.
+    """
+    for channel, low, high, share in neighbors_of(channels):
+        counts[..., channel] = (1 - share) * counts[..., low] + share * counts[..., high]
+
+
+def neighbors_of(masked: NDArray[np.bool_]) -> list[tuple[int, int, int, np.float32]]:
+    """Return for each masked channel the nearest channels that are not, and the share of the upper one.
+
+    >>> [(channel, low, high) for channel, low, high, _ in neighbors_of(np.array([True, False, True, False]))]
+    [(0, 1, 1), (2, 1, 3)]
+    """
+    clean = np.flatnonzero(~masked)
+    found = []
+    for channel in np.flatnonzero(masked) if clean.size else ():
+        after = int(np.searchsorted(clean, channel))
+        low, high = int(clean[max(after - 1, 0)]), int(clean[min(after, clean.size - 1)])
+        found.append((int(channel), low, high, np.float32((channel - low) / (high - low) if high > low else 0.0)))
+    return found
+
+
 def _medians_beside(spectrum: NDArray[np.float64], reach: int = 4) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return, for every channel, the medians of the `reach` channels to its left and to its right."""
     padded = np.pad(spectrum, reach, mode="reflect" if spectrum.size > reach else "edge")
@@ -295,32 +344,9 @@ def _robust_fit(
     block: NDArray[np.float32], noise: NoiseModel, shapes: NDArray[np.float32], solver: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
     """Return the fit of each spectrum by the shapes, values far off pulled back, and the noise about it."""
-    fit = np.asarray((block @ solver) @ shapes, dtype=np.float32)
-    for _ in range(4):
-        sigma = np.sqrt(_positive(noise.variance(fit)))
-        fit = np.asarray((fit + np.clip(block - fit, -4 * sigma, 4 * sigma)) @ solver @ shapes, dtype=np.float32)
-    sigma = np.asarray(np.sqrt(_positive(noise.variance(fit))))
-    return np.asarray(fit, dtype=np.float32), sigma
-
-
-def _deviation_from_reference(
-    block: NDArray[np.float32], noise: NoiseModel, reference: SpikeReference, cut: float
-) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """Return the suspicious rows of a block and their z against the fit by the reference spectra."""
-    solver = _coefficients_of(reference.spectra, reference.mean, noise)
-    fit = np.asarray((block @ solver) @ reference.spectra, dtype=np.float32)
-    # most pixels hold no spike and are done with here
-    sigma = np.sqrt(_positive(noise.variance(fit))) * reference.misfit
-    rows = np.flatnonzero((np.abs(block - fit) > 0.75 * cut * sigma).any(axis=1))
-    block = block[rows]
-    fit, sigma = _robust_fit(block, noise, reference.spectra, solver)
-    z = (block - fit) / (sigma * reference.misfit)
-    hit = (np.abs(z) > 0.75 * cut).any(axis=1)
-    rows, z = rows[hit], z[hit]
-    if rows.size:
-        z = z - running_median(z, _LOCAL_CHANNELS)
-        z = z / np.maximum(1.4826 * running_median(np.abs(z), _LOCAL_CHANNELS), 1.0)
-    return rows, z
+    fit = np.empty_like(block)
+    robust_fits(block, shapes, np.ascontiguousarray(solver.T), float(noise.gain), float(noise.readout_variance), fit)
+    return fit, np.asarray(np.sqrt(_positive(noise.variance(fit))))
 
 
 def _deviation_along_energy(block: NDArray[np.float32], noise: NoiseModel) -> NDArray[np.floating]:

@@ -1,0 +1,529 @@
+"""Arithmetic of preprocessing, compiled: what numpy would take a dozen passes over a block for, a spectrum at a time.
+
+A spectrum stays in the cache next to the processor, and nothing larger than a spectrum is allocated. One thread and
+no interpreter lock, so that blocks run side by side in threads. The methods, their sources and their constants are
+described where they are used: `spikes`, `background`, `chain`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Single = NDArray[np.float32]
+Double = NDArray[np.float64]
+
+_TINY = np.float32(np.finfo(np.float32).tiny * 1e6)  # keeps noiseless variances off zero
+_ZERO, _FOUR = np.float32(0), np.float32(4)  # plain floats would make everything double
+_PULLED = 4  # rounds in which values far off the fit are pulled back
+_WANDER = np.float32(2.5)  # a local median beyond this needs half of its channels beyond it
+_REACH = 32  # channels about a suspicious one that are looked at first
+
+
+def compiled(function: Function) -> Function:
+    """Compile a function when it is first called, and keep the result on disk.
+
+    Sums may be taken in another order, which is what makes them quick; a value that is not finite stays so.
+    """
+    decorate = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
+    return cast("Function", decorate(function))
+
+
+# --- spikes ---------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def mark_spikes(
+    counts: Single,
+    shapes: Single,
+    solver: Single,
+    misfit: Single,
+    gain: float,
+    readout_variance: float,
+    cut: float,
+    floor: float,
+    widths: tuple[int, int],
+    mask: NDArray[np.bool_],
+) -> None:
+    """Mark the channels of narrow events in every spectrum (see `spikes.find_spikes`).
+
+    Parameters
+    ----------
+    counts
+        Shape (n, channels).
+    shapes, solver
+        Reference spectra, and what turns a spectrum into their coefficients; shape (k, channels) each.
+    misfit
+        Shape (channels,).
+    gain, readout_variance
+        Of the noise.
+    cut, floor
+        Least height of an event and how far down its flanks reach, standard deviations.
+    widths
+        Channels of the local median (odd); most channels over half the height.
+    mask
+        Shape (n, channels), set to True where an event is; all else is left as it is.
+    """
+    n, channels = counts.shape
+    local, widest = widths
+    gain_, readout, cut_ = np.float32(gain), np.float32(readout_variance), np.float32(cut)
+    near = np.float32(0.75) * cut_
+    fit, pulled, z = np.empty(channels, np.float32), np.empty(channels, np.float32), np.empty(channels, np.float32)
+    coefficients = np.empty(shapes.shape[0], np.float32)
+    medians, deviations = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    signed, window = np.empty(channels, np.float32), np.empty(local, np.float32)
+    for row in range(n):
+        values = counts[row]
+        _mixture(values, shapes, solver, coefficients, fit)
+        suspicious = 0
+        for c in range(channels):  # most spectra hold no spike and are done with here
+            variance = max(max(fit[c], _ZERO) * gain_ + readout, _TINY)
+            limit = near * misfit[c]
+            difference = values[c] - fit[c]
+            suspicious += difference * difference > limit * limit * variance
+        if suspicious == 0:
+            continue
+        for _ in range(_PULLED):
+            _pull_back(values, fit, gain_, readout, pulled)
+            _mixture(pulled, shapes, solver, coefficients, fit)
+        suspicious = 0
+        for c in range(channels):
+            sigma = np.sqrt(max(max(fit[c], _ZERO) * gain_ + readout, _TINY))
+            z[c] = (values[c] - fit[c]) / (sigma * misfit[c])
+            suspicious += abs(z[c]) > near
+        if suspicious == 0:
+            continue
+        begin, stop = _candidates(z, cut_, local, window)
+        while begin < stop:
+            _local_deviations(z, begin, stop, local, medians, deviations, window)
+            if _mark_events(deviations, begin, stop, cut_, np.float32(floor), widest, signed, mask[row]):
+                break
+            begin, stop = 0, channels  # an event reaches further than was looked
+
+
+@compiled
+def _mixture(values: Single, shapes: Single, solver: Single, coefficients: Single, fit: Single) -> None:
+    """Fit a spectrum by the shapes."""
+    for k in range(shapes.shape[0]):
+        total = _ZERO
+        for c in range(values.size):
+            total += solver[k, c] * values[c]
+        coefficients[k] = total
+    fit[:] = _ZERO
+    for k in range(shapes.shape[0]):
+        coefficient = coefficients[k]
+        for c in range(values.size):
+            fit[c] += coefficient * shapes[k, c]
+
+
+@compiled
+def _candidates(z: Single, cut: np.float32, local: int, window: Single) -> tuple[int, int]:
+    """Return the channels between which events may lie, with a margin; an empty range where there are none.
+
+    An event exceeds `cut` about the local median. Where that is small, z itself is large there; it is large only
+    where half of the channels about are.
+    """
+    channels, half = z.size, local // 2
+    least = cut - _WANDER
+    first, last, wandering = channels, -1, 0
+    for c in range(-half, half + 1):
+        wandering += abs(z[min(max(c, 0), channels - 1)]) >= _WANDER
+    for c in range(channels):
+        if 2 * wandering > local:
+            return 0, channels
+        wandering -= abs(z[max(c - half, 0)]) >= _WANDER
+        wandering += abs(z[min(c + half + 1, channels - 1)]) >= _WANDER
+        if abs(z[c]) >= least:
+            _fill_window(z, c, window)
+            if abs(z[c] - window[half]) >= cut:
+                first, last = min(first, c), c
+    if last < 0:
+        return 0, 0
+    return max(first - _REACH, 0), min(last + _REACH + 1, channels)
+
+
+@compiled
+def _local_deviations(
+    z: Single, begin: int, stop: int, local: int, medians: Single, deviations: Single, window: Single
+) -> None:
+    """Set `deviations` between two channels: z about its local median, over its local spread where that exceeds 1."""
+    channels, half = z.size, local // 2
+    low, high = max(begin - half, 0), min(stop + half, channels)
+    for c in range(low, high):
+        medians[c] = _next_median(z, c, window, c == low)
+    for c in range(low, high):
+        medians[c] = z[c] - medians[c]
+    spread = np.abs(medians[low:high])  # the window of a channel leaves it at the ends of the axis only
+    for c in range(begin, stop):
+        middle = _next_median(spread, c - low, window, c == begin)
+        deviations[c] = medians[c] / max(np.float32(1.4826) * middle, np.float32(1))
+
+
+@compiled
+def _fill_window(values: NDArray[Any], centre: int, window: NDArray[Any]) -> None:
+    """Fill the window with the values about a channel in ascending order; the end values repeat."""
+    half = window.size // 2
+    for i in range(window.size):
+        value = values[min(max(centre - half + i, 0), values.size - 1)]
+        j = i
+        while j > 0 and window[j - 1] > value:
+            window[j] = window[j - 1]
+            j -= 1
+        window[j] = value
+
+
+@compiled
+def _next_median(values: NDArray[Any], centre: int, window: NDArray[Any], first: bool) -> Any:
+    """Return the median about a channel; the window holds what was about the channel before, unless it is the first."""
+    half, last = window.size // 2, values.size - 1
+    if first:
+        _fill_window(values, centre, window)
+        return window[half]
+    old, new = values[min(max(centre - half - 1, 0), last)], values[min(centre + half, last)]
+    j = 0
+    for i in range(window.size):  # counted, not searched: there is nothing to mispredict
+        j += window[i] < old
+    while j < window.size - 1 and window[j + 1] < new:
+        window[j] = window[j + 1]
+        j += 1
+    while j > 0 and window[j - 1] > new:
+        window[j] = window[j - 1]
+        j -= 1
+    window[j] = new
+    return window[half]
+
+
+@compiled
+def _mark_events(
+    deviations: Single,
+    begin: int,
+    stop: int,
+    cut: np.float32,
+    floor: np.float32,
+    widest: int,
+    signed: Single,
+    mask: NDArray[np.bool_],
+) -> bool:
+    """Mark narrow events between two channels; return whether all of them lie inside, not across a boundary."""
+    channels = mask.size
+    for sign in (np.float32(1), np.float32(-1)):
+        for c in range(begin, stop):
+            signed[c] = sign * deviations[c]
+        c = begin
+        while c < stop:
+            if signed[c] < floor:
+                c += 1
+                continue
+            low, peak = c, c
+            while c < stop and signed[c] >= floor:
+                if signed[c] > signed[peak]:
+                    peak = c
+                c += 1
+            height = signed[peak]
+            if height < cut:
+                continue
+            if (low == begin and begin > 0) or (c == stop and stop < channels):
+                return False
+            # contiguous channels about the peak over half of it: its full width at half maximum
+            left, right = peak, peak
+            while left > low and signed[left - 1] >= np.float32(0.5) * height:
+                left -= 1
+            while right < c - 1 and signed[right + 1] >= np.float32(0.5) * height:
+                right += 1
+            if right - left + 1 <= widest:
+                mask[max(low - 1, 0) : min(c + 1, channels)] = True
+    return True
+
+
+@compiled
+def running_medians(values: NDArray[Any], window: NDArray[Any], out: NDArray[Any]) -> None:
+    """Set `out` to the medians about every channel of spectra, shape (n, channels); the end values repeat.
+
+    `window` has the type of the values and as many (an odd number of) places as the medians are taken over.
+    """
+    for row in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            out[row, c] = _next_median(values[row], c, window, c == 0)
+
+
+@compiled
+def robust_fits(
+    counts: Single, shapes: Single, solver: Single, gain: float, readout_variance: float, fit: Single
+) -> None:
+    """Fit spectra, shape (n, channels), by reference spectra, values far off pulled back as in `mark_spikes`."""
+    channels = counts.shape[1]
+    gain_, readout = np.float32(gain), np.float32(readout_variance)
+    pulled, coefficients = np.empty(channels, np.float32), np.empty(shapes.shape[0], np.float32)
+    for row in range(counts.shape[0]):
+        _mixture(counts[row], shapes, solver, coefficients, fit[row])
+        for _ in range(_PULLED):
+            _pull_back(counts[row], fit[row], gain_, readout, pulled)
+            _mixture(pulled, shapes, solver, coefficients, fit[row])
+
+
+@compiled
+def _pull_back(values: Single, fit: Single, gain: np.float32, readout: np.float32, pulled: Single) -> None:
+    """Set `pulled` to the values, those more than 4 standard deviations off the fit put there."""
+    for c in range(values.size):
+        most = _FOUR * np.sqrt(max(max(fit[c], _ZERO) * gain + readout, _TINY))
+        pulled[c] = fit[c] + min(max(values[c] - fit[c], -most), most)
+
+
+@compiled
+def lagged_products(values: Double, sums: Double) -> None:
+    """Set ``sums[k]`` to the sum of the products of values, shape (n, channels), that lie k channels apart."""
+    n, channels = values.shape
+    sums[:] = 0.0
+    for row in range(n):
+        for k in range(sums.size):
+            total = 0.0
+            for c in range(channels - k):
+                total += values[row, c] * values[row, c + k]
+            sums[k] += total
+
+
+# --- background -----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def fit_power_laws(
+    counts: Double,
+    log_energy: Double,
+    scale: Double,
+    gain: float,
+    readout_variance: float,
+    floor_power: int,
+    prior: tuple[float, float],
+    start: float,
+    held: float,
+    bounds: tuple[float, float],
+    steps: tuple[int, float],
+    out: Double,
+) -> None:
+    """Fit ``A exp(-r l)`` to every spectrum by Gauss-Newton steps in r with A eliminated (variable projection).
+
+    With ``f = exp(-r l)``, ``A = sum(w y f) / sum(w f^2)`` and the residual ``e = y - A f``, the step is
+    ``dr = (-A sum(w e f l) + p (r0 - r)) / (A^2 (sum(w f^2 l^2) - sum(w f^2 l)^2 / sum(w f^2)) + p)``
+    with the prior's precision ``p``. The weights ``w = 1 / (scale variance)`` follow the fit of the step before.
+
+    Parameters
+    ----------
+    counts
+        Shape (n, channels).
+    log_energy
+        l, shape (channels,).
+    scale
+        Factor of the variance of each spectrum, shape (n,).
+    gain, readout_variance
+        Of the variance, which is at least .001 rms of the counts to the power of `floor_power`.
+    prior
+        (r0, p).
+    start, held
+        Exponent of the first step; exponent that the amplitude is also wanted for.
+    bounds
+        Of the exponent.
+    steps
+        Most steps, and the step in r that is small enough to stop.
+    out
+        Shape (n, 7): A, r, sum(w f^2), sum(w f^2 l), sum(w f^2 l^2), sum(w e^2), and A at the exponent `held`.
+    """
+    n, channels = counts.shape
+    weight, shape = np.empty(channels), np.empty(channels)
+    reach = np.abs(log_energy).max()
+    most, small = steps
+    for row in range(n):
+        y = counts[row]
+        total = square = 0.0
+        for c in range(channels):
+            total += y[c]
+            square += y[c] * y[c]
+        floor = (1e-3 * math.sqrt(square / channels) + 1e-30) ** floor_power
+        r, amplitude = start, 0.0
+        expected = max(total / channels, 0.0)
+        for step in range(most):
+            for c in range(channels):
+                level = expected if step == 0 else amplitude * shape[c]
+                weight[c] = 1.0 / (max(max(level, 0.0) * gain + readout_variance, floor) * scale[row])
+            _power_law(r, log_energy, reach, shape)
+            u = s = t = wy = wyl = 0.0
+            for c in range(channels):
+                weighted = weight[c] * shape[c]
+                product = weighted * shape[c] * log_energy[c]
+                u += weighted * shape[c]
+                s += product
+                t += product * log_energy[c]
+                wy += weighted * y[c]
+                wyl += weighted * y[c] * log_energy[c]
+            amplitude = wy / u
+            change = prior[1] * (prior[0] - r) - amplitude * (wyl - amplitude * s)
+            change /= amplitude * amplitude * (t - s * s / u) + prior[1]
+            moved = r if math.isnan(change) else min(max(r + change, bounds[0]), bounds[1])
+            converged = abs(moved - r) < small
+            r = moved
+            if converged:
+                break
+        _power_law(r, log_energy, reach, shape)
+        u = s = t = wy = 0.0
+        for c in range(channels):
+            weighted = weight[c] * shape[c]
+            product = weighted * shape[c] * log_energy[c]
+            u += weighted * shape[c]
+            s += product
+            t += product * log_energy[c]
+            wy += weighted * y[c]
+        amplitude = wy / u
+        misfit = 0.0
+        for c in range(channels):
+            residual = y[c] - amplitude * shape[c]
+            misfit += weight[c] * residual * residual
+        _power_law(held, log_energy, reach, shape)
+        u_held = wy_held = 0.0
+        for c in range(channels):
+            weighted = weight[c] * shape[c]
+            u_held += weighted * shape[c]
+            wy_held += weighted * y[c]
+        for i, value in enumerate((amplitude, r, u, s, t, misfit, wy_held / u_held)):
+            out[row, i] = value
+
+
+@compiled
+def _power_law(r: float, log_energy: Double, reach: float, shape: Double) -> None:
+    """Set ``exp(-r l)``; `reach` is the largest magnitude of l."""
+    if abs(r) * reach > 4.0:
+        for c in range(log_energy.size):
+            shape[c] = math.exp(-r * log_energy[c])
+        return
+    for c in range(log_energy.size):
+        # exp(x / 64)^64 by a series, which the compiler can vectorise; what is left out is 1e-13
+        y = -r * log_energy[c] * 0.015625
+        series = y * (1 / 120 + y * (1 / 720 + y * (1 / 5040)))
+        series = 1.0 + y * (1.0 + y * (0.5 + y * (1 / 6 + y * (1 / 24 + series))))
+        for _ in range(6):
+            series *= series
+        shape[c] = series
+
+
+# --- the prepared product -------------------------------------------------------------------------------------------
+
+
+@compiled
+def subtract_and_resample(
+    counts: Single,
+    background: Double,
+    log_energy: Double,
+    gain: float,
+    readout_variance: float,
+    n_smooth: int,
+    first: NDArray[np.int64],
+    weights: Double,
+    correlation: Double,
+    intensity: Single,
+    variance: Single,
+) -> None:
+    """Subtract the power law from every spectrum and resample what is left, with its variance.
+
+    Parameters
+    ----------
+    counts
+        Shape (n, channels).
+    background
+        Amplitude, exponent, and their variances and covariance (A A, A r, r r), shape (n, 5).
+    log_energy
+        Logarithm of energy over the background's pivot, shape (channels,).
+    gain, readout_variance
+        Of the noise; the variance of a channel is that of its counts averaged over `n_smooth` (odd) channels.
+    first, weights
+        A target channel t is ``sum_j weights[j, t] * net[first[t] + j]``; shapes (targets,) and (terms, targets).
+    correlation
+        Of the noise over channels at lags 0, 1, ..., shape (terms,).
+    intensity, variance
+        Results, shape (n, targets).
+    """
+    n, channels = counts.shape
+    terms, targets = weights.shape
+    net, error, noise, sigma = np.empty(channels), np.empty(channels), np.empty(channels), np.empty(channels)
+    shape, half = np.empty(channels), n_smooth // 2
+    reach = np.abs(log_energy).max()
+    value, spread, deviation = np.empty(targets), np.empty(targets), np.empty(targets)
+    for row in range(n):
+        amplitude, exponent, aa, ar, rr = background[row]
+        total = 0.0
+        for c in range(-half, half + 1):
+            total += counts[row, min(max(c, 0), channels - 1)]
+        for c in range(channels):
+            noise[c] = total
+            total += float(counts[row, min(c + half + 1, channels - 1)]) - float(counts[row, max(c - half, 0)])
+        _power_law(exponent, log_energy, reach, shape)
+        for c in range(channels):
+            noise[c] = max(noise[c] / n_smooth, 0.0) * gain + readout_variance
+            sigma[c] = math.sqrt(noise[c])
+            net[c] = counts[row, c] - amplitude * shape[c]
+            slope = -amplitude * log_energy[c]
+            error[c] = shape[c] * math.sqrt(max(aa + slope * (2 * ar + slope * rr), 0.0))
+        value[:] = 0.0
+        spread[:] = 0.0
+        deviation[:] = 0.0
+        for j in range(terms):
+            for t in range(targets):
+                c = first[t] + j
+                value[t] += weights[j, t] * net[c]
+                deviation[t] += weights[j, t] * error[c]
+                spread[t] += weights[j, t] * weights[j, t] * noise[c]
+            for i in range(j):
+                doubled = 2.0 * correlation[j - i]
+                for t in range(targets):
+                    c = first[t]
+                    spread[t] += doubled * weights[i, t] * weights[j, t] * sigma[c + i] * sigma[c + j]
+        for t in range(targets):
+            # the error of the background is one error for all channels: deviations add, not variances
+            intensity[row, t] = value[t]
+            variance[row, t] = spread[t] + deviation[t] * deviation[t]
+
+
+# --- sums -----------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def add_spectra(counts: NDArray[Any], rows: NDArray[np.bool_], total: Double) -> None:
+    """Add the chosen spectra of shape (n, channels) to `total`, shape (channels,)."""
+    for row in range(counts.shape[0]):
+        if rows[row]:
+            for c in range(counts.shape[1]):
+                total[c] += counts[row, c]
+
+
+@compiled
+def add_channels(counts: NDArray[Any], totals: Double) -> None:
+    """Set `totals`, shape (n,), to the sums over the channels of counts of shape (n, channels)."""
+    for row in range(counts.shape[0]):
+        total = 0.0
+        for c in range(counts.shape[1]):
+            total += counts[row, c]
+        totals[row] = total
+
+
+# --- principal components -------------------------------------------------------------------------------------------
+
+
+@compiled
+def subtract_pilot(counts: NDArray[Any], rows: NDArray[np.int64], pilot: Single, out: Single, total: Double) -> None:
+    """Set `out`, shape (rows, channels), to some rows of the counts minus the pilot, and add their sum to `total`."""
+    for i in range(rows.size):
+        for c in range(pilot.size):
+            out[i, c] = np.float32(counts[rows[i], c]) - pilot[c]
+        for c in range(pilot.size):
+            total[c] += out[i, c]
+
+
+@compiled
+def add_triangle(product: Single, total: Double) -> None:
+    """Add the upper triangle of a square matrix to that of another."""
+    for i in range(total.shape[0]):
+        for j in range(i, total.shape[1]):
+            total[i, j] += product[i, j]
