@@ -4,8 +4,8 @@ One thread and no BLAS, so that neither the number of threads nor the library ch
 contiguous. Values are laid out so that the innermost loop is long: (spectrum, feature) for dense layers,
 (channel, position, spectrum) for convolutions, where a shift by a position is a shift in memory.
 
-In the functions of a gradient, `above` is the gradient of the layer's output, and is used up; arrays named ``d_...``
-are overwritten with the gradients of the weights; returned is the gradient of the layer's input.
+`out` is overwritten with the result. In the functions of a gradient, `above` is the gradient of the layer's output, and
+is used up; arrays named ``d_...`` are overwritten with the gradients of the weights and, `d_x`, of the layer's input.
 """
 
 from __future__ import annotations
@@ -133,20 +133,26 @@ def rectify_gradient(above: Array, values: Array) -> None:
 
 
 @compiled
-def dense(x: Array, kernel: Array, bias: Array, relu: bool) -> Array:
-    """Return ``x @ kernel + bias``, rectified or not; `kernel` is (feature, unit)."""
-    out = np.empty((len(x), len(bias)), np.float32)
+def dense(x: Array, kernel: Array, bias: Array, relu: bool, out: Array) -> None:
+    """Write ``x @ kernel + bias``, rectified or not; `kernel` is (feature, unit)."""
     out[:] = bias
     multiply(x, kernel, out)
     if relu:
         rectify(out.reshape(-1))
-    return out
 
 
 @compiled
 def dense_gradient(
-    above: Array, x: Array, out: Array, kernel: Array, relu: bool, d_kernel: Array, d_bias: Array, wanted: bool
-) -> Array:
+    above: Array,
+    x: Array,
+    out: Array,
+    kernel: Array,
+    relu: bool,
+    d_kernel: Array,
+    d_bias: Array,
+    d_x: Array,
+    wanted: bool,
+) -> None:
     """Gradients of `dense`; that of the input only if wanted."""
     if relu:
         rectify_gradient(above.reshape(-1), out.reshape(-1))
@@ -155,18 +161,16 @@ def dense_gradient(
         d_bias += above[i]
     d_kernel[:] = ZERO
     multiply(x.T, above, d_kernel)
-    d_x = np.zeros(x.shape, np.float32)
     if wanted:
+        d_x[:] = ZERO
         multiply(above, np.ascontiguousarray(kernel.T), d_x)
-    return d_x
 
 
 @compiled
-def convolution(x: Array, kernel: Array, bias: Array, relu: bool) -> Array:
-    """Return `kernel`, (tap, channel, filter), slid over `x`, (channel, position, spectrum); rectified or not."""
+def convolution(x: Array, kernel: Array, bias: Array, relu: bool, out: Array) -> None:
+    """Write `kernel`, (tap, channel, filter), slid over `x`, (channel, position, spectrum); rectified or not."""
     n_taps, n_channels, n_filters = kernel.shape
     _, n_positions, n_spectra = x.shape
-    out = np.empty((n_filters, n_positions - n_taps + 1, n_spectra), np.float32)
     source, result = x.reshape(-1), out.reshape((n_filters, -1))
     offsets, weights = np.empty(n_taps * n_channels, np.intp), np.empty(n_taps * n_channels, np.float32)
     for first in range(0, result.shape[1], BLOCK_VALUES):
@@ -181,14 +185,19 @@ def convolution(x: Array, kernel: Array, bias: Array, relu: bool) -> Array:
             add_shifted(block, source, offsets, weights)
             if relu:
                 rectify(block)
-    return out
 
 
 @compiled
 def convolution_gradient(
-    above: Array, x: Array, out: Array, kernel: Array, relu: bool, d_kernel: Array, d_bias: Array, wanted: bool
-) -> Array:
-    """Gradients of `convolution`; that of the input only if wanted."""
+    above: Array,
+    x: Array,
+    out: Array,
+    kernel: Array,
+    relu: bool,
+    d_kernel: Array,
+    d_bias: Array,
+) -> None:
+    """Gradients of the weights of `convolution`; `above` becomes that of what was rectified."""
     n_taps, n_channels, n_filters = kernel.shape
     _, n_positions, n_spectra = x.shape
     if relu:
@@ -212,21 +221,18 @@ def convolution_gradient(
         for c in range(n_channels):
             for k in range(n_taps):
                 d_kernel[k, c, f] = sums[f, c * n_taps + k]
-    d_x = np.zeros(x.shape, np.float32)
-    if wanted:
-        convolution_input_gradient(above, kernel, d_x)
-    return d_x
 
 
 @compiled
-def convolution_input_gradient(above: Array, kernel: Array, d_x: Array) -> None:
-    """Add the gradient of a convolution's input to `d_x`."""
+def convolution_input_gradient(above: Array, kernel: Array, padded: Array, d_x: Array) -> None:
+    """Gradient of the input of `convolution`, after `convolution_gradient`; `padded` is room to work in."""
     n_taps, n_channels, n_filters = kernel.shape
     n_spectra = d_x.shape[2]
     # Beyond both ends the gradient is nothing; with these zeros written out, a shift by a tap is a shift in memory.
     edge = n_taps - 1
-    padded = np.zeros((n_filters, above.shape[1] + 2 * edge, n_spectra), np.float32)
+    padded[:, :edge] = ZERO
     padded[:, edge : edge + above.shape[1]] = above
+    padded[:, edge + above.shape[1] :] = ZERO
     source, result = padded.reshape(-1), d_x.reshape((n_channels, -1))
     offsets, weights = np.empty(n_taps * n_filters, np.intp), np.empty(n_taps * n_filters, np.float32)
     for first in range(0, result.shape[1], BLOCK_VALUES):
@@ -236,58 +242,54 @@ def convolution_input_gradient(above: Array, kernel: Array, d_x: Array) -> None:
                 for k in range(n_taps):
                     offsets[f * n_taps + k] = (f * padded.shape[1] + edge - k) * n_spectra + first
                     weights[f * n_taps + k] = kernel[k, c, f]
-            add_shifted(result[c, first:last], source, offsets, weights)
+            block = result[c, first:last]
+            block[:] = ZERO
+            add_shifted(block, source, offsets, weights)
 
 
 @compiled
-def pooling(x: Array) -> Array:
-    """Return means of neighbouring positions; an odd last one is left out."""
-    out = np.empty((x.shape[0], x.shape[1] // 2, x.shape[2]), np.float32)
+def pooling(x: Array, out: Array) -> None:
+    """Write means of neighbouring positions; an odd last one is left out."""
     for c in range(out.shape[0]):
         for position in range(out.shape[1]):
             one, other, mean = x[c, 2 * position], x[c, 2 * position + 1], out[c, position]
             for i in range(len(mean)):
                 mean[i] = HALF * (one[i] + other[i])
-    return out
 
 
 @compiled
-def pooling_gradient(above: Array, n_positions: int) -> Array:
+def pooling_gradient(above: Array, d_x: Array) -> None:
     """Gradient of `pooling`."""
-    d_x = np.zeros((above.shape[0], n_positions, above.shape[2]), np.float32)
+    d_x[:, 2 * above.shape[1] :] = ZERO
     for c in range(above.shape[0]):
         for position in range(above.shape[1]):
             mean, one, other = above[c, position], d_x[c, 2 * position], d_x[c, 2 * position + 1]
             for i in range(len(mean)):
                 one[i] = HALF * mean[i]
                 other[i] = HALF * mean[i]
-    return d_x
 
 
 @compiled
-def average(x: Array) -> Array:
-    """Return means over all positions: (channel, position, spectrum) becomes (spectrum, channel)."""
+def average(x: Array, out: Array) -> None:
+    """Write means over all positions: (channel, position, spectrum) becomes (spectrum, channel)."""
     n_channels, n_positions, n_spectra = x.shape
-    out = np.zeros((n_spectra, n_channels), np.float32)
+    out[:] = ZERO
     scale = ONE / np.float32(n_positions)
     for c in range(n_channels):
         for position in range(n_positions):
             for i in range(n_spectra):
                 out[i, c] += scale * x[c, position, i]
-    return out
 
 
 @compiled
-def average_gradient(above: Array, n_positions: int) -> Array:
+def average_gradient(above: Array, d_x: Array) -> None:
     """Gradient of `average`."""
-    n_spectra, n_channels = above.shape
-    d_x = np.empty((n_channels, n_positions, n_spectra), np.float32)
+    n_channels, n_positions, n_spectra = d_x.shape
     scale = ONE / np.float32(n_positions)
     for c in range(n_channels):
         for position in range(n_positions):
             for i in range(n_spectra):
                 d_x[c, position, i] = scale * above[i, c]
-    return d_x
 
 
 @compiled
@@ -326,35 +328,30 @@ def row_moments(x: Array) -> tuple[Array, Array]:
 
 
 @compiled
-def normalized_columns(x: Array, mean: Array, deviation: Array, gamma: Array, beta: Array) -> Array:
-    """Return columns brought to standard deviation `gamma` and mean `beta`."""
-    out = np.empty(x.shape, np.float32)
+def normalized_columns(x: Array, mean: Array, deviation: Array, gamma: Array, beta: Array, out: Array) -> None:
+    """Write columns brought to standard deviation `gamma` and mean `beta`."""
     factor = gamma / deviation
     for i in range(x.shape[0]):
         row, result = x[i], out[i]
         for j in range(len(factor)):
             result[j] = factor[j] * (row[j] - mean[j]) + beta[j]
-    return out
 
 
 @compiled
-def normalized_rows(x: Array, mean: Array, deviation: Array, gamma: Array, beta: Array) -> Array:
-    """Return rows brought to standard deviation `gamma` and mean `beta`."""
-    out = np.empty(x.shape, np.float32)
+def normalized_rows(x: Array, mean: Array, deviation: Array, gamma: Array, beta: Array, out: Array) -> None:
+    """Write rows brought to standard deviation `gamma` and mean `beta`."""
     for i in range(x.shape[0]):
         row, result, middle, factor, plus = x[i], out[i], mean[i], gamma[i] / deviation[i], beta[i]
         for j in range(len(row)):
             result[j] = factor * (row[j] - middle) + plus
-    return out
 
 
 @compiled
 def normalized_columns_gradient(
-    above: Array, x: Array, mean: Array, deviation: Array, gamma: Array, d_gamma: Array, d_beta: Array
-) -> Array:
+    above: Array, x: Array, mean: Array, deviation: Array, gamma: Array, d_gamma: Array, d_beta: Array, d_x: Array
+) -> None:
     """Gradients of the batch normalisation of columns, by their own mean and deviation."""
     n_rows, n_columns = x.shape
-    d_x = np.empty(x.shape, np.float32)
     d_gamma[:] = ZERO
     d_beta[:] = ZERO
     for i in range(n_rows):
@@ -369,16 +366,14 @@ def normalized_columns_gradient(
         row, over, result = x[i], above[i], d_x[i]
         for j in range(n_columns):
             result[j] = factor[j] * (over[j] - level[j] - slope[j] * (row[j] - mean[j]))
-    return d_x
 
 
 @compiled
 def normalized_rows_gradient(
-    above: Array, x: Array, mean: Array, deviation: Array, gamma: Array, d_gamma: Array, d_beta: Array
-) -> Array:
+    above: Array, x: Array, mean: Array, deviation: Array, gamma: Array, d_gamma: Array, d_beta: Array, d_x: Array
+) -> None:
     """Gradients of the batch normalisation of rows, by their own mean and deviation."""
     n_rows, n_columns = x.shape
-    d_x = np.empty(x.shape, np.float32)
     scale = ONE / np.float32(n_columns)
     for i in range(n_rows):
         row, over, result, middle = x[i], above[i], d_x[i], mean[i]
@@ -391,17 +386,15 @@ def normalized_rows_gradient(
         factor, level, slope = gamma[i] / deviation[i], scale * total, scale * (d_gamma[i] / deviation[i])
         for j in range(n_columns):
             result[j] = factor * (over[j] - level - slope * (row[j] - middle))
-    return d_x
 
 
 @compiled
-def dropout(values: Array, drawn: NDArray[np.uint16], limit: int, factor: np.float32) -> Array:
-    """Return ``factor * values`` where what was drawn is less than `limit`, else zero; also its own gradient."""
-    out = np.empty(values.shape, np.float32)
-    source, result = values.reshape(-1), out.reshape(-1)
+def dropout(values: Array, drawn: Array, kept: float, out: Array) -> None:
+    """Write ``values / kept`` where what was drawn, of 0-1, is less than `kept`, else zero; also its own gradient."""
+    source, chance, result = values.reshape(-1), drawn.reshape(-1), out.reshape(-1)
+    limit, factor = np.float32(kept), np.float32(1 / kept)
     for i in range(len(source)):
-        result[i] = factor * source[i] if drawn[i] < limit else ZERO
-    return out
+        result[i] = factor * source[i] if chance[i] < limit else ZERO
 
 
 @compiled

@@ -40,6 +40,18 @@ class Layer:
         self.running: dict[str, Array] = {}
         self.value: dict[str, Array] = {}
         self.gradient: dict[str, Array] = {}
+        self._rooms: dict[str, Array] = {}
+
+    def room(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Return memory to write into, the same at every call.
+
+        Memory that is given back and asked for again at every step costs more than the arithmetic where the allocator
+        returns it to the system at once, as Dask has its workers do.
+        """
+        size = math.prod(shape)
+        if name not in self._rooms or self._rooms[name].size < size:
+            self._rooms[name] = np.empty(size, np.float32)
+        return self._rooms[name][:size].reshape(shape)
 
     def initialize(self, random: np.random.Generator) -> None:
         """Write the initial values."""
@@ -66,15 +78,15 @@ class _Dense(Layer):
         self.value["bias"][:] = 0
 
     def forward(self, x: Array, random: np.random.Generator | None) -> Array:
-        self._x = x
-        self._out = kernels.dense(x, self.value["kernel"], self.value["bias"], self._relu)
+        self._x, self._out = x, self.room("out", (len(x), *self.trained["bias"]))
+        kernels.dense(x, self.value["kernel"], self.value["bias"], self._relu, self._out)
         return self._out
 
     def backward(self, above: Array, *, wanted: bool) -> Array:
-        weights, gradients = self.value, self.gradient
-        return kernels.dense_gradient(
-            above, self._x, self._out, weights["kernel"], self._relu, gradients["kernel"], gradients["bias"], wanted
-        )
+        d_x, d_kernel, d_bias = self.room("d_x", self._x.shape), self.gradient["kernel"], self.gradient["bias"]
+        values = above, self._x, self._out, self.value["kernel"], self._relu
+        kernels.dense_gradient(*values, d_kernel, d_bias, d_x, wanted)
+        return d_x
 
 
 class _Convolution(Layer):
@@ -95,15 +107,20 @@ class _Convolution(Layer):
         self.value["bias"][:] = 0
 
     def forward(self, x: Array, random: np.random.Generator | None) -> Array:
-        self._x = x
-        self._out = kernels.convolution(x, self.value["kernel"], self.value["bias"], self._relu)
+        n_taps, _, n_filters = self.trained["kernel"]
+        self._x, self._out = x, self.room("out", (n_filters, x.shape[1] - n_taps + 1, x.shape[2]))
+        kernels.convolution(x, self.value["kernel"], self.value["bias"], self._relu, self._out)
         return self._out
 
     def backward(self, above: Array, *, wanted: bool) -> Array:
-        weights, gradients = self.value, self.gradient
-        return kernels.convolution_gradient(
-            above, self._x, self._out, weights["kernel"], self._relu, gradients["kernel"], gradients["bias"], wanted
-        )
+        kernel, d_kernel, d_bias = self.value["kernel"], self.gradient["kernel"], self.gradient["bias"]
+        kernels.convolution_gradient(above, self._x, self._out, kernel, self._relu, d_kernel, d_bias)
+        d_x = self.room("d_x", self._x.shape)
+        if wanted:
+            n_filters, n_positions, n_spectra = above.shape
+            padded = self.room("padded", (n_filters, n_positions + 2 * (len(kernel) - 1), n_spectra))
+            kernels.convolution_input_gradient(above, kernel, padded, d_x)
+        return d_x
 
 
 class _Normalization(Layer):
@@ -132,65 +149,75 @@ class _Normalization(Layer):
             for average, now in zip(running, (mean, variance), strict=True):
                 average += self._gain * (now - average)
         self._mean, self._deviation = mean, np.sqrt(variance + self._epsilon)
-        out = self._normalized(self._x, mean, self._deviation, self.value["gamma"], self.value["beta"])
+        out = self.room("out", self._x.shape)
+        self._normalized(self._x, mean, self._deviation, self.value["gamma"], self.value["beta"], out)
         return out.reshape(x.shape)
 
     def backward(self, above: Array, *, wanted: bool) -> Array:
-        moments, gradients = (self._mean, self._deviation), self.gradient
-        flat = above.reshape(self._x.shape)
-        d_x = self._gradient(flat, self._x, *moments, self.value["gamma"], gradients["gamma"], gradients["beta"])
+        values = above.reshape(self._x.shape), self._x, self._mean, self._deviation, self.value["gamma"]
+        d_x = self.room("d_x", self._x.shape)
+        self._gradient(*values, self.gradient["gamma"], self.gradient["beta"], d_x)
         return d_x.reshape(above.shape)
 
 
 class _Dropout(Layer):
     """While training, a share of the values is set to zero and the others are scaled up."""
 
-    LEVELS = 1 << 16  # two random bytes decide over a value, so a share is met to 1e-5
-
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self._limit = max(1, round((1 - rate) * self.LEVELS))
-        self._factor = np.float32(self.LEVELS / self._limit)
+        self._kept = 1 - rate
 
     def forward(self, x: Array, random: np.random.Generator | None) -> Array:
-        if random is None or self._limit == self.LEVELS:
+        if random is None or self._kept == 1:
             return x
-        self._drawn = np.frombuffer(random.bytes(2 * x.size), np.uint16)
-        return kernels.dropout(x, self._drawn, self._limit, self._factor)
+        self._drawn, out = self.room("drawn", x.shape), self.room("out", x.shape)
+        random.random(dtype=np.float32, out=self._drawn)
+        kernels.dropout(x, self._drawn, self._kept, out)
+        return out
 
     def backward(self, above: Array, *, wanted: bool) -> Array:
-        if self._limit == self.LEVELS:
+        if self._kept == 1:
             return above
-        return kernels.dropout(above, self._drawn, self._limit, self._factor)
+        d_x = self.room("d_x", above.shape)
+        kernels.dropout(above, self._drawn, self._kept, d_x)
+        return d_x
 
 
 class _AveragePooling(Layer):
     """Means of neighbouring positions."""
 
     def forward(self, x: Array, random: np.random.Generator | None) -> Array:
-        self._n_positions = x.shape[1]
-        return kernels.pooling(x)
+        self._shape, out = x.shape, self.room("out", (x.shape[0], x.shape[1] // 2, x.shape[2]))
+        kernels.pooling(x, out)
+        return out
 
     def backward(self, above: Array, *, wanted: bool) -> Array:
-        return kernels.pooling_gradient(above, self._n_positions)
+        d_x = self.room("d_x", self._shape)
+        kernels.pooling_gradient(above, d_x)
+        return d_x
 
 
 class _GlobalAverage(Layer):
     """Means over the positions: (channel, position, spectrum) becomes (spectrum, channel)."""
 
     def forward(self, x: Array, random: np.random.Generator | None) -> Array:
-        self._n_positions = x.shape[1]
-        return kernels.average(x)
+        self._shape, out = x.shape, self.room("out", (x.shape[2], x.shape[0]))
+        kernels.average(x, out)
+        return out
 
     def backward(self, above: Array, *, wanted: bool) -> Array:
-        return kernels.average_gradient(above, self._n_positions)
+        d_x = self.room("d_x", self._shape)
+        kernels.average_gradient(above, d_x)
+        return d_x
 
 
 class _OneChannel(Layer):
     """(spectrum, position) becomes (channel, position, spectrum); nothing below it is trained."""
 
     def forward(self, x: Array, random: np.random.Generator | None) -> Array:
-        return np.ascontiguousarray(x.T)[np.newaxis]
+        out = self.room("out", (1, *x.T.shape))
+        out[0] = x.T
+        return out
 
 
 def glorot_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -281,9 +308,11 @@ class Trainer:
     ) -> tuple[float, float]:
         """Train on every spectrum once, in random order, and return mean loss and accuracy as it went."""
         order, loss, n_correct = self.random.permutation(len(y)), 0.0, 0
+        room = np.empty((int(np.diff(bounds).max()), X.shape[1]), np.float32)
         for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             rows = order[first:last]
-            batch_loss, batch_correct = self.gradients(X[rows], y[rows], weight[rows])
+            batch = np.take(X, rows, axis=0, out=room[: len(rows)], mode="clip")  # any other mode makes a copy first
+            batch_loss, batch_correct = self.gradients(batch, y[rows], weight[rows])
             self._step()
             loss += batch_loss
             n_correct += batch_correct
