@@ -17,10 +17,10 @@ from eelsflow.executors import Executor
 from eelsflow.models.classifier import Classifier
 from eelsflow.models.networks import Network
 from eelsflow.models.spec import ModelSpec, combinations, with_defaults
-from eelsflow.models.svm import FitJob, Svm, fit_calibration, run_fit
+from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, run_fit
 from eelsflow.models.training import TrainingJob, run_training
-from eelsflow.search.gram import save_array
-from eelsflow.search.grid import Folds, Learner, best_cell, check_folds, search_grid
+from eelsflow.search.gram import Kernel, save_array, save_products
+from eelsflow.search.grid import FOLD_GROUPS, Folds, Learner, best_cell, check_folds, save_folds, search_grid
 
 REFERENCE_SPECTRA = 32
 """How many training spectra a classifier keeps to check itself with after loading."""
@@ -139,13 +139,11 @@ class _TrainingData:
     executor: Executor
     scratch: Path
 
-    def share(self, split: tuple[NDArray[np.intp], NDArray[np.intp]] | None) -> dict[str, Any]:
-        """Write what a job reads, once for all jobs, and return the paths."""
-        rows = None if split is None else np.concatenate(([len(split[0])], *split))
+    def share(self) -> dict[str, Path]:
+        """Write what every job reads, once for all jobs, and return the paths."""
         return {
             "spectra": save_array(self.spectra, self.scratch, name="spectra"),
             "labels": save_array(self.codes, self.scratch, name="labels"),
-            "rows": None if rows is None else save_array(rows, self.scratch, name="fold"),
         }
 
     def classifier(self, model: Svm | Network, params: dict[str, float]) -> Classifier:
@@ -179,21 +177,49 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
             f"{max(grid[name]):g}): a better value may lie outside; extend the grid"
             for name in best.on_edge
         ]
+        n_open = int((~search["converged"]).sum())
+        if n_open:
+            warnings.append(
+                f"{n_open} of {search['converged'].size} fits of the search did not meet libsvm's tolerance within "
+                "their limit of steps; their accuracies are those of the machines as they were then"
+            )
     params = with_defaults(spec.base, params)
 
     check_folds(calibration, data.codes)
+    files = save_folds(calibration, data.scratch)
+    is_sgd = spec.base == "svm-sgd"
+    products = (
+        None if is_sgd else save_products(data.spectra, cast("Kernel", spec.base.removeprefix("svm-")), data.scratch)
+    )
+    n_jobs = len(files) if is_sgd else min(FOLD_GROUPS, len(files))
     jobs = [
-        FitJob(**data.share(split), base=spec.base, params=params, seed=data.seed) for split in (None, *calibration)
+        FitJob(
+            **data.share(),
+            products=products,
+            folds=tuple(files[first::n_jobs]),
+            base=spec.base,
+            params=params,
+            seed=data.seed,
+            return_machine=first == 0,
+        )
+        for first in range(n_jobs)
     ]
-    whole, *held_out = data.executor.map(run_fit, jobs, label=f"fit-{spec.base}")
+    fits = data.executor.map(run_fit, jobs, label=f"fit-{spec.base}")
+    whole = fits[0]
+    if not all(fit.converged for fit in fits):
+        warnings.append(
+            "the machine did not meet libsvm's tolerance: its kernel is not positive semidefinite and the search for "
+            "the optimum goes in circles; take its accuracy as it is, or another gamma and coef0"
+        )
+    by_fold = [fits[number % n_jobs].values[number // n_jobs] for number in range(len(files))]
     codes = data.codes[np.concatenate([rows for _, rows in calibration])]
-    values = np.concatenate([fit.values for fit in held_out])
+    values = np.concatenate(by_fold)
     if len(np.unique(codes)) < len(data.names):
         raise DataSetError(
             "a class is in no held-out fold, so no confidence can be fitted for it; every class must be held out once"
         )
     model = Svm(whole.machine, fit_calibration(values, codes))
-    decided = np.concatenate([fit.codes for fit in held_out])
+    decided = decide(whole.machine, values)
     differing = float(np.mean(model.calibration.predict(values) != decided))
     if differing > MAX_DISAGREEMENT:
         warnings.append(
@@ -208,10 +234,11 @@ def _fit_network(
 ) -> FittedModel:
     spec = data.spec
     check_folds([validation], data.codes)
-    paths = data.share(validation)
+    (rows,) = save_folds([validation], data.scratch)
     cells = [with_defaults(spec.base, {**limits, **spec.params, **cell}) for cell in combinations(data.grid)]
     jobs = [
-        TrainingJob(**paths, base=spec.base, n_classes=len(data.names), params=cell, seed=data.seed) for cell in cells
+        TrainingJob(**data.share(), rows=rows, base=spec.base, n_classes=len(data.names), params=cell, seed=data.seed)
+        for cell in cells
     ]
     start = time.perf_counter()
     trainings = data.executor.map(run_training, jobs, label=f"train-{spec.base}")

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from eelsflow.errors import UnreadableFileError
 from eelsflow.models.spec import with_defaults
-from eelsflow.search.grid import MAX_PASSES, most_iterations, quiet_convergence
+from eelsflow.search.gram import Products
+from eelsflow.search.grid import MAX_PASSES, load_fold
+from eelsflow.search.path import MAX_STEPS, TOLERANCE, vote
 
 _SPECTRA_AT_ONCE = 4096  # bounds the kernel matrix of a prediction
 
@@ -51,7 +53,7 @@ def build_svm(base: str, params: Mapping[str, float] | None = None, *, seed: int
         kernel=kernel,
         class_weight="balanced",
         decision_function_shape="ovo",
-        max_iter=most_iterations(kernel),
+        max_iter=MAX_STEPS if kernel == "sigmoid" else -1,
         **settings,
     )
 
@@ -135,15 +137,9 @@ def decision_values(machine: Any, X: NDArray[np.floating[Any]]) -> NDArray[np.fl
 def decide(machine: Any, values: NDArray[np.float64]) -> NDArray[np.intp]:
     """Return the class numbers that a machine decides for, (n_spectra,), from its decision values."""
     n_classes = len(machine.classes_)
-    if n_classes == 2:
-        return np.asarray(machine.classes_[(values[:, 0] > 0).astype(np.intp)], dtype=np.intp)
-    if values.shape[1] == n_classes and not hasattr(machine, "support_vectors_"):
+    if n_classes > 2 and not hasattr(machine, "support_vectors_"):
         return np.asarray(machine.classes_[values.argmax(axis=1)], dtype=np.intp)
-    votes = np.zeros((len(values), n_classes), dtype=np.intp)
-    for column, (one, other) in enumerate(itertools.combinations(range(n_classes), 2)):
-        votes[:, one] += values[:, column] > 0
-        votes[:, other] += values[:, column] <= 0
-    return np.asarray(machine.classes_[votes.argmax(axis=1)], dtype=np.intp)  # a tie goes to the first, as in libsvm
+    return np.asarray(machine.classes_[vote(values, n_classes)], dtype=np.intp)
 
 
 def _kernel(machine: Any, spectra: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -210,38 +206,77 @@ def fit_calibration(values: NDArray[np.float64], codes: NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class FitJob:
-    """One fit of one machine for one worker; small to send, because the arrays are files."""
+    """The machine on all rows and on some folds for one worker; small to send, because the arrays are files."""
 
     spectra: Path
     labels: Path  # class numbers
-    rows: Path | None  # number of training rows, training rows, rows to decide on; None: fit on all, decide on none
+    products: Products | None  # of the kernel; None for gradient descent
+    folds: tuple[Path, ...]
     base: str
     params: dict[str, float]
     seed: int
+    return_machine: bool
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted machine, or its decision values where those are what was asked for."""
+    """What a job gave.
+
+    Attributes
+    ----------
+    machine
+        Fitted on all rows; None if it was not asked for.
+    values
+        Decision values of the rows that each fold holds out.
+    seconds
+        Of the fit on all rows.
+    converged
+        Whether every fit met the tolerance.
+    """
 
     machine: Any
-    values: NDArray[np.float64]
-    codes: NDArray[np.intp]
+    values: list[NDArray[np.float64]]
     seconds: float
+    converged: bool
 
 
 def run_fit(job: FitJob) -> Fit:
-    """Fit the machine that a job describes; runs on any worker."""
-    spectra, labels = np.load(job.spectra, mmap_mode="r"), np.load(job.labels)
-    machine = build_svm(job.base, job.params, seed=job.seed)
-    if job.rows is None:
+    """Fit the machines that a job describes; runs on any worker."""
+    labels = np.load(job.labels)
+    spectra = np.load(job.spectra, mmap_mode="r")
+    folds = [load_fold(path) for path in job.folds]
+    if job.products is None:
+        return _descend(job, np.asarray(spectra, dtype=np.float64), labels, folds)
+    from eelsflow.search.machine import build_machine
+    from eelsflow.search.path import Fold, approach, follow_path
+    from eelsflow.search.rows import KernelRows
+
+    kernel, C = job.base.removeprefix("svm-"), job.params["C"]
+    products = np.load(job.products.path, mmap_mode="r")
+    rows = KernelRows(products, kernel, job.params, from_spectra=job.products.from_spectra)
+    (fits,) = follow_path(
+        rows, labels, [C], [Fold(*fold) for fold in folds], before=approach(C), whole=np.arange(len(labels))
+    )
+    machine = None
+    if job.return_machine:
+        machine = build_machine(spectra, labels, fits.whole, kernel=kernel, params=job.params)
+    met = all(solution.violation <= TOLERANCE for solution in fits.whole)
+    return Fit(machine, fits.held_out, fits.whole_seconds, met and bool(fits.converged.all()))
+
+
+def _descend(
+    job: FitJob,
+    spectra: NDArray[np.float64],
+    labels: NDArray[np.intp],
+    folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
+) -> Fit:
+    machine, seconds = None, 0.0
+    if job.return_machine:
         start = time.perf_counter()
-        with quiet_convergence():
-            machine.fit(np.asarray(spectra, dtype=np.float64), labels)
-        return Fit(machine, np.empty((0, 0)), np.empty(0, np.intp), time.perf_counter() - start)
-    stored = np.load(job.rows)
-    train, held_out = stored[1 : 1 + stored[0]], stored[1 + stored[0] :]
-    with quiet_convergence():
-        machine.fit(np.asarray(spectra[train], dtype=np.float64), labels[train])
-    values = decision_values(machine, spectra[held_out])
-    return Fit(None, values, decide(machine, values), 0.0)
+        machine = build_svm(job.base, job.params, seed=job.seed).fit(spectra, labels)
+        seconds = time.perf_counter() - start
+    values = []
+    for train, held_out in folds:
+        of_fold = build_svm(job.base, job.params, seed=job.seed).fit(spectra[train], labels[train])
+        values.append(decision_values(of_fold, spectra[held_out]))
+    return Fit(machine, values, seconds, converged=True)

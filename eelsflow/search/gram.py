@@ -1,8 +1,9 @@
-"""The Gram matrix of the training spectra: computed once, memory-mapped by every job, turned into any kernel."""
+"""What the kernels of the training spectra share: computed once, memory-mapped by every job."""
 
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,22 +37,66 @@ def save_array(values: ArrayLike, scratch: Path, *, name: str) -> Path:
     return path
 
 
-def save_gram(X: ArrayLike, scratch: Path) -> Path:
-    """Compute ``X X^T`` in double precision, once for one `X`, and return the path of its .npy file.
+MAX_PRODUCT_BYTES = 2 << 30
+"""Largest matrix of products that is written; with more spectra (16,000) rows are computed from the spectra."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """What the rows of a kernel are computed from, as a file.
+
+    Attributes
+    ----------
+    path
+        A .npy file of double precision.
+    from_spectra
+        Whether it holds the spectra, (n_spectra, n_channels), and not an (n_spectra, n_spectra) matrix: of squared
+        distances for ``rbf``, else of scalar products.
+    """
+
+    path: Path
+    from_spectra: bool
+
+
+def save_products(X: ArrayLike, kernel: Kernel, scratch: Path, *, max_bytes: int = MAX_PRODUCT_BYTES) -> Products:
+    """Compute what all kernels of one kind share, once for one `X`, and write it.
 
     Parameters
     ----------
     X
         Spectra, (n_spectra, n_channels).
+    kernel
+        For all but ``sigmoid`` the mean spectrum is subtracted first: distances do not change, and the weights of a
+        linear machine do not either, because they add up to zero; but far fewer digits cancel.
     scratch
         A directory that every worker sees.
+    max_bytes
+        Past this size of the matrix the spectra are written instead.
     """
     spectra = np.asarray(X)
-    path = make_directory(scratch) / f"gram-{digest_of(spectra)[:16]}.npy"
+    from_spectra = 8 * len(spectra) ** 2 > max_bytes
+    name = "spectra" if from_spectra else {"rbf": "distances", "linear": "gram", "sigmoid": "gram"}[kernel]
+    name += "" if kernel == "sigmoid" else "-centred"
+    path = make_directory(scratch) / f"{name}-{digest_of(spectra)[:16]}.npy"
     if not path.exists():
         values = spectra.astype(np.float64)
-        _write(path, values @ values.T)
-    return path
+        if kernel != "sigmoid":
+            values -= values.mean(axis=0)
+        _write(path, values if from_spectra else squared_distances(values) if kernel == "rbf" else values @ values.T)
+    return Products(path, from_spectra)
+
+
+def squared_distances(X: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the squared distance of every pair of rows, (n, n), through one matrix product."""
+    distances = X @ X.T
+    squares = distances.diagonal().copy()
+    for first in range(0, len(X), 256):  # blocks, so that nothing but the result is large
+        rows = slice(first, first + 256)
+        distances[rows] *= -2.0
+        distances[rows] += np.add.outer(squares[rows], squares)
+        np.maximum(distances[rows], 0.0, out=distances[rows])  # rounding can leave a distance just below zero
+    np.fill_diagonal(distances, 0.0)
+    return distances
 
 
 def _write(path: Path, array: NDArray[np.generic]) -> None:
@@ -61,46 +106,3 @@ def _write(path: Path, array: NDArray[np.generic]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def derive_kernel(
-    gram: NDArray[np.float64],
-    rows: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    *,
-    kernel: Kernel,
-    gamma: float = 1.0,
-    coef0: float = 0.0,
-) -> NDArray[np.float64]:
-    """Return a block of a kernel matrix from the Gram matrix G.
-
-    Parameters
-    ----------
-    gram
-        (n_spectra, n_spectra); memory-mapped is fine, only the block is read. Not modified.
-    rows, columns
-        Spectra that the block's rows and columns belong to.
-    kernel
-        ``linear``: G; ``rbf``: exp(-gamma (G_ii + G_jj - 2 G_ij)); ``sigmoid``: tanh(gamma G + coef0).
-    gamma, coef0
-        As in scikit-learn's SVC; unused by the kernels that have none.
-
-    Returns
-    -------
-    NDArray
-        (len(rows), len(columns)), a new array.
-    """
-    block = np.array(gram[np.ix_(rows, columns)])
-    if kernel == "linear":
-        return block
-    if kernel == "sigmoid":
-        block *= gamma
-        block += coef0
-        return np.tanh(block, out=block)
-    squares = np.einsum("ii->i", gram)
-    block *= -2.0
-    block += squares[rows][:, np.newaxis]
-    block += squares[columns]
-    np.maximum(block, 0.0, out=block)  # rounding can leave a distance just below zero
-    block *= -gamma
-    return np.exp(block, out=block)

@@ -1,16 +1,14 @@
-"""Grid search with cross-validation, equal to scikit-learn's GridSearchCV cell by cell.
+"""Grid search with cross-validation: exact machines, found together rather than one after the other.
 
-The work is cut into (gamma, coef0, fold): each derives its kernel from the shared Gram matrix and fits every C on it.
+The work is cut into one job a kernel and half of the folds; a job follows all C on its kernel, see
+`eelsflow.search.path`. Gradient descent, which has no kernel, is cut into (alpha, fold) and done by scikit-learn.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import math
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import DataSetError
 from eelsflow.executors import Executor
-from eelsflow.search.gram import derive_kernel, save_array, save_gram
+from eelsflow.search.gram import save_array, save_products
 
 Learner = Literal["linear", "rbf", "sigmoid", "sgd"]
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
@@ -37,26 +35,8 @@ AXES: dict[str, tuple[str, ...]] = {
 
 MAX_PASSES = 10_000  # of gradient descent over the spectra; it stops by itself after some hundred at most
 
-MAX_JOBS = 96  # a scheduler spends milliseconds on a job; more of them than this buy no balance
-
-
-SIGMOID_ITERATIONS = 200_000
-"""Most steps of libsvm with a sigmoid kernel, which is not positive semidefinite: it may go in circles for minutes."""
-
-
-def most_iterations(learner: str) -> int:
-    """Return libsvm's limit of steps for a kernel; -1 is none, because on the other kernels it always ends."""
-    return SIGMOID_ITERATIONS if learner == "sigmoid" else -1
-
-
-@contextlib.contextmanager
-def quiet_convergence() -> Iterator[None]:
-    """Let a fit stop at its limit of steps without a warning: its validation accuracy says what it is worth."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
+FOLD_GROUPS = 2
+"""Jobs a kernel: the machine on all rows is found once in each, so more of them cost more than they balance."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +60,15 @@ class BestCell:
 
 @dataclass(frozen=True)
 class _Job:
-    """Cells for one worker; small to send, because the arrays are files."""
+    """One kernel and some of the folds for one worker; small to send, because the arrays are files."""
 
     learner: Learner
-    matrix: Path  # the Gram matrix, or the spectra for "sgd"
+    matrix: Path  # the products of the kernels, or the spectra for "sgd"
+    from_spectra: bool
     labels: Path
     folds: tuple[Path, ...]
     values: tuple[float, ...]  # of the parameter looped over inside
-    cells: tuple[tuple[int, tuple[float, ...]], ...]  # (fold, values of the other parameters)
+    others: tuple[float, ...]  # values of the other parameters
     class_weight: str | None
     seed: int
 
@@ -119,10 +100,10 @@ def search_grid(
     folds
         Rows to train on and rows to validate on. Rows may be left out; a row may be validated in several folds.
     executor
-        Runs at most `MAX_JOBS` jobs.
+        Runs `FOLD_GROUPS` jobs a kernel.
     scratch
-        Directory for the Gram matrix (8 n_spectra^2 bytes); every worker must see it. Searches over the same
-        spectra share the file.
+        Directory for the products that all kernels share (8 n_spectra^2 bytes, at most
+        `eelsflow.search.gram.MAX_PRODUCT_BYTES`); every worker must see it. Searches over the same spectra share it.
     class_weight
         As in scikit-learn. The default weighs classes by their inverse frequency in the fold's training rows.
     seed
@@ -131,7 +112,8 @@ def search_grid(
     Returns
     -------
     xarray.Dataset
-        ``accuracy`` (0-1) and ``fit_seconds``, over the parameters and ``fold``. Values ascend.
+        ``accuracy`` (0-1), ``fit_seconds`` and ``converged`` (whether the fit met libsvm's tolerance; only kernels that
+        are not positive semidefinite may fail to), over the parameters and ``fold``. Values ascend.
 
     Raises
     ------
@@ -140,8 +122,8 @@ def search_grid(
 
     Notes
     -----
-    The folds share one Gram matrix, so whatever was fitted to make `X` has seen the validation rows: a slight optimism
-    inside the search, none in the test score.
+    The folds share one kernel matrix, so whatever was fitted to make `X` has seen the validation rows: a slight
+    optimism inside the search, none in the test score.
     """
     axes = AXES[kernel]
     if set(grid) != set(axes) or not all(len(values) for values in grid.values()):
@@ -150,37 +132,62 @@ def search_grid(
     spectra = np.asarray(X)
     check_folds(folds, labels)
     values = {name: tuple(sorted({float(value) for value in grid[name]})) for name in axes}
-    outer = itertools.product(*(values[name] for name in axes[1:]))
-    cells = [(fold, others) for others in outer for fold in range(len(folds))]
-    # Striding mixes slow and quick cells in one job: the cost depends on gamma, which runs slowest.
-    n_jobs = math.ceil(len(cells) / math.ceil(len(cells) / MAX_JOBS))
-    shared: dict[str, Any] = {
-        "learner": kernel,
-        "matrix": save_array(spectra, scratch, name="spectra") if kernel == "sgd" else save_gram(spectra, scratch),
-        "labels": save_array(labels, scratch, name="labels"),
-        "folds": tuple(
-            save_array(np.concatenate(([len(train)], train, validation)), scratch, name="fold")
-            for train, validation in folds
-        ),
-        "values": values[axes[0]],
-        "class_weight": class_weight,
-        "seed": seed,
-    }
-    jobs = [_Job(cells=tuple(cells[first::n_jobs]), **shared) for first in range(n_jobs)]
+    kernels = list(itertools.product(*(values[name] for name in axes[1:])))
+    if kernel == "sgd":
+        matrix, from_spectra = save_array(spectra, scratch, name="spectra"), True
+    else:
+        products = save_products(spectra, kernel, scratch)
+        matrix, from_spectra = products.path, products.from_spectra
+    files = save_folds(folds, scratch)
+    groups = [files[first :: min(FOLD_GROUPS, len(files))] for first in range(min(FOLD_GROUPS, len(files)))]
+    # Kernels of a large gamma take longest: they go first, so that no worker is left alone with one at the end.
+    order = [(others, group) for others in reversed(kernels) for group in groups]
+    jobs = [
+        _Job(
+            learner=kernel,
+            matrix=matrix,
+            from_spectra=from_spectra,
+            labels=save_array(labels, scratch, name="labels"),
+            folds=tuple(group),
+            values=values[axes[0]],
+            others=others,
+            class_weight=class_weight,
+            seed=seed,
+        )
+        for others, group in order
+    ]
     results = executor.map(_run_job, jobs, label=f"search-{kernel}")
 
-    table = np.empty((len(cells), len(values[axes[0]]), 2))
-    for first, result in enumerate(results):
-        table[first::n_jobs] = result
+    n_values, n_folds = len(values[axes[0]]), len(folds)
+    table = np.empty((len(kernels), n_folds, n_values, 3))
+    for (others, group), result in zip(order, results, strict=True):
+        table[kernels.index(others), groups.index(group) :: len(groups)] = result
     # (other parameters..., fold, first parameter, what) -> (first parameter, other parameters..., fold)
     shape = tuple(len(values[name]) for name in axes[1:])
-    table = np.moveaxis(table.reshape(*shape, len(folds), len(values[axes[0]]), 2), -2, 0)
+    table = np.moveaxis(table.reshape(*shape, n_folds, n_values, 3), -2, 0)
     dims = (*axes, "fold")
     return xr.Dataset(
-        {"accuracy": (dims, table[..., 0]), "fit_seconds": (dims, table[..., 1], {"units": "s"})},
-        coords={**{name: list(values[name]) for name in axes}, "fold": np.arange(len(folds))},
+        {
+            "accuracy": (dims, table[..., 0]),
+            "fit_seconds": (dims, table[..., 1], {"units": "s"}),
+            "converged": (dims, table[..., 2].astype(bool)),
+        },
+        coords={**{name: list(values[name]) for name in axes}, "fold": np.arange(n_folds)},
         attrs={"kernel": kernel, "class_weight": str(class_weight), "n_spectra": len(labels)},
     )
+
+
+def save_folds(folds: Folds, scratch: Path) -> list[Path]:
+    """Write each fold as one array: the number of its training rows, these, and the rows it holds out."""
+    return [
+        save_array(np.concatenate(([len(train)], train, held_out)), scratch, name="fold") for train, held_out in folds
+    ]
+
+
+def load_fold(path: Path) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Read the training rows and the rows held out, as `save_folds` wrote them."""
+    stored = np.load(path)
+    return stored[1 : 1 + stored[0]], stored[1 + stored[0] :]
 
 
 def check_folds(folds: Folds, labels: NDArray[np.integer]) -> None:
@@ -209,42 +216,43 @@ def check_folds(folds: Folds, labels: NDArray[np.integer]) -> None:
 
 
 def _run_job(job: _Job) -> NDArray[np.float64]:
-    """Return accuracy and seconds, (n_cells, n_values, 2)."""
-    matrix = np.load(job.matrix, mmap_mode="r")
-    labels = np.load(job.labels)
-    return np.array([_score_cell(job, matrix, labels, fold, others) for fold, others in job.cells])
-
-
-def _score_cell(
-    job: _Job, matrix: NDArray[Any], labels: NDArray[np.int32], fold: int, others: tuple[float, ...]
-) -> list[tuple[float, float]]:
-    from sklearn.linear_model import SGDClassifier
-    from sklearn.svm import SVC
-
-    stored = np.load(job.folds[fold])
-    train, validation = stored[1 : 1 + stored[0]], stored[1 + stored[0] :]
+    """Return accuracy, seconds and whether the fit converged, (n_folds, n_values, 3)."""
+    matrix, labels = np.load(job.matrix, mmap_mode="r"), np.load(job.labels)
+    folds = [load_fold(path) for path in job.folds]
     if job.learner == "sgd":
-        fit_on, score_on = (np.asarray(matrix[rows], dtype=np.float64) for rows in (train, validation))
-    else:
-        params = dict(zip(AXES[job.learner][1:], others, strict=True))
-        fit_on = derive_kernel(matrix, train, train, kernel=job.learner, **params)
-        score_on = derive_kernel(matrix, validation, train, kernel=job.learner, **params)
-    scores = []
-    for value in job.values:
-        if job.learner == "sgd":
-            machine = SGDClassifier(
-                alpha=value, class_weight=job.class_weight, random_state=job.seed, max_iter=MAX_PASSES
-            )
-        else:
-            machine = SVC(
-                kernel="precomputed", C=value, class_weight=job.class_weight, max_iter=most_iterations(job.learner)
-            )
-        start = time.perf_counter()
-        with quiet_convergence():
-            machine.fit(fit_on, labels[train])
-        seconds = time.perf_counter() - start
-        scores.append((float(np.mean(machine.predict(score_on) == labels[validation])), seconds))
-    return scores
+        return np.array([[_descend(job, matrix, labels, *fold, alpha) for alpha in job.values] for fold in folds])
+    from eelsflow.search.path import Fold, follow_path, vote
+    from eelsflow.search.rows import KernelRows
+
+    params = dict(zip(AXES[job.learner][1:], job.others, strict=True))
+    rows = KernelRows(matrix, job.learner, params, from_spectra=job.from_spectra)
+    table = np.empty((len(folds), len(job.values), 3))
+    parts = [Fold(train, held_out) for train, held_out in folds]
+    fits_of = follow_path(rows, labels, job.values, parts, class_weight=job.class_weight)
+    n_classes = int(labels.max()) + 1
+    for column, fits in enumerate(fits_of):
+        for row, (_, held_out) in enumerate(folds):
+            decided = vote(fits.held_out[row], n_classes)
+            table[row, column] = np.mean(decided == labels[held_out]), fits.seconds[row], fits.converged[row]
+    return table
+
+
+def _descend(
+    job: _Job,
+    spectra: NDArray[Any],
+    labels: NDArray[np.int32],
+    train: NDArray[np.intp],
+    held_out: NDArray[np.intp],
+    alpha: float,
+) -> tuple[float, float, bool]:
+    from sklearn.linear_model import SGDClassifier
+
+    machine = SGDClassifier(alpha=alpha, class_weight=job.class_weight, random_state=job.seed, max_iter=MAX_PASSES)
+    start = time.perf_counter()
+    machine.fit(np.asarray(spectra[train], dtype=np.float64), labels[train])
+    seconds = time.perf_counter() - start
+    decided = machine.predict(np.asarray(spectra[held_out], dtype=np.float64))
+    return float(np.mean(decided == labels[held_out])), seconds, machine.n_iter_ < MAX_PASSES
 
 
 def best_cell(scores: xr.Dataset) -> BestCell:

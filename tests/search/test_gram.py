@@ -3,45 +3,47 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics.pairwise import linear_kernel, rbf_kernel, sigmoid_kernel
+from sklearn.metrics.pairwise import euclidean_distances
 
-from eelsflow.search.gram import derive_kernel, save_array, save_gram
+from eelsflow.search.gram import save_array, save_products, squared_distances
 
-# At least one feature away from 0 is not needed: equal rows and zero rows are the cases where rounding bites.
+# Equal rows and rows of zeros are the cases where rounding bites.
 matrices = arrays(np.float64, st.tuples(st.integers(2, 8), st.integers(1, 6)), elements=st.floats(-3, 3))
 
 
 @settings(deadline=None)
-@given(matrices, st.floats(1e-6, 10), st.floats(-1, 1))
-def test_kernels_equal_those_of_scikit_learn(X, gamma, coef0):
-    rows, columns = np.arange(len(X))[::-1], np.arange(len(X) - 1)
-    gram = X @ X.T
-    for kernel, expected in {
-        "linear": linear_kernel(X[rows], X[columns]),
-        "rbf": rbf_kernel(X[rows], X[columns], gamma=gamma),
-        "sigmoid": sigmoid_kernel(X[rows], X[columns], gamma=gamma, coef0=coef0),
-    }.items():
-        block = derive_kernel(gram, rows, columns, kernel=kernel, gamma=gamma, coef0=coef0)
-        # Squared distances up to 200 carry an error of some 1e-13, which gamma multiplies by up to 10.
-        np.testing.assert_allclose(block, expected, atol=1e-11)
+@given(matrices)
+def test_distances_equal_those_of_scikit_learn(X):
+    distances = squared_distances(X)
+    np.testing.assert_allclose(distances, euclidean_distances(X, squared=True), atol=1e-12)
+    assert (distances.diagonal() == 0).all()
+    assert (distances == distances.T).all()
 
 
-def test_gram_is_written_once_and_can_be_mapped(tmp_path):
+@pytest.mark.parametrize("kernel", ["rbf", "linear", "sigmoid"])
+def test_products_are_written_once_and_can_be_mapped(kernel, tmp_path):
     X = np.random.default_rng(0).random((5, 3)).astype(np.float32)
-    path = save_gram(X, tmp_path / "scratch")
-    gram = np.load(path, mmap_mode="r")
-    assert isinstance(gram, np.memmap)
-    assert gram.dtype == np.float64
-    np.testing.assert_allclose(gram, X.astype(float) @ X.astype(float).T)
-    assert save_gram(X, tmp_path / "scratch") == path
-    assert save_gram(X + 1, tmp_path / "scratch") != path
+    centred = X.astype(float) - X.astype(float).mean(axis=0)
+    products = save_products(X, kernel, tmp_path / "scratch")
+    matrix = np.load(products.path, mmap_mode="r")
+    assert isinstance(matrix, np.memmap)
+    assert not products.from_spectra
+    expected = {
+        "rbf": ((X[:, None].astype(float) - X) ** 2).sum(axis=2),
+        "linear": centred @ centred.T,
+        "sigmoid": X.astype(float) @ X.astype(float).T,
+    }
+    np.testing.assert_allclose(matrix, expected[kernel], atol=1e-12)
+    assert save_products(X, kernel, tmp_path / "scratch") == products
+    assert save_products(X + 1, kernel, tmp_path / "scratch") != products
     assert not list((tmp_path / "scratch").glob(".*"))
 
 
-def test_deriving_a_kernel_leaves_the_gram_matrix_as_it_is():
-    gram = np.eye(3)
-    derive_kernel(gram, np.arange(3), np.arange(3), kernel="rbf", gamma=1.0)
-    np.testing.assert_array_equal(gram, np.eye(3))
+def test_past_the_limit_of_memory_the_spectra_are_written_instead(tmp_path):
+    X = np.random.default_rng(0).random((5, 3))
+    products = save_products(X, "rbf", tmp_path, max_bytes=8 * 25 - 1)
+    assert products.from_spectra
+    np.testing.assert_allclose(np.load(products.path), X - X.mean(axis=0))
 
 
 def test_arrays_with_objects_are_not_written(tmp_path):

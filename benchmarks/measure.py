@@ -1,0 +1,110 @@
+"""Timing two ways of doing one job fairly: one after the other in turn, several times, medians and ratios."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+REPETITIONS = 3
+THREADS = 2
+"""Threads in all that either side may use."""
+
+_PACKAGES = (
+    "numpy", "scipy", "numba", "scikit-learn", "scikit-learn-intelex", "tensorflow", "keras", "hyperspy", "dask",
+    "prefect", "xarray", "zarr",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes
+    ----------
+    work, peer
+        What was done, and what with beside ours; an empty peer where a target is absolute.
+    ratio
+        The figure that the target is about, by default the median of the peer's seconds over the median of ours.
+    target
+        What `ratio` should be: at least so much, or at most with `at_most`.
+    ours, theirs
+        Seconds of every repetition.
+    gates
+        What was checked before the times count: name -> whether it holds. A row whose gates do not hold is not met.
+    note
+        What a reader must know to repeat or to doubt the figure.
+    """
+
+    work: str
+    peer: str
+    ratio: float
+    target: float
+    at_most: bool = False
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    gates: dict[str, bool] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is reached by an answer that is right."""
+        return all(self.gates.values()) and (self.ratio <= self.target if self.at_most else self.ratio >= self.target)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is written to results.json."""
+        return {**asdict(self), "met": self.met}
+
+
+def take_turns(
+    ours: Callable[[], Any], theirs: Callable[[], Any], *, repetitions: int = REPETITIONS
+) -> tuple[list[float], list[float], Any, Any]:
+    """Run both in turn and return the seconds of each and what each returned last.
+
+    Whatever else the machine does in a minute hits both sides.
+    """
+    seconds: tuple[list[float], list[float]] = ([], [])
+    results: list[Any] = [None, None]
+    for _ in range(repetitions):
+        for side, run in enumerate((ours, theirs)):
+            start = time.perf_counter()
+            results[side] = run()
+            seconds[side].append(time.perf_counter() - start)
+    return *seconds, *results
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return how many times longer theirs took, by medians."""
+    return statistics.median(theirs) / statistics.median(ours)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return processor, cores, memory, versions and the commit that was measured."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
