@@ -20,7 +20,7 @@ from eelsflow.models.spec import ModelSpec, combinations, with_defaults
 from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, run_fit
 from eelsflow.models.training import TrainingJob, run_training
 from eelsflow.search.gram import Kernel, save_array, save_products
-from eelsflow.search.grid import FOLD_GROUPS, Folds, Learner, best_cell, check_folds, save_folds, search_grid
+from eelsflow.search.grid import Folds, Learner, best_cell, check_folds, save_folds, search_grid
 
 REFERENCE_SPECTRA = 32
 """How many training spectra a classifier keeps to check itself with after loading."""
@@ -191,7 +191,7 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
     products = (
         None if is_sgd else save_products(data.spectra, cast("Kernel", spec.base.removeprefix("svm-")), data.scratch)
     )
-    n_jobs = len(files) if is_sgd else min(FOLD_GROUPS, len(files))
+    n_jobs = len(files) if is_sgd else min(len(files))
     jobs = [
         FitJob(
             **data.share(),

@@ -1,6 +1,6 @@
 """Grid search with cross-validation: exact machines, found together rather than one after the other.
 
-The work is cut into one job a kernel and half of the folds; a job follows all C on its kernel, see
+The work is cut into one job a kernel, or a kernel and half of the folds; a job follows all C on its kernel, see
 `eelsflow.search.path`. Gradient descent, which has no kernel, is cut into (alpha, fold) and done by scikit-learn.
 """
 
@@ -35,8 +35,11 @@ AXES: dict[str, tuple[str, ...]] = {
 
 MAX_PASSES = 10_000  # of gradient descent over the spectra; it stops by itself after some hundred at most
 
-FOLD_GROUPS = 2
-"""Jobs a kernel: the machine on all rows is found once in each, so more of them cost more than they balance."""
+MANY_KERNELS = 8
+"""From so many kernels on, a kernel is one job; with fewer, its folds are shared by two, for two workers' sake.
+
+The machine on all rows is found once in each job, so more jobs cost more than they balance.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def search_grid(
     folds
         Rows to train on and rows to validate on. Rows may be left out; a row may be validated in several folds.
     executor
-        Runs `FOLD_GROUPS` jobs a kernel.
+        Runs one job a kernel, or two where there are few kernels.
     scratch
         Directory for the products that all kernels share (8 n_spectra^2 bytes, at most
         `eelsflow.search.gram.MAX_PRODUCT_BYTES`); every worker must see it. Searches over the same spectra share it.
@@ -139,7 +142,8 @@ def search_grid(
         products = save_products(spectra, kernel, scratch)
         matrix, from_spectra = products.path, products.from_spectra
     files = save_folds(folds, scratch)
-    groups = [files[first :: min(FOLD_GROUPS, len(files))] for first in range(min(FOLD_GROUPS, len(files)))]
+    n_groups = 1 if len(kernels) >= MANY_KERNELS else min(2, len(files))
+    groups = [files[first::n_groups] for first in range(n_groups)]
     # Kernels of a large gamma take longest: they go first, so that no worker is left alone with one at the end.
     order = [(others, group) for others in reversed(kernels) for group in groups]
     jobs = [

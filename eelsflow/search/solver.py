@@ -144,6 +144,30 @@ def move_pairs(K, error, b, low, high, goal, most_steps):
 
 
 @_compiled
+def form_face(K, b, low, high, rows, where, A, face, definite):
+    """Form the inverse of the kernel of all free variables of the block anew; return their number, 0 if impossible."""
+    m = 0
+    for k in range(b.size):
+        if low[k] < b[k] < high[k]:
+            face[m] = rows[k]
+            m += 1
+    local = np.empty((m, m))
+    trace = 0.0
+    for r in range(m):
+        source = K[where[face[r]]]
+        for c in range(m):
+            local[r, c] = source[where[face[c]]]
+        trace += local[r, r]
+    for r in range(m):
+        local[r, r] += 1e-14 * trace
+    local = invert(local, definite)
+    if local.size == 0:
+        return 0
+    put_corner(A, local)
+    return m
+
+
+@_compiled
 def sync_face(K, b, low, high, rows, where, A, face, m, definite):
     """Make `A` the inverse of the kernel of all free variables of the block; return their number, 0 if impossible."""
     size = b.size
@@ -163,31 +187,15 @@ def sync_face(K, b, low, high, rows, where, A, face, m, definite):
             n_gone += 1
     n_new = n_free - (m - n_gone)
     if n_free <= SMALL_FACE or n_gone + n_new > n_free // 2:
-        m = 0
-        for k in range(size):
-            if low[k] < b[k] < high[k]:
-                face[m] = rows[k]
-                m += 1
-        local = np.empty((m, m))
-        trace = 0.0
-        for r in range(m):
-            source = K[where[face[r]]]
-            for c in range(m):
-                local[r, c] = source[where[face[c]]]
-            trace += local[r, r]
-        for r in range(m):
-            local[r, r] += 1e-14 * trace
-        local = invert(local, definite)
-        if local.size == 0:
-            return 0
-        put_corner(A, local)
-        return m
+        return form_face(K, b, low, high, rows, where, A, face, definite)
     if n_gone >= 4:
         marked = np.zeros(m, np.bool_)
         for r in range(m):
             k = where[face[r]]
             marked[r] = k < 0 or not inside[k]
         m = drop_block(A, face, m, marked)
+        if m == 0:
+            return form_face(K, b, low, high, rows, where, A, face, definite)
     else:
         r = 0
         while r < m:
@@ -208,7 +216,10 @@ def sync_face(K, b, low, high, rows, where, A, face, m, definite):
             return grown
     for k in range(size):
         if low[k] < b[k] < high[k] and not inside[k]:
-            m = pivot_in(A, face, m, K, rows, where, k)
+            grown = pivot_in(A, face, m, K, rows, where, k)
+            if grown == m:  # it depends on the others: form all anew, with a ridge
+                return form_face(K, b, low, high, rows, where, A, face, definite)
+            m = grown
     return m
 
 
@@ -350,7 +361,7 @@ def descend_face(K, error, b, low, high, where, A, face, m, share):
                     residual[kept] = residual[r]
                     kept += 1
             m = drop_block(A, face, m, marked)
-    return 0, 0
+    return 0, 0  # too few are left, or the inverse is spoilt
 
 
 @_compiled
@@ -416,7 +427,10 @@ def transposed(A):
 
 @_compiled
 def drop_block(A, face, m, marked):
-    """Remove the marked variables from an inverse of m variables, keeping the order; return how many are left."""
+    """Remove the marked variables from an inverse of m variables, keeping the order.
+
+    Returns how many are left; 0 if rounding has spoilt the inverse.
+    """
     n_gone = 0
     for r in range(m):
         if marked[r]:
@@ -438,7 +452,10 @@ def drop_block(A, face, m, marked):
             cross[r, c] = row[kept[c]]
         for c in range(n_gone):
             corner[r, c] = row[gone[c]]
-    change = multiply(transposed(cross), multiply(invert(corner, True), cross))
+    inverse = invert(corner, True)
+    if inverse.size == 0:
+        return 0
+    change = multiply(transposed(cross), multiply(inverse, cross))
     for r in range(n_kept):
         source, target = A[kept[r]], A[r]
         for c in range(n_kept):
