@@ -191,7 +191,7 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
     products = (
         None if is_sgd else save_products(data.spectra, cast("Kernel", spec.base.removeprefix("svm-")), data.scratch)
     )
-    n_jobs = len(files) if is_sgd else min(len(files))
+    n_jobs = len(files) if is_sgd else min(2, len(files))
     jobs = [
         FitJob(
             **data.share(),
