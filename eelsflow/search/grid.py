@@ -1,6 +1,6 @@
 """Grid search with cross-validation: exact machines, found together rather than one after the other.
 
-The work is cut into one job a kernel, or a kernel and half of the folds; a job follows all C on its kernel, see
+The work is cut into one job or two a kernel; a job follows all C on its kernel, see
 `eelsflow.search.path`. Gradient descent, which has no kernel, is cut into (alpha, fold) and done by scikit-learn.
 """
 
@@ -35,10 +35,10 @@ AXES: dict[str, tuple[str, ...]] = {
 
 MAX_PASSES = 10_000  # of gradient descent over the spectra; it stops by itself after some hundred at most
 
-MANY_KERNELS = 8
-"""From so many kernels on, a kernel is one job; with fewer, its folds are shared by two, for two workers' sake.
+FEW_KERNELS = 8
+"""Up to so many kernels, each is two jobs of half of the folds; of more, only the quarter with the largest gamma is.
 
-The machine on all rows is found once in each job, so more jobs cost more than they balance.
+Two jobs are balanced better by two workers, but each finds the machine on all rows for itself.
 """
 
 
@@ -103,7 +103,7 @@ def search_grid(
     folds
         Rows to train on and rows to validate on. Rows may be left out; a row may be validated in several folds.
     executor
-        Runs one job a kernel, or two where there are few kernels.
+        Runs one job or two a kernel.
     scratch
         Directory for the products that all kernels share (8 n_spectra^2 bytes, at most
         `eelsflow.search.gram.MAX_PRODUCT_BYTES`); every worker must see it. Searches over the same spectra share it.
@@ -142,30 +142,35 @@ def search_grid(
         products = save_products(spectra, kernel, scratch)
         matrix, from_spectra = products.path, products.from_spectra
     files = save_folds(folds, scratch)
-    n_groups = 1 if len(kernels) >= MANY_KERNELS else min(2, len(files))
-    groups = [files[first::n_groups] for first in range(n_groups)]
+    n_folds = len(folds)
+    n_split = len(kernels) if len(kernels) <= FEW_KERNELS else len(kernels) // 4
     # Kernels of a large gamma take longest: they go first, so that no worker is left alone with one at the end.
-    order = [(others, group) for others in reversed(kernels) for group in groups]
+    order = [
+        (number, slice(first, None, n_groups))
+        for number in reversed(range(len(kernels)))
+        for n_groups in (min(2, n_folds) if number >= len(kernels) - n_split else 1,)
+        for first in range(n_groups)
+    ]
     jobs = [
         _Job(
             learner=kernel,
             matrix=matrix,
             from_spectra=from_spectra,
             labels=save_array(labels, scratch, name="labels"),
-            folds=tuple(group),
+            folds=tuple(files[group]),
             values=values[axes[0]],
-            others=others,
+            others=kernels[number],
             class_weight=class_weight,
             seed=seed,
         )
-        for others, group in order
+        for number, group in order
     ]
     results = executor.map(_run_job, jobs, label=f"search-{kernel}")
 
-    n_values, n_folds = len(values[axes[0]]), len(folds)
+    n_values = len(values[axes[0]])
     table = np.empty((len(kernels), n_folds, n_values, 3))
-    for (others, group), result in zip(order, results, strict=True):
-        table[kernels.index(others), groups.index(group) :: len(groups)] = result
+    for (number, group), result in zip(order, results, strict=True):
+        table[number, group] = result
     # (other parameters..., fold, first parameter, what) -> (first parameter, other parameters..., fold)
     shape = tuple(len(values[name]) for name in axes[1:])
     table = np.moveaxis(table.reshape(*shape, n_folds, n_values, 3), -2, 0)
