@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types contracts clean
+.PHONY: demo test bench lint types contracts clean
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@echo "installing the locked environment into .venv (some minutes, once)"
@@ -18,6 +18,9 @@ demo: $(INSTALLED)  ## the main job on simulated acquisitions
 
 test: $(INSTALLED)  ## every test, the slow ones included
 	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)  ## every quoted figure beside its peer; hours, or minutes with QUICK=--quick
+	$(BIN)/python -m benchmarks $(QUICK)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import MEASURED_SEED, training_table
-from benchmarks.measure import REPETITIONS, Row, ratio, take_turns
+from benchmarks.measure import REPETITIONS, Row, print_rows, ratio, take_turns
 
 BASES = ("fcnn-1", "cnn-1")
 N_TRAIN, N_VALIDATION, EPOCHS = 7599, 1000, 100
@@ -282,7 +282,7 @@ def _quick_row(directory: Path) -> Row:
         work=f"one dense and one convolutional training of {n_spectra} spectra, 3 epochs",
         peer="Keras fit, one by one",
         ratio=ratio(ours, theirs),
-        target=0.0,
+        target=None,
         ours=ours,
         theirs=theirs,
         gates=same_losses(own, other),
@@ -301,14 +301,7 @@ def main() -> None:
         train = train_ours if options.side == "ours" else train_theirs
         print(json.dumps(train(Sweep(**options.sweep))))
         return
-    print("ratio target met   ours/s    peer/s  work; gates; note")
-    for row in rows(options.quick, full_length=options.full_length):
-        ours, theirs = np.median(row.ours), np.median(row.theirs)
-        print(
-            f"{row.ratio:5.1f} {row.target:6.1f} {row.met!s:5s} {ours:7.1f} {theirs:9.1f}  "
-            f"{row.work}; {row.gates}; {row.note}",
-            flush=True,
-        )
+    print_rows(rows(options.quick, full_length=options.full_length))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from benchmarks.measure import REPETITIONS, THREADS, Row, ratio, take_turns
+from benchmarks.measure import REPETITIONS, THREADS, Row, print_rows, ratio, take_turns
 from benchmarks.scaling_preprocessing import measure_memory, write_tiled
 from eelsflow.edges import O_K
 from eelsflow.energy import EnergyAxis
@@ -394,7 +394,7 @@ def _throughput(quick: bool) -> Iterator[Row]:
                 yield Row("preprocessing, recommended: MB/s, zarr to zarr", "", megabytes / seconds[size], 100.0,
                           ours=times, note=_shape_note(size, tile))  # fmt: skip
                 times = [_seconds(functools.partial(_prepare, raw, "paper")) for _ in range(3 if repeated else 1)]
-                yield Row("preprocessing, paper: MB/s, zarr to zarr", "", megabytes / statistics.median(times), 0.0,
+                yield Row("preprocessing, paper: MB/s, zarr to zarr", "", megabytes / statistics.median(times), None,
                           ours=times, note=f"{_shape_note(size, tile)}; with PCA, no target")  # fmt: skip
             shutil.rmtree(raw)
         exponent = float(np.polyfit(np.log([n * n for n in seconds]), np.log(list(seconds.values())), 1)[0])
@@ -444,13 +444,7 @@ def _quiet() -> Iterator[None]:
 
 def main() -> None:
     """Print the rows."""
-    for row in rows("--quick" in sys.argv):
-        target = f"{'<=' if row.at_most else '>='} {row.target:g}"
-        print(f"{row.work:62s} {row.ratio:8.2f} {target:>8s} {'met' if row.met else 'NOT MET'}  {row.note}")
-        for gate, holds in row.gates.items():
-            if not holds:
-                print(f"    gate does not hold: {gate}")
-        sys.stdout.flush()
+    print_rows(rows("--quick" in sys.argv))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""Run the benchmarks and write what they gave.
+
+    python -m benchmarks [--quick] [--only search,networks,preprocessing]
+
+The full run takes hours and writes docs/benchmarks/results.json and results.png; what it does not measure again is
+kept from the last run. The quick one takes minutes, writes nothing, and ends with status 1 if an answer is not equal
+to the peer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import networks, preprocessing, search
+from benchmarks.data import MEASURED_SEED
+from benchmarks.measure import Row, describe_machine, print_rows
+
+SUITES = {"search": search.rows, "networks": networks.rows, "preprocessing": preprocessing.rows}
+OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
+
+
+def write(suite: str, rows: list[Row]) -> None:
+    """Replace what results.json says of one suite, and draw the figure again."""
+    path = OUT / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {"rows": [], "runs": {}}
+    kept = [row for row in results["rows"] if row["suite"] != suite]
+    results["rows"] = kept + [{**row.as_dict(), "suite": suite} for row in rows]
+    results["runs"][suite] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "data_seed": MEASURED_SEED,
+        "machine": describe_machine(),
+    }
+    OUT.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results["rows"], OUT / "results.png")
+
+
+def draw(rows: list[dict[str, object]], path: Path) -> None:
+    """Draw every ratio that has a target as a share of it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [row for row in rows if row["target"] is not None]
+    figure, axes = plt.subplots(figsize=(10, 0.55 * len(shown) + 1.2), layout="constrained")
+    for place, row in enumerate(reversed(shown)):
+        ratio, target = float(row["ratio"]), float(row["target"])  # type: ignore[arg-type]
+        share = target / ratio if row["at_most"] else ratio / target
+        axes.barh(place, share, color="#2a6f97" if row["met"] else "#c1666b")
+        axes.text(share, place, f" {ratio:.3g} ({'at most' if row['at_most'] else 'at least'} {target:g})", va="center")
+    axes.set_yticks(range(len(shown)), [str(row["work"])[:60] for row in reversed(shown)], fontsize=8)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xlabel("share of the target reached (1: met); the figure and its target beside the bar")
+    axes.margins(x=0.25)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Ours beside its peers, in one run.")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default=",".join(SUITES), help="suites, separated by commas")
+    options = parser.parse_args()
+    right = True
+    for suite in options.only.split(","):
+        print(f"=== {suite}", flush=True)
+        rows = SUITES[suite](options.quick)
+        if options.quick:  # so small a job says nothing about a target
+            rows = (replace(row, target=None) for row in rows)
+        printed = print_rows(rows)
+        right &= all(all(row.gates.values()) for row in printed)
+        if not options.quick:
+            write(suite, printed)
+    if not right:
+        print("a gate does not hold: an answer differs from the peer's by more than it may", file=sys.stderr)
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

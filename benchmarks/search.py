@@ -1,0 +1,283 @@
+"""Grid searches of support vector machines beside scikit-learn's: equal answers first, then seconds.
+
+    python -m benchmarks.search [--quick] [--only linear]
+
+Both sides have two threads. scikit-learn searches all cells on two of the ten folds, in two processes, and its seconds
+are multiplied by five; ours searches all ten. Wherever the accuracies of a cell differ by more than .004 the compared
+folds are fitted again by scikit-learn at a tolerance of 1e-6, which decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
+
+from benchmarks.data import MEASURED_SEED, training_table
+from benchmarks.measure import REPETITIONS, THREADS, Row, print_rows, ratio, take_turns
+from eelsflow.executors import ThreadExecutor
+from eelsflow.models.svm import FitJob, run_fit
+from eelsflow.search.gram import save_array, save_products
+from eelsflow.search.grid import best_cell, save_folds, search_grid
+
+N_TRAIN, N_TEST, N_FOLDS, PEER_FOLDS = 7599, 1000, 10, 2
+N_QUICK, QUICK_FOLDS = 500, 3
+MAX_DIFFERENCE = 0.004
+MIN_AGREEMENT = 0.999
+
+GRIDS: dict[str, dict[str, list[float]]] = {
+    "rbf": {"C": np.logspace(1, 5, 8).tolist(), "gamma": np.logspace(-3, 2, 11).tolist()},
+    "rbf paper": {"C": np.logspace(-3, 5, 8).tolist(), "gamma": np.logspace(-6, 4, 11).tolist()},
+    "sigmoid": {
+        "C": np.logspace(-3, 5, 8).tolist(),
+        "gamma": np.logspace(-6, 1, 8).tolist(),
+        "coef0": [0.0, 0.1, 1.0],
+    },
+}
+TARGETS = {"rbf": 50.0, "rbf paper": 40.0, "sigmoid": 20.0}
+QUICK: dict[str, dict[str, list[float]]] = {
+    "rbf": {"C": [1.0, 100.0, 1e4], "gamma": [0.01, 0.3, 10.0]},
+    "sigmoid": {"C": [1.0, 100.0], "gamma": [1e-4, 1e-3], "coef0": [0.0, 0.1]},
+}
+
+Table = tuple[NDArray[np.float64], NDArray[np.int32]]
+Folds = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+
+
+def rows(quick: bool, only: str = "") -> Iterator[Row]:
+    """Measure row by row."""
+    X, y = training_table(N_TRAIN + N_TEST, MEASURED_SEED) if not quick else quick_table()
+    n_train = N_QUICK if quick else N_TRAIN
+    train, test = (X[:n_train].astype(float), y[:n_train]), (X[n_train:].astype(float), y[n_train:])
+    folds = list(StratifiedKFold(QUICK_FOLDS if quick else N_FOLDS).split(*train))
+    with threadpool_limits(1):
+        compile_solver()
+        for name, grid in (QUICK if quick else GRIDS).items():
+            if only in name:
+                yield compare_grid(name, grid, train, test, folds, quick=quick)
+        if only in "linear":
+            yield compare_linear(train, quick=quick)
+        if only in "intelex" and not quick:
+            yield from compare_intelex(train, folds)
+
+
+def quick_table() -> Table:
+    """Two overlapping classes of peaks: no acquisition has to be simulated to check that answers are equal."""
+    random = np.random.default_rng(MEASURED_SEED)
+    y = (np.arange(N_QUICK + 200) % 2).astype(np.int32)
+    position = 20.0 + 3.0 * y + random.normal(0, 1.5, len(y))
+    peaks = np.exp(-0.5 * ((np.arange(60) - position[:, np.newaxis]) / 5) ** 2)
+    return peaks + random.normal(0, 0.1, peaks.shape), y
+
+
+def compile_solver() -> None:
+    """Compile before any clock runs; an installation does it once."""
+    X, y = quick_table()
+    ours(X[:60], y[:60], "rbf", {"C": [1.0, 1e4], "gamma": [1.0]}, list(StratifiedKFold(3).split(X[:60], y[:60])))
+
+
+def ours(X: NDArray[Any], y: NDArray[Any], kernel: str, grid: dict[str, list[float]], folds: Folds) -> xr.Dataset:
+    """Search a grid with two threads; the distances are computed and written anew."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return search_grid(
+            X, y, kernel=kernel, grid=grid, folds=folds, executor=ThreadExecutor(THREADS), scratch=Path(scratch)
+        )
+
+
+def theirs(
+    X: NDArray[Any], y: NDArray[Any], kernel: str, grid: dict[str, list[float]], folds: Folds
+) -> dict[str, NDArray[Any]]:
+    """Search the same cells on the given folds with scikit-learn in two processes."""
+    machine = SVC(kernel=kernel, class_weight="balanced", cache_size=2000)
+    return GridSearchCV(machine, grid, cv=folds, n_jobs=THREADS, refit=False).fit(X, y).cv_results_
+
+
+def compare_grid(
+    name: str, grid: dict[str, list[float]], train: Table, test: Table, folds: Folds, *, quick: bool
+) -> Row:
+    kernel = name.split()[0]
+    compared = folds[:PEER_FOLDS]
+    scale = len(folds) / len(compared)
+    times = take_turns(
+        partial(ours, *train, kernel, grid, folds),
+        partial(theirs, *train, kernel, grid, compared),
+        repetitions=1 if quick else REPETITIONS,
+    )
+    own, peer, scores, reference = times
+    peer = [seconds * scale for seconds in peer]
+    gates, note = equality(kernel, scores, reference, train, test, compared)
+    size = " x ".join(f"{len(values)} {parameter}" for parameter, values in grid.items())
+    return Row(
+        work=f"{name} grid, {size} x {len(folds)} folds, {train[0].shape[0]} x {train[0].shape[1]}",
+        peer="GridSearchCV(SVC(cache_size=2000), n_jobs=2)",
+        ratio=ratio(own, peer),
+        target=None if quick else TARGETS[name],
+        ours=own,
+        theirs=peer,
+        gates=gates,
+        note=f"peer on {len(compared)} folds, times {scale:g}; {note}",
+    )
+
+
+def equality(
+    kernel: str, scores: xr.Dataset, reference: dict[str, NDArray[Any]], train: Table, test: Table, folds: Folds
+) -> tuple[dict[str, bool], str]:
+    """Compare accuracies cell by cell, and the best machine on test spectra."""
+    X, y = train
+    names = list(scores["accuracy"].dims[:-1])
+    found = np.array(
+        [float(scores["accuracy"].sel(params).isel(fold=slice(len(folds))).mean()) for params in reference["params"]]
+    )
+    expected = np.mean([reference[f"split{fold}_test_score"] for fold in range(len(folds))], axis=0)
+    differing = np.flatnonzero(np.abs(found - expected) > MAX_DIFFERENCE)
+    wrong, undetermined = [], 0
+    for cell in differing:
+        params = reference["params"][cell]
+        accuracy, is_determined = tight_accuracy(kernel, params, X, y, folds)
+        if not is_determined:
+            undetermined += 1
+        elif abs(found[cell] - accuracy) > MAX_DIFFERENCE:
+            wrong.append({name: float(f"{params[name]:.3g}") for name in names})
+    best = best_cell(scores).params
+    agreement = best_agreement(kernel, best, train, test)
+    gates = {
+        "every fit met libsvm's tolerance": bool(scores["converged"].all()),
+        f"accuracy within {MAX_DIFFERENCE} on every cell, or nearer to scikit-learn at 1e-6": not wrong,
+        "best machine predicts the same at 1e-6": agreement >= MIN_AGREEMENT,
+    }
+    note = (
+        f"{len(differing)} of {len(found)} cells differ by more than {MAX_DIFFERENCE}, of which {undetermined} have no "
+        f"free support vector or no convex problem, so more than one answer is optimal; wrong: {wrong or 'none'}; best "
+        f"accuracy {found.max():.3f} (scikit-learn {expected.max():.3f}), agreement {agreement:.4f}"
+    )
+    return gates, note
+
+
+def tight_accuracy(
+    kernel: str, params: dict[str, float], X: NDArray[Any], y: NDArray[Any], folds: Folds
+) -> tuple[float, bool]:
+    """Return the accuracy of scikit-learn at a tolerance of 1e-6, and whether the optimum is unique."""
+    accuracies, determined = [], kernel != "sigmoid"
+    for fit_on, held_out in folds:
+        machine = SVC(kernel=kernel, class_weight="balanced", tol=1e-6, cache_size=2000, max_iter=5_000_000, **params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            machine.fit(X[fit_on], y[fit_on])
+        accuracies.append(machine.score(X[held_out], y[held_out]))
+        share = np.abs(machine.dual_coef_[0]) / np.repeat(params["C"] * machine.class_weight_, machine.n_support_)
+        determined &= bool(((share > 1e-6) & (share < 1 - 1e-6)).any())
+    return float(np.mean(accuracies)), determined
+
+
+def best_agreement(kernel: str, params: dict[str, float], train: Table, test: Table) -> float:
+    """Return the share of test spectra that our machine and scikit-learn's at a tolerance of 1e-6 decide alike."""
+    X, y = train
+    with tempfile.TemporaryDirectory() as scratch:
+        fit = run_fit(fit_job(kernel, params, X, y, Path(scratch)))
+    machine = SVC(kernel=kernel, class_weight="balanced", tol=1e-6, cache_size=2000, **params).fit(X, y)
+    return float(np.mean(fit.machine.predict(test[0]) == machine.predict(test[0])))
+
+
+def fit_job(kernel: str, params: dict[str, float], X: NDArray[Any], y: NDArray[Any], scratch: Path) -> FitJob:
+    everything = np.arange(len(y))
+    return FitJob(
+        spectra=save_array(X, scratch, name="spectra"),
+        labels=save_array(y, scratch, name="labels"),
+        products=save_products(X, kernel, scratch),
+        folds=tuple(save_folds([(everything, everything[:0])], scratch)),
+        base=f"svm-{kernel}",
+        params=params,
+        seed=0,
+        return_machine=True,
+    )
+
+
+def compare_linear(train: Table, *, quick: bool) -> Row:
+    """One linear machine at C=1e5, where libsvm crawls; the primal objective says which is better."""
+    X, y = train
+    C = 1e5
+
+    def own() -> Any:
+        with tempfile.TemporaryDirectory() as scratch:
+            return run_fit(fit_job("linear", {"C": C}, X, y, Path(scratch))).machine
+
+    def peer() -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            limit = 200_000 if quick else -1
+            return SVC(kernel="linear", C=C, class_weight="balanced", cache_size=2000, max_iter=limit).fit(X, y)
+
+    own_seconds, peer_seconds, machine, reference = take_turns(own, peer, repetitions=1 if quick else REPETITIONS)
+    objectives = [hinge_objective(fitted, X, y, C) for fitted in (machine, reference)]
+    return Row(
+        work=f"linear, C=1e5, {len(y)} x {X.shape[1]}",
+        peer='SVC(kernel="linear")',
+        ratio=ratio(own_seconds, peer_seconds),
+        target=None if quick else 100.0,
+        ours=own_seconds,
+        theirs=peer_seconds,
+        gates={"objective equal or lower": objectives[0] <= objectives[1] * (1 + 1e-6)},
+        note=f"primal objective {objectives[0]:.6g}, scikit-learn {objectives[1]:.6g}",
+    )
+
+
+def hinge_objective(machine: Any, X: NDArray[Any], y: NDArray[Any], C: float) -> float:
+    limit = C * machine.class_weight_[y]
+    hinge = np.maximum(0.0, 1.0 - (2.0 * y - 1.0) * machine.decision_function(X))
+    return 0.5 * float(machine.coef_[0] @ machine.coef_[0]) + float(limit @ hinge)
+
+
+def compare_intelex(train: Table, folds: Folds) -> Iterator[Row]:
+    """The first grid beside scikit-learn-intelex, where that is installed: every third C and gamma on one fold."""
+    try:
+        from sklearnex import svm as intel
+    except ImportError:
+        return
+    X, y = train
+    some = {name: values[::3] for name, values in GRIDS["rbf"].items()}
+    n_cells = len(list(itertools.product(*some.values())))
+
+    def peer() -> None:
+        fit_on, held_out = folds[0]
+        for C, gamma in itertools.product(*some.values()):
+            machine = intel.SVC(C=C, gamma=gamma, class_weight="balanced", cache_size=2000)
+            machine.fit(X[fit_on], y[fit_on]).score(X[held_out], y[held_out])
+
+    run: Callable[[], Any] = partial(ours, X, y, "rbf", some, folds)
+    own, seconds, _, _ = take_turns(run, peer)
+    scaled = [one * len(folds) for one in seconds]
+    yield Row(
+        work=f"rbf grid, every third C and gamma ({n_cells} cells) x {len(folds)} folds, {len(y)} x {X.shape[1]}",
+        peer="scikit-learn-intelex SVC, its own threads",
+        ratio=statistics.median(scaled) / statistics.median(own),
+        target=20.0,
+        ours=own,
+        theirs=scaled,
+        note=f"peer on 1 fold, times {len(folds)}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Grid searches beside scikit-learn's.")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="", help="part of a row's name: rbf, paper, sigmoid, linear, intelex")
+    options = parser.parse_args()
+    print_rows(rows(options.quick, options.only))
+
+
+if __name__ == "__main__":
+    main()
