@@ -1,6 +1,6 @@
 """Run the benchmarks and write what they gave.
 
-    python -m benchmarks [--quick] [--only search,networks,preprocessing]
+    python -m benchmarks [--quick] [--only search,scaling,networks,preprocessing]
 
 The full run takes hours and writes docs/benchmarks/results.json and results.png; what it does not measure again is
 kept from the last run. The quick one takes minutes, writes nothing, and ends with status 1 if an answer is not equal
@@ -16,11 +16,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import networks, preprocessing, search
+from benchmarks import networks, preprocessing, scaling_search, search
 from benchmarks.data import MEASURED_SEED
 from benchmarks.measure import Row, describe_machine, print_rows
 
-SUITES = {"search": search.rows, "networks": networks.rows, "preprocessing": preprocessing.rows}
+SUITES = {
+    "search": search.rows,
+    "scaling": scaling_search.rows,
+    "networks": networks.rows,
+    "preprocessing": preprocessing.rows,
+}
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
