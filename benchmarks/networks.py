@@ -74,7 +74,7 @@ def train_ours(sweep: Sweep) -> list[dict[str, Any]]:
         for seed in sweep.seeds
         for base in BASES
     ]
-    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0")
     with cluster, Client(cluster) as client:
         trainings = DaskExecutor(client).map(run_training, jobs, label="train")
     return [

@@ -171,7 +171,7 @@ def test_a_training_on_a_dask_worker_gives_the_same_numbers(spectra, tmp_path):
         for base in ("fcnn-1", "cnn-2")
     ]
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         remote = DaskExecutor(client).map(run_training, jobs, label="train")

@@ -98,7 +98,7 @@ def test_search_is_the_same_on_a_dask_cluster(spectra, folds, tmp_path):
     run = {"kernel": "sigmoid", "grid": GRIDS["sigmoid"], "folds": folds, "scratch": tmp_path}
     loop = search_grid(X, y, executor=LoopExecutor(), **run)
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         remote = search_grid(X, y, executor=DaskExecutor(client), **run)
