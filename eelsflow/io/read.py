@@ -12,6 +12,8 @@ import importlib
 import logging
 import math
 import re
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,6 +171,20 @@ def read_spectrum_image(path: Path | str, *, lazy: bool | None = None) -> xr.Dat
     return _with_finite_counts(path, image)
 
 
+_HDF5 = ("hspy", "emd")
+PROBE_SECONDS = 30.0
+"""How long the names and attributes of an HDF5 file may take to read; usual are .3 s."""
+_PROBE = """
+import sys, h5py
+def look(name, item):
+    for key in item.attrs:
+        item.attrs[key]
+with h5py.File(sys.argv[1], "r") as file:
+    look("", file)
+    file.visititems(look)
+"""
+
+
 def _read_with_rosettasciio(path: Path, plugin: str, *, lazy: bool) -> xr.DataArray:
     try:
         reader = importlib.import_module(f"rsciio.{plugin}").file_reader
@@ -180,12 +196,36 @@ def _read_with_rosettasciio(path: Path, plugin: str, *, lazy: bool) -> xr.DataAr
     if plugin == "zspy":
         options["mode"] = "r"  # opened for writing otherwise when lazy
         _require_all_chunks(path)
+    if plugin in _HDF5:
+        _require_readable_hdf5(path)
     with _damage_reported(path, _NAMES[plugin]), _quiet() as messages:
         signals = list(reader(str(path), **options))
         candidates = [found for index, signal in enumerate(signals) for found in _energy_axes(signal, index)]
     chosen = _choose(path, signals, candidates)
     with _damage_reported(path, _NAMES[plugin]), _quiet():
         return _build(path, plugin, chosen, len(signals), messages)
+
+
+def _require_readable_hdf5(path: Path) -> None:
+    """Refuse a file whose damage makes the HDF5 library run for ever or crash: a process of its own looks first.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the names, shapes and attributes in the file cannot be read within `PROBE_SECONDS`.
+    """
+    problem = f"took more than {PROBE_SECONDS:g} s to read, where fractions of a second are usual"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _PROBE, str(path)], capture_output=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        pass
+    else:
+        if done.returncode >= 0:  # what it raises is raised again, with more to say, when the file is read
+            return
+        problem = f"made the HDF5 library crash (signal {-done.returncode})"
+    raise UnreadableFileError(f"{path} is damaged: its names and attributes {problem}; copy it again")
 
 
 def _require_whole_last_line(path: Path) -> None:

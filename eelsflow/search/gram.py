@@ -51,7 +51,7 @@ class Products:
         A .npy file of double precision.
     from_spectra
         Whether it holds the spectra, (n_spectra, n_channels), and not an (n_spectra, n_spectra) matrix: of squared
-        distances for ``rbf``, else of scalar products.
+        distances for ``rbf``, of scalar products for ``sigmoid``.
     """
 
     path: Path
@@ -71,11 +71,12 @@ def save_products(X: ArrayLike, kernel: Kernel, scratch: Path, *, max_bytes: int
     scratch
         A directory that every worker sees.
     max_bytes
-        Past this size of the matrix the spectra are written instead.
+        Past this size of the matrix the spectra are written instead; for ``linear`` they always are.
     """
     spectra = np.asarray(X)
-    from_spectra = 8 * len(spectra) ** 2 > max_bytes
-    name = "spectra" if from_spectra else {"rbf": "distances", "linear": "gram", "sigmoid": "gram"}[kernel]
+    # A linear search has one kernel, of which it needs few rows: they are quicker computed than written and read.
+    from_spectra = kernel == "linear" or 8 * len(spectra) ** 2 > max_bytes
+    name = "spectra" if from_spectra else {"rbf": "distances", "sigmoid": "products"}[kernel]
     name += "" if kernel == "sigmoid" else "-centred"
     path = make_directory(scratch) / f"{name}-{digest_of(spectra)[:16]}.npy"
     if not path.exists():

@@ -408,7 +408,7 @@ def intact(tmp_path_factory) -> dict[str, bytes]:
     return {suffix: path.read_bytes() for suffix, path in files.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(suffix=st.sampled_from([".hspy", ".emd", ".msa"]), kept=st.floats(0.0, 0.99))
 def test_truncated_file_is_refused(tmp_path_factory, intact, suffix, kept):
     path = tmp_path_factory.mktemp("cut") / f"a{suffix}"
@@ -430,7 +430,23 @@ def read_or_refuse(path: Path) -> None:
     assert "\n" not in message
 
 
-@settings(max_examples=120, deadline=None)
+def test_hdf5_file_that_takes_for_ever_is_refused(tmp_path, intact, monkeypatch):
+    (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
+    monkeypatch.setattr("eelsflow.io.read.PROBE_SECONDS", 0.01)
+    with pytest.raises(
+        UnreadableFileError, match=r"a\.hspy is damaged: its names and attributes took more than 0.01 s"
+    ):
+        read_spectrum_image(tmp_path / "a.hspy")
+
+
+def test_hdf5_file_that_crashes_the_library_is_refused(tmp_path, intact, monkeypatch):
+    (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
+    monkeypatch.setattr("eelsflow.io.read._PROBE", "import os; os.abort()")
+    with pytest.raises(UnreadableFileError, match=r"made the HDF5 library crash \(signal 6\)"):
+        read_spectrum_image(tmp_path / "a.hspy")
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     suffix=st.sampled_from([".hspy", ".emd", ".msa"]),
     damage=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=8)), min_size=1, max_size=5),
