@@ -70,7 +70,8 @@ def rows(quick: bool, only: str = "") -> Iterator[Row]:
             if only in name:
                 yield compare_grid(name, grid, train, test, folds, quick=quick)
         if only in "linear":
-            yield compare_linear(train, quick=quick)
+            yield compare_linear(train, quick=quick, centred=False)
+            yield compare_linear(train, quick=quick, centred=True)
         if only in "intelex" and not quick:
             yield from compare_intelex(train, folds)
 
@@ -206,9 +207,14 @@ def fit_job(kernel: str, params: dict[str, float], X: NDArray[Any], y: NDArray[A
     )
 
 
-def compare_linear(train: Table, *, quick: bool) -> Row:
-    """One linear machine at C=1e5, where libsvm crawls; the primal objective says which is better."""
+def compare_linear(train: Table, *, quick: bool, centred: bool) -> Row:
+    """One linear machine at C=1e5, where libsvm crawls or gives up; the primal objective says which is better.
+
+    On spectra as they are libsvm's single precision ends it early, far from the optimum. On spectra less their mean,
+    which ours subtracts by itself, it goes on.
+    """
     X, y = train
+    X = X - X.mean(axis=0) if centred else X
     C = 1e5
 
     def own() -> Any:
@@ -224,7 +230,7 @@ def compare_linear(train: Table, *, quick: bool) -> Row:
     own_seconds, peer_seconds, machine, reference = take_turns(own, peer, repetitions=1 if quick else REPETITIONS)
     objectives = [hinge_objective(fitted, X, y, C) for fitted in (machine, reference)]
     return Row(
-        work=f"linear, C=1e5, {len(y)} x {X.shape[1]}",
+        work=f"linear, C=1e5, {len(y)} x {X.shape[1]}, {'less the mean spectrum' if centred else 'as they are'}",
         peer='SVC(kernel="linear")',
         ratio=ratio(own_seconds, peer_seconds),
         target=None if quick else 100.0,
