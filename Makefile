@@ -11,6 +11,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "compiling (a minute, once)"
+	$(BIN)/python -m eelsflow.warm_up
 	@touch $@
 
 demo: $(INSTALLED)  ## the main job on simulated acquisitions
