@@ -1,6 +1,6 @@
 """Grid searches of support vector machines beside scikit-learn's: equal answers first, then seconds.
 
-    python -m benchmarks.search [--quick] [--only linear]
+    python -m benchmarks.search [--quick] [--only linear] [--every 2] [--peer-folds 1] [--repetitions 1]
 
 Both sides have two threads. scikit-learn searches all cells on two of the ten folds, in two processes, and its seconds
 are multiplied by five; ours searches all ten. Wherever the accuracies of a cell differ by more than .004 the compared
@@ -58,8 +58,10 @@ Table = tuple[NDArray[np.float64], NDArray[np.int32]]
 Folds = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 
-def rows(quick: bool, only: str = "") -> Iterator[Row]:
-    """Measure row by row."""
+def rows(
+    quick: bool, only: str = "", *, every: int = 1, peer_folds: int = PEER_FOLDS, repetitions: int = REPETITIONS
+) -> Iterator[Row]:
+    """Measure row by row; `every` thins the grids for a shorter run."""
     X, y = training_table(N_TRAIN + N_TEST, MEASURED_SEED) if not quick else quick_table()
     n_train = N_QUICK if quick else N_TRAIN
     train, test = (X[:n_train].astype(float), y[:n_train]), (X[n_train:].astype(float), y[n_train:])
@@ -67,12 +69,16 @@ def rows(quick: bool, only: str = "") -> Iterator[Row]:
     with threadpool_limits(1):
         compile_solver()
         for name, grid in (QUICK if quick else GRIDS).items():
-            if only in name:
-                yield compare_grid(name, grid, train, test, folds, quick=quick)
-        if only in "linear":
+            if only in ("", name):
+                thinned = {parameter: values[::every] for parameter, values in grid.items()}
+                yield compare_grid(
+                    name, thinned, train, test, folds, compared=folds[:peer_folds], quick=quick,
+                    repetitions=1 if quick else repetitions,
+                )  # fmt: skip
+        if only in ("", "linear"):
             yield compare_linear(train, quick=quick, centred=False)
             yield compare_linear(train, quick=quick, centred=True)
-        if only in "intelex" and not quick:
+        if only in ("", "intelex") and not quick:
             yield from compare_intelex(train, folds)
 
 
@@ -108,15 +114,22 @@ def theirs(
 
 
 def compare_grid(
-    name: str, grid: dict[str, list[float]], train: Table, test: Table, folds: Folds, *, quick: bool
+    name: str,
+    grid: dict[str, list[float]],
+    train: Table,
+    test: Table,
+    folds: Folds,
+    *,
+    compared: Folds,
+    quick: bool,
+    repetitions: int,
 ) -> Row:
     kernel = name.split()[0]
-    compared = folds[:PEER_FOLDS]
     scale = len(folds) / len(compared)
     times = take_turns(
         partial(ours, *train, kernel, grid, folds),
         partial(theirs, *train, kernel, grid, compared),
-        repetitions=1 if quick else REPETITIONS,
+        repetitions=repetitions,
     )
     own, peer, scores, reference = times
     peer = [seconds * scale for seconds in peer]
@@ -280,9 +293,20 @@ def compare_intelex(train: Table, folds: Folds) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Grid searches beside scikit-learn's.")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help="part of a row's name: rbf, paper, sigmoid, linear, intelex")
+    parser.add_argument("--only", default="", help="one row: rbf, 'rbf paper', sigmoid, linear or intelex")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th value of a grid")
+    parser.add_argument("--peer-folds", type=int, default=PEER_FOLDS, help="folds that scikit-learn searches")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     options = parser.parse_args()
-    print_rows(rows(options.quick, options.only))
+    print_rows(
+        rows(
+            options.quick,
+            options.only,
+            every=options.every,
+            peer_folds=options.peer_folds,
+            repetitions=options.repetitions,
+        )
+    )
 
 
 if __name__ == "__main__":

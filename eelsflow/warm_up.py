@@ -17,7 +17,6 @@ from eelsflow.executors import LoopExecutor
 def warm_up() -> None:
     """Run every compiled loop once, on a small problem of the types that a study uses."""
     from eelsflow.edges import O_K
-    from eelsflow.io.read import read_spectrum_image
     from eelsflow.models.fitting import fit_model
     from eelsflow.models.spec import resolve_model
     from eelsflow.preprocess.blocks import prepare_blocks
@@ -28,7 +27,6 @@ def warm_up() -> None:
         scratch = Path(directory)
         simulate_directory(scratch / "raw", n_acquisitions=1, seed=0, shape=(24, 24))
         (raw,) = (path for path in (scratch / "raw").glob("*.zarr") if "truth" not in path.name)
-        read_spectrum_image(raw)
         for name in ("recommended", "paper", "paper-raw"):
             prepare_blocks(raw, scratch / f"{name}.zarr", edge=O_K, preset=PRESETS[name])
         random = np.random.default_rng(0)
