@@ -249,11 +249,11 @@ def run_fit(job: FitJob) -> Fit:
         return _descend(job, np.asarray(spectra, dtype=np.float64), labels, folds)
     from eelsflow.search.machine import build_machine
     from eelsflow.search.path import Fold, approach, follow_path
-    from eelsflow.search.rows import KernelRows
+    from eelsflow.search.rows import open_kernel
 
     kernel, C = job.base.removeprefix("svm-"), job.params["C"]
     products = np.load(job.products.path, mmap_mode="r")
-    rows = KernelRows(products, kernel, job.params, from_spectra=job.products.from_spectra)
+    rows = open_kernel(products, kernel, job.params, from_spectra=job.products.from_spectra)
     (fits,) = follow_path(
         rows, labels, [C], [Fold(*fold) for fold in folds], before=approach(C), whole=np.arange(len(labels))
     )

@@ -71,20 +71,39 @@ def save_products(X: ArrayLike, kernel: Kernel, scratch: Path, *, max_bytes: int
     scratch
         A directory that every worker sees.
     max_bytes
-        Past this size of the matrix the spectra are written instead; for ``linear`` they always are.
+        Past this size of the matrix the spectra are written instead. For ``linear`` they always are, in as few channels
+        as they have independent ones.
     """
     spectra = np.asarray(X)
     # A linear search has one kernel, of which it needs few rows: they are quicker computed than written and read.
     from_spectra = kernel == "linear" or 8 * len(spectra) ** 2 > max_bytes
     name = "spectra" if from_spectra else {"rbf": "distances", "sigmoid": "products"}[kernel]
+    name += "-independent" if kernel == "linear" else ""
     name += "" if kernel == "sigmoid" else "-centred"
     path = make_directory(scratch) / f"{name}-{digest_of(spectra)[:16]}.npy"
     if not path.exists():
         values = spectra.astype(np.float64)
         if kernel != "sigmoid":
             values -= values.mean(axis=0)
-        _write(path, values if from_spectra else squared_distances(values) if kernel == "rbf" else values @ values.T)
+        if kernel == "linear":
+            products = independent_channels(values)
+        elif from_spectra:
+            products = values
+        else:
+            products = squared_distances(values) if kernel == "rbf" else values @ values.T
+        _write(path, products)
     return Products(path, from_spectra)
+
+
+def independent_channels(X: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return coordinates of spectra, (n, rank), whose products are those of `X`, (n, n_channels), to rounding.
+
+    Denoised spectra have far fewer independent channels than channels. Directions that hold less than rounding adds
+    to the products are left out.
+    """
+    values, directions = np.linalg.eigh(X.T @ X)
+    kept = values > 16 * np.finfo(np.float64).eps * values[-1]
+    return np.ascontiguousarray(X @ directions[:, kept][:, ::-1])
 
 
 def squared_distances(X: NDArray[np.float64]) -> NDArray[np.float64]:

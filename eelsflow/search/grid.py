@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -20,6 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from eelsflow.errors import DataSetError
 from eelsflow.executors import Executor
 from eelsflow.search.gram import save_array, save_products
+
+if TYPE_CHECKING:
+    from eelsflow.search.path import ClassWeight
 
 Learner = Literal["linear", "rbf", "sigmoid", "sgd"]
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
@@ -72,7 +75,7 @@ class _Job:
     folds: tuple[Path, ...]
     values: tuple[float, ...]  # of the parameter looped over inside
     others: tuple[float, ...]  # values of the other parameters
-    class_weight: str | None
+    class_weight: ClassWeight
     seed: int
 
 
@@ -85,7 +88,7 @@ def search_grid(
     folds: Folds,
     executor: Executor,
     scratch: Path,
-    class_weight: str | None = "balanced",
+    class_weight: ClassWeight = "balanced",
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every cell of a grid on every fold.
@@ -108,7 +111,8 @@ def search_grid(
         Directory for the products that all kernels share (8 n_spectra^2 bytes, at most
         `eelsflow.search.gram.MAX_PRODUCT_BYTES`); every worker must see it. Searches over the same spectra share it.
     class_weight
-        As in scikit-learn. The default weighs classes by their inverse frequency in the fold's training rows.
+        As in scikit-learn; a mapping is keyed by the number of the class among the sorted classes. The default weighs
+        classes by their inverse frequency in the fold's training rows.
     seed
         Of the order in which gradient descent takes the spectra; the kernels draw nothing at random.
 
@@ -231,10 +235,10 @@ def _run_job(job: _Job) -> NDArray[np.float64]:
     if job.learner == "sgd":
         return np.array([[_descend(job, matrix, labels, *fold, alpha) for alpha in job.values] for fold in folds])
     from eelsflow.search.path import Fold, follow_path, vote
-    from eelsflow.search.rows import KernelRows
+    from eelsflow.search.rows import open_kernel
 
     params = dict(zip(AXES[job.learner][1:], job.others, strict=True))
-    rows = KernelRows(matrix, job.learner, params, from_spectra=job.from_spectra)
+    rows = open_kernel(matrix, job.learner, params, from_spectra=job.from_spectra)
     table = np.empty((len(folds), len(job.values), 3))
     parts = [Fold(train, held_out) for train, held_out in folds]
     fits_of = follow_path(rows, labels, job.values, parts, class_weight=job.class_weight)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.search.path import MAX_STEPS, TOLERANCE, Solution, class_pairs, class_weights
+from eelsflow.search.path import MAX_STEPS, TOLERANCE, ClassWeight, Solution, class_pairs, class_weights
 
 if TYPE_CHECKING:
     from sklearn.svm import SVC
@@ -21,7 +21,7 @@ def build_machine(
     *,
     kernel: str,
     params: Mapping[str, float],
-    class_weight: str | None = "balanced",
+    class_weight: ClassWeight = "balanced",
 ) -> SVC:
     """Return a fitted SVC with the support vectors, weights and biases of our solutions.
 

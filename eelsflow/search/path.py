@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from eelsflow.search.rows import KernelRows
+    from eelsflow.search.rows import SharedKernel
 
 TOLERANCE = 1e-3
 """Largest violation of the optimality conditions that is left: libsvm's default."""
@@ -20,7 +20,13 @@ TOLERANCE = 1e-3
 MAX_STEPS = 2_000_000
 """Most steps of one fit. Only kernels that are not positive semidefinite come near it: they may go in circles."""
 
+LARGE_C = 100.0
+"""From here on a machine on all rows that nothing smaller led to starts where its kernel proposes."""
+
 Vector = NDArray[np.float64]
+
+ClassWeight = Literal["balanced"] | Mapping[int, float] | None
+"""Factors of C: inverse to the frequency of the class, a factor for each class number (else 1), or 1 for all."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,18 @@ def class_pairs(n_classes: int) -> list[tuple[int, int]]:
     return [(1, 0)] if n_classes == 2 else list(itertools.combinations(range(n_classes), 2))
 
 
-def class_weights(codes: NDArray[np.integer], n_classes: int, class_weight: str | None) -> Vector:
-    """Return the factor of C of each class, (n_classes,): one, or inverse to the class's frequency ("balanced")."""
+def class_weights(codes: NDArray[np.integer], n_classes: int, class_weight: ClassWeight) -> Vector:
+    """Return the factor of C of each class, (n_classes,).
+
+    >>> class_weights(np.array([0, 0, 0, 1]), 2, "balanced").tolist()
+    [0.6666666666666666, 2.0]
+    >>> class_weights(np.array([0, 0, 0, 1]), 2, {1: 5.0}).tolist()
+    [1.0, 5.0]
+    """
     if class_weight is None:
         return np.ones(n_classes)
+    if isinstance(class_weight, Mapping):
+        return np.array([float(class_weight.get(code, 1.0)) for code in range(n_classes)])
     return len(codes) / (n_classes * np.bincount(codes, minlength=n_classes))
 
 
@@ -132,14 +146,14 @@ def vote(values: NDArray[np.floating], n_classes: int) -> NDArray[np.intp]:
 
 
 def follow_path(
-    rows: KernelRows,
+    rows: SharedKernel,
     codes: NDArray[np.integer],
     values: Sequence[float],
     folds: Sequence[Fold],
     *,
     before: Sequence[float] = (),
     whole: NDArray[np.intp] | None = None,
-    class_weight: str | None = "balanced",
+    class_weight: ClassWeight = "balanced",
     tolerance: float = TOLERANCE,
     max_steps: int = MAX_STEPS,
 ) -> Iterator[Fits]:
@@ -189,10 +203,9 @@ def follow_path(
             start = time.perf_counter()
             problem.advance(C, tolerance, max_steps)
             whole_seconds += time.perf_counter() - start
-            problem.share_out()
             for number, fold in enumerate(folds):
                 start = time.perf_counter()
-                solution = problem.leave_out(fold, tolerance, max_steps)
+                solution = problem.leave_out(number, fold, tolerance, max_steps)
                 held_out[number][:, column] = solution.decision[fold.held_out]
                 converged[number] &= solution.violation <= tolerance
                 seconds[number] += time.perf_counter() - start
@@ -206,12 +219,12 @@ class _Problem:
 
     def __init__(
         self,
-        rows: KernelRows,
+        rows: SharedKernel,
         codes: NDArray[np.integer],
         pair: tuple[int, int],
         everything: NDArray[np.intp],
         n_classes: int,
-        class_weight: str | None,
+        class_weight: ClassWeight,
     ) -> None:
         self.rows, self.codes, self.pair = rows, codes, pair
         self.n_classes, self.class_weight = n_classes, class_weight
@@ -222,7 +235,8 @@ class _Problem:
         n = len(codes)
         self.solution = Solution(np.zeros(n), np.zeros(n), 0.0, np.inf, 0)
         self._face = (np.empty((0, 0)), np.empty(0, np.int64))
-        self._F_positive = np.empty(0)
+        self._F_positive: Vector | None = None
+        self._settled: dict[int, Solution] = {}
 
     def bounds(self, train: NDArray[np.intp], C: float) -> tuple[Vector, Vector]:
         """Return what each weight may not go below and above, (n,)."""
@@ -244,18 +258,27 @@ class _Problem:
                 b *= C / self.C
                 F *= C / self.C
                 b[at_bound & at_upper], b[at_bound & at_lower] = upper[at_bound & at_upper], lower[at_bound & at_lower]
+        elif C >= LARGE_C:
+            b = self.rows.start(self.y, lower, upper)
+            weighs = np.flatnonzero(b)
+            self.rows.add(F, weighs, b[weighs])
+            self._balance(b, F, lower, upper)
         self.C, self.lower, self.upper = C, lower, upper
         self.solution = self._solve(lower, upper, b, F, tolerance, max_steps)
         self._face = self.rows.keep_face()
 
-    def share_out(self) -> None:
-        """Part the decision values into what the two classes contribute, which folds weigh differently."""
-        positive = np.flatnonzero(self.solution.b > 0)
-        self._F_positive = np.zeros(len(self.y))
-        self.rows.add(self._F_positive, positive, self.solution.b[positive])
+    def positive_part(self) -> Vector:
+        """Return what the positive weights contribute to the decision values: folds weigh the two classes differently."""
+        if self._F_positive is None:
+            positive = np.flatnonzero(self.solution.b > 0)
+            self._F_positive = np.zeros(len(self.y))
+            self.rows.add(self._F_positive, positive, self.solution.b[positive])
+        return self._F_positive
 
-    def leave_out(self, fold: Fold, tolerance: float, max_steps: int) -> Solution:
+    def leave_out(self, number: int, fold: Fold, tolerance: float, max_steps: int) -> Solution:
         """Solve on a fold's training rows, from the solution on all rows."""
+        if number in self._settled:
+            return self._settled[number]
         lower, upper = self.bounds(fold.train, self.C)
         whole = self.solution
         self.rows.restore_face(self._face)
@@ -264,17 +287,23 @@ class _Problem:
         growth_down = _ratio(lower.min(), self.lower.min())
         b = np.where(whole.b > 0, growth_up * whole.b, growth_down * whole.b)
         at_upper, at_lower = (whole.b == self.upper) & (whole.b > 0), (whole.b == self.lower) & (whole.b < 0)
-        F = growth_up * self._F_positive + growth_down * (whole.F - self._F_positive)
+        positive = self.positive_part()
+        F = growth_up * positive + growth_down * (whole.F - positive)
         outside = np.flatnonzero((b != 0) & (lower == upper))
         self.rows.add(F, outside, -b[outside])
         b[outside] = 0.0
         b = np.where(at_upper, upper, np.where(at_lower, lower, b))
         self._balance(b, F, lower, upper)
-        return self._solve(lower, upper, b, F, tolerance, max_steps)
+        solution = self._solve(lower, upper, b, F, tolerance, max_steps)
+        weighs = solution.b != 0
+        at_bound = weighs & ((solution.b == lower) | (solution.b == upper))
+        if solution.violation <= tolerance and not at_bound.any():
+            self._settled[number] = solution  # no bound is felt, so no larger C changes it
+        return solution
 
     def rest(self) -> None:
         """Forget what only the folds of the last C needed."""
-        self._F_positive = np.empty(0)
+        self._F_positive = None
 
     def _balance(self, b: Vector, F: Vector, lower: Vector, upper: Vector) -> None:
         """Bring the sum of the weights back to zero by moving those that want to move most, in place."""

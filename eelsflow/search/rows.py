@@ -1,7 +1,8 @@
-"""Rows of a kernel matrix: computed when first needed, shared by all problems solved on one kernel."""
+"""The kernel of a search: what of its matrix is needed, shared by all problems solved on it."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.search import solver
+from eelsflow.search.interior import approach_inside
 
 MAX_ROW_BYTES = 1 << 30
 """Memory for rows of one kernel. Beyond it they are computed again; a row of 10,000 spectra takes 80 kB and 50 us."""
@@ -24,8 +26,135 @@ ROWS_AT_ONCE = 64
 """Rows computed in one go: 5 MB for 10,000 spectra, which stay in the processor's cache."""
 
 
-class KernelRows:
-    """One kernel, its rows as far as they were needed, and the solver's inverse of the last face.
+def open_kernel(
+    products: NDArray[np.float64], kernel: str, params: Mapping[str, float], *, from_spectra: bool
+) -> SharedKernel:
+    """Return what solves problems on a kernel, from what `eelsflow.search.gram.save_products` wrote."""
+    if kernel == "linear" and from_spectra:
+        return LinearKernel(products)
+    return KernelRows(products, kernel, params, from_spectra=from_spectra)
+
+
+class SharedKernel(ABC):
+    """A kernel of n rows, and the solver's inverse of the last face.
+
+    Parameters
+    ----------
+    n
+        Number of rows.
+    is_definite
+        Whether the kernel is positive semidefinite, so that the inverse of a free block exists.
+    """
+
+    def __init__(self, n: int, *, is_definite: bool) -> None:
+        self.n = n
+        self.is_definite = is_definite
+        size = self.working_set = min(n, MOST_FREE + 2 * VIOLATORS)
+        # Pages of an empty array are taken from memory when they are written, not before.
+        self._inverse = np.empty((size, size))
+        self._face = np.zeros(size, np.int64)
+        self._n_face = 0
+
+    @abstractmethod
+    def block(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the kernel among some rows, (n_rows, n_rows)."""
+
+    @abstractmethod
+    def add(self, F: NDArray[np.float64], rows: NDArray[np.integer[Any]], steps: NDArray[np.float64]) -> None:
+        """Add ``K[:, rows] @ steps`` to `F`."""
+
+    def start(
+        self, y: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return weights, (n,), from which to begin a problem with large bounds: near its optimum, if that is cheap."""
+        return np.zeros(self.n)
+
+    def solve(
+        self,
+        y: NDArray[np.float64],
+        lower: NDArray[np.float64],
+        upper: NDArray[np.float64],
+        b: NDArray[np.float64],
+        F: NDArray[np.float64],
+        *,
+        tolerance: float,
+        max_steps: int,
+    ) -> tuple[float, int]:
+        """Solve the dual problem from a feasible `b` with ``F = K b``, both changed in place.
+
+        Returns
+        -------
+        violation, n_steps
+            libsvm's measure of what is left: the largest error y - F of a row that may rise less the smallest of one
+            that may fall. Steps are pairs and Newton steps.
+        """
+        n_steps = 0
+        where = np.full(self.n, -1, np.int64)
+        while True:
+            error = y - F
+            rises, falls = b < upper, b > lower
+            if not (rises.any() and falls.any()):
+                return 0.0, n_steps
+            highest, lowest = error[rises].max(), error[falls].min()
+            if highest - lowest <= tolerance or n_steps >= max_steps:
+                return float(highest - lowest), n_steps
+            rows = _choose(error, rises, falls, highest, lowest)
+            block = self.block(rows)
+            where[rows] = np.arange(rows.size)
+            moved = b[rows]
+            goal = max(0.5 * tolerance, 0.02 * (highest - lowest))
+            taken, self._n_face = solver.solve_block(
+                block, error[rows], moved, lower[rows], upper[rows], goal, max_steps - n_steps,
+                rows, where, self._inverse, self._face, self._n_face, self.is_definite,
+            )  # fmt: skip
+            n_steps += taken
+            self.add(F, rows, moved - b[rows])
+            b[rows] = moved
+            where[rows] = -1
+
+    def keep_face(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return a copy of the inverse and of its variables, to come back to."""
+        m = self._n_face
+        return self._inverse[:m, :m].copy(), self._face[:m].copy()
+
+    def restore_face(self, kept: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
+        """Take back what `keep_face` returned."""
+        m = self._n_face = len(kept[1])
+        self._inverse[:m, :m], self._face[:m] = kept
+
+
+class LinearKernel(SharedKernel):
+    """Products of spectra, which are quicker computed than looked up.
+
+    Parameters
+    ----------
+    spectra
+        (n, n_channels). Memory-mapped is fine; not modified.
+    """
+
+    def __init__(self, spectra: NDArray[np.float64]) -> None:
+        self.spectra = np.ascontiguousarray(spectra, dtype=np.float64)
+        super().__init__(len(self.spectra), is_definite=True)
+
+    def block(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the kernel among some rows, (n_rows, n_rows)."""
+        some = self.spectra[rows]
+        return some @ some.T
+
+    def add(self, F: NDArray[np.float64], rows: NDArray[np.integer[Any]], steps: NDArray[np.float64]) -> None:
+        """Add ``K[:, rows] @ steps`` to `F`."""
+        if rows.size:
+            F += self.spectra @ (steps @ self.spectra[rows])
+
+    def start(
+        self, y: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return weights from an interior point, (n,)."""
+        return approach_inside(self.spectra, y, lower, upper)
+
+
+class KernelRows(SharedKernel):
+    """A kernel with its rows as far as they were needed.
 
     Parameters
     ----------
@@ -50,20 +179,20 @@ class KernelRows:
         max_bytes: int = MAX_ROW_BYTES,
     ) -> None:
         products = np.ascontiguousarray(products, dtype=np.float64)
-        self.n = n = len(products)
-        working_set = min(n, MOST_FREE + 2 * VIOLATORS)
-        capacity = min(n, max(working_set, max_bytes // (8 * n)))
+        n = len(products)
+        super().__init__(n, is_definite=kernel != "sigmoid")
+        capacity = min(n, max(self.working_set, max_bytes // (8 * n)))
         squares = np.einsum("ij,ij->i", products, products) if from_spectra else np.empty(0)
         self.kernel = kernel
         self._gamma, self._coef0 = params.get("gamma", 1.0), params.get("coef0", 0.0)
         self._products, self._squares = products, squares
-        # Pages of an empty array are taken from memory when they are written, not before.
         self._cache = np.empty((capacity, n))
         self._slot = np.full(n, -1, np.int64)
         self._n_cached = 0
-        self._inverse = np.empty((working_set, working_set))
-        self._face = np.zeros(working_set, np.int64)
-        self._n_face = 0
+
+    def block(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the kernel among some rows, (n_rows, n_rows)."""
+        return np.asarray(solver.gather_block(self._cache, self.fill(rows), rows))
 
     def fill(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
         """Compute the rows that are missing and return where in the cache all of them are, (n_wanted,).
@@ -106,60 +235,6 @@ class KernelRows:
         for first in range(0, wanted.size, MOST_FREE):
             part = slice(first, first + MOST_FREE)
             solver.add_rows(F, self._cache, self.fill(wanted[part]), steps[part])
-
-    def solve(
-        self,
-        y: NDArray[np.float64],
-        lower: NDArray[np.float64],
-        upper: NDArray[np.float64],
-        b: NDArray[np.float64],
-        F: NDArray[np.float64],
-        *,
-        tolerance: float,
-        max_steps: int,
-    ) -> tuple[float, int]:
-        """Solve the dual problem from a feasible `b` with ``F = K b``, both changed in place.
-
-        Returns
-        -------
-        violation, n_steps
-            libsvm's measure of what is left: the largest error y - F of a row that may rise less the smallest of one
-            that may fall. Steps are pairs and Newton steps.
-        """
-        n_steps = 0
-        where = np.full(self.n, -1, np.int64)
-        while True:
-            error = y - F
-            rises, falls = b < upper, b > lower
-            if not (rises.any() and falls.any()):
-                return 0.0, n_steps
-            highest, lowest = error[rises].max(), error[falls].min()
-            if highest - lowest <= tolerance or n_steps >= max_steps:
-                return float(highest - lowest), n_steps
-            rows = _choose(error, rises, falls, highest, lowest)
-            slots = self.fill(rows)
-            block = solver.gather_block(self._cache, slots, rows)
-            where[rows] = np.arange(rows.size)
-            moved = b[rows]
-            goal = max(0.5 * tolerance, 0.02 * (highest - lowest))
-            taken, self._n_face = solver.solve_block(
-                block, error[rows], moved, lower[rows], upper[rows], goal, max_steps - n_steps,
-                rows, where, self._inverse, self._face, self._n_face, self.kernel != "sigmoid",
-            )  # fmt: skip
-            n_steps += taken
-            solver.add_rows(F, self._cache, slots, moved - b[rows])
-            b[rows] = moved
-            where[rows] = -1
-
-    def keep_face(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return a copy of the inverse and of its variables, to come back to."""
-        m = self._n_face
-        return self._inverse[:m, :m].copy(), self._face[:m].copy()
-
-    def restore_face(self, kept: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
-        """Take back what `keep_face` returned."""
-        m = self._n_face = len(kept[1])
-        self._inverse[:m, :m], self._face[:m] = kept
 
 
 def _choose(

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics.pairwise import euclidean_distances
 
-from eelsflow.search.gram import save_array, save_products, squared_distances
+from eelsflow.search.gram import independent_channels, save_array, save_products, squared_distances
 
 # Equal rows and rows of zeros are the cases where rounding bites.
 matrices = arrays(np.float64, st.tuples(st.integers(2, 8), st.integers(1, 6)), elements=st.floats(-3, 3))
@@ -30,13 +30,25 @@ def test_products_are_written_once_and_can_be_mapped(kernel, tmp_path):
     assert products.from_spectra == (kernel == "linear")
     expected = {
         "rbf": ((X[:, None].astype(float) - X) ** 2).sum(axis=2),
-        "linear": centred,
+        "linear": centred @ centred.T,
         "sigmoid": X.astype(float) @ X.astype(float).T,
     }
-    np.testing.assert_allclose(matrix, expected[kernel], atol=1e-12)
+    found = matrix @ matrix.T if kernel == "linear" else matrix
+    np.testing.assert_allclose(found, expected[kernel], atol=1e-12)
     assert save_products(X, kernel, tmp_path / "scratch") == products
     assert save_products(X + 1, kernel, tmp_path / "scratch") != products
     assert not list((tmp_path / "scratch").glob(".*"))
+
+
+def test_independent_channels_are_as_few_as_the_spectra_have():
+    random = np.random.default_rng(0)
+    X = random.normal(size=(50, 3)) @ random.normal(size=(3, 20))
+    few = independent_channels(X)
+    assert few.shape == (50, 3)
+    np.testing.assert_allclose(few @ few.T, X @ X.T, atol=1e-11)
+    sizes = (few**2).sum(axis=0)
+    assert (np.diff(sizes) <= 0).all()
+    assert independent_channels(np.zeros((4, 3))).shape[0] == 4
 
 
 def test_past_the_limit_of_memory_the_spectra_are_written_instead(tmp_path):

@@ -9,7 +9,7 @@ from sklearn.svm import SVC
 from eelsflow.search.gram import squared_distances
 from eelsflow.search.machine import build_machine
 from eelsflow.search.path import TOLERANCE, Fold, approach, class_weights, follow_path, vote
-from eelsflow.search.rows import KernelRows
+from eelsflow.search.rows import KernelRows, LinearKernel, SharedKernel
 
 
 def problem(seed: int, n: int, n_classes: int, *, n_copies: int = 0, rare: int = 0):
@@ -31,9 +31,11 @@ def folds_of(codes, n_folds=3) -> list[Fold]:
     return [Fold(np.flatnonzero(number != k), np.flatnonzero(number == k)) for k in range(n_folds)]
 
 
-def kernel_rows(X, kernel, gamma=1.0, coef0=0.0, **options) -> KernelRows:
+def kernel_rows(X, kernel, gamma=1.0, coef0=0.0, **options) -> SharedKernel:
     centred = X - X.mean(axis=0)
-    products = {"rbf": squared_distances(centred), "linear": centred @ centred.T, "sigmoid": X @ X.T}[kernel]
+    if kernel == "linear":
+        return LinearKernel(centred)
+    products = {"rbf": squared_distances(centred), "sigmoid": X @ X.T}[kernel]
     return KernelRows(products, kernel, {"gamma": gamma, "coef0": coef0}, **options)
 
 
