@@ -102,23 +102,25 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def print_rows(rows: Iterable[Row]) -> list[Row]:
-    """Print rows as they come, and return them."""
-    printed = []
+def print_row(row: Row) -> None:
+    """Print a row of the table, with what was checked."""
+    target = "-" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
+    seconds = ", ".join(
+        f"{name} {statistics.median(values):.3g} s"
+        for name, values in (("ours", row.ours), ("peer", row.theirs))
+        if values
+    )
+    print(f"{row.work}\n    {row.peer or 'no peer'}: {row.ratio:.3g} (target {target}), "
+          f"{'met' if row.met else 'NOT MET'}; {seconds}\n    {row.note}")  # fmt: skip
+    for gate, holds in row.gates.items():
+        print(f"    {'ok' if holds else 'DOES NOT HOLD'}: {gate}")
+    sys.stdout.flush()
+
+
+def print_rows(rows: Iterable[Row]) -> None:
+    """Print rows as they come."""
     for row in rows:
-        target = "-" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
-        seconds = ", ".join(
-            f"{name} {statistics.median(values):.3g} s"
-            for name, values in (("ours", row.ours), ("peer", row.theirs))
-            if values
-        )
-        print(f"{row.work}\n    {row.peer or 'no peer'}: {row.ratio:.3g} (target {target}), "
-              f"{'met' if row.met else 'NOT MET'}; {seconds}\n    {row.note}")  # fmt: skip
-        for gate, holds in row.gates.items():
-            print(f"    {'ok' if holds else 'DOES NOT HOLD'}: {gate}")
-        sys.stdout.flush()
-        printed.append(row)
-    return printed
+        print_row(row)
 
 
 def _processor() -> str:

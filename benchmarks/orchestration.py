@@ -55,7 +55,10 @@ def rows(quick: bool, only: str = "", *, repetitions: int = 1) -> Iterator[Row]:
 
 def compare_study(scratch: Path, *, quick: bool, repetitions: int) -> Iterator[Row]:
     manifest = simulate_directory(
-        scratch / "acquisitions", n_acquisitions=N_ACQUISITIONS, seed=MEASURED_SEED, shape=(24 if quick else PIXELS,) * 2
+        scratch / "acquisitions",
+        n_acquisitions=N_ACQUISITIONS,
+        seed=MEASURED_SEED,
+        shape=(24 if quick else PIXELS,) * 2,
     )
     content: dict[str, Any] = {
         "name": "orchestration", "edge": "O_K", "classes": list(CLASSES), "data": {"manifest": str(manifest)},
@@ -75,8 +78,8 @@ def compare_study(scratch: Path, *, quick: bool, repetitions: int) -> Iterator[R
                 seconds[way].append(run_study(study, out, cores, options))
                 tables[way] = scores_of(out / "results")
     note = (
-        f"{N_ACQUISITIONS} acquisitions of {PIXELS} x {PIXELS} pixels, all models, 8 seeds, 10 folds, grids of the paper; "
-        f"{repetitions} repetition(s)"
+        f"{N_ACQUISITIONS} acquisitions of {PIXELS} x {PIXELS} pixels, all models, 8 seeds, 10 folds, grids of the "
+        f"paper; {repetitions} repetition(s)"
     )
     for way, target, at_most in (("one worker", 1.05, True), ("two workers", 1.8, False)):
         gates = {"the same numbers as the loop": tables[way] == tables["loop"]}

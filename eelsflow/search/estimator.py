@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import xarray as xr
-from joblib import effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import check_cv
@@ -28,7 +27,7 @@ from eelsflow.search.path import ClassWeight, approach, follow_path
 from eelsflow.search.rows import open_kernel
 
 
-class SvmGridSearch(ClassifierMixin, BaseEstimator):
+class SvmGridSearch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Exact search of C, gamma and coef0 of a support vector machine by cross-validation.
 
     Finds what ``GridSearchCV(SVC(kernel, class_weight), grid, cv=cv)`` finds, to libsvm's tolerance, in a fraction of
@@ -46,7 +45,7 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):
     class_weight
         ``balanced``, factors of C keyed by label, or None; as in scikit-learn, but balanced by default.
     n_jobs
-        Threads, counted as scikit-learn does; all cores by default.
+        Threads; None and -1 are all cores that may be used.
     executor
         Runs the jobs in place of threads, for instance `eelsflow.executors.DaskExecutor`.
     scratch
@@ -88,7 +87,7 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):
         *,
         cv: Any = 5,
         class_weight: Literal["balanced"] | Mapping[Any, float] | None = "balanced",
-        n_jobs: int = -1,
+        n_jobs: int | None = None,
         executor: Executor | None = None,
         scratch: Path | None = None,
         refit: bool = True,
@@ -113,11 +112,12 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):
         """
         spectra, labels = validate_data(self, X, y, dtype=[np.float64, np.float32])
         self.classes_, codes = np.unique(labels, return_inverse=True)
-        codes = codes.astype(np.int32)
+        codes = np.asarray(codes, dtype=np.int32)
         self._check_grid()
         weights = self._weights_by_code()
         folds = list(check_cv(self.cv, labels, classifier=True).split(spectra, labels))
-        executor = self.executor or ThreadExecutor(effective_n_jobs(self.n_jobs))
+        all_cores = len(os.sched_getaffinity(0))
+        executor = self.executor or ThreadExecutor(self.n_jobs if self.n_jobs and self.n_jobs > 0 else all_cores)
         # One thread each: two that multiply matrices with two threads of their own wait for each other.
         with _directory(self.scratch) as name, nullcontext() if self.executor else threadpool_limits(1):
             scratch = Path(name)
@@ -147,7 +147,8 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):
         for name, values in self.grid.items():
             for value in values:
                 wanted = "a finite number" if name == "coef0" else "a positive number"
-                if not isinstance(value, Real) or not np.isfinite(value) or (name != "coef0" and value <= 0):
+                number = float(value) if isinstance(value, int | float | np.number) else np.nan
+                if not np.isfinite(number) or (name != "coef0" and number <= 0):
                     raise DataSetError(f"the grid has {name} = {value!r}; it must be {wanted}")
 
     def _weights_by_code(self) -> ClassWeight:
@@ -159,22 +160,23 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):
         for label, weight in self.class_weight.items():
             code = np.flatnonzero(self.classes_ == label)
             if not code.size or not (np.isfinite(weight) and weight > 0):
+                labels = ", ".join(repr(name) for name in self.classes_.tolist())
                 raise DataSetError(
-                    f"class_weight has {label!r}: {weight!r}; the labels are {', '.join(map(repr, self.classes_.tolist()))} "
-                    "and a weight must be a positive number"
+                    f"class_weight has {label!r}: {weight!r}; the labels are {labels} and a weight must be a positive "
+                    "number"
                 )
             by_code[int(code[0])] = float(weight)
         return by_code
 
     def _fit_best(
-        self, spectra: NDArray[Any], codes: NDArray[np.int32], weights: ClassWeight, scratch: Path
+        self, spectra: NDArray[Any], codes: NDArray[np.integer[Any]], weights: ClassWeight, scratch: Path
     ) -> SVC:
         products = save_products(spectra, self.kernel, scratch)
         matrix = np.load(products.path, mmap_mode="r")
         rows = open_kernel(matrix, self.kernel, self.best_params_, from_spectra=products.from_spectra)
         C = self.best_params_["C"]
         everything = np.arange(len(codes))
-        (fits,) = follow_path(rows, codes, [C], [], before=approach(C), whole=everything, class_weight=weights)
+        (fits,) = follow_path(rows, codes, [C], [], before=approach(C, self.kernel), whole=everything, class_weight=weights)
         machine = build_machine(
             spectra, codes, fits.whole, kernel=self.kernel, params=self.best_params_, class_weight=weights
         )

@@ -7,7 +7,7 @@ many unknowns as the spectra have independent channels, however many spectra the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ Vector = NDArray[np.float64]
 MOST_STEPS = 100
 STEP_SHARE = 0.995
 """Of the way to the nearest bound; the rest keeps every variable inside."""
+
+LEAST_REACH = 1e-8
+"""A step of which less can be taken leads nowhere: rounding has spoilt its direction."""
 
 LEAST_SHARE = 1e-12
 """Directions of the spectra with less than this share of the largest one's variance are left out."""
@@ -34,7 +37,7 @@ def approach_inside(X: NDArray[Any], y: Vector, lower: Vector, upper: Vector, *,
     Parameters
     ----------
     X
-        Spectra by `eelsflow.search.gram.independent_channels`, (n, rank): uncorrelated channels, the largest first.
+        Spectra by `eelsflow.search.gram.independent_channels`, (n, rank): uncorrelated channels.
     y, lower, upper
         As in `eelsflow.search.solver`, (n,); rows whose bounds are equal take no part.
     precision
@@ -54,48 +57,89 @@ def approach_inside(X: NDArray[Any], y: Vector, lower: Vector, upper: Vector, *,
     rows = np.flatnonzero(lower < upper)
     scale = float((upper - lower).max())  # in units of which weights are at most one
     size = np.einsum("ij,ij->j", X, X)
-    V, c = np.ascontiguousarray(X[rows][:, size > LEAST_SHARE * size[0]]), y[rows] / scale
-    low, high = lower[rows] / scale, upper[rows] / scale
-    b = 0.1 * (low + high)  # one of the two is zero
-    error = c - V @ (V.T @ b)
-    bias = float(np.median(error))
-    # The multipliers of the two bounds differ by the error that is left; both start above zero.
-    spare = float(np.abs(error - bias).mean())
-    z, w = np.maximum(bias - error, 0.0) + spare, np.maximum(error - bias, 0.0) + spare
+    V = np.ascontiguousarray(X[rows][:, size > LEAST_SHARE * size.max()])
+    point = _Point(V, y[rows] / scale, lower[rows] / scale, upper[rows] / scale)
     for _ in range(MOST_STEPS):
-        below, above = b - low, high - b  # the room left
-        product = V.T @ b
-        residual = c - V @ product - bias + z - w
-        gap = float(z @ below + w @ above)
-        objective = float(c @ b) - 0.5 * float(product @ product) + gap  # the primal one
-        if gap <= precision * abs(objective):
+        gap = point.gap()
+        if gap <= precision * abs(point.dual() + gap):
             break
         try:
-            system = _System(V, z / below + w / above)
+            system = _System(V, point.z / point.below + point.w / point.above)
         except LinAlgError:
             break  # rounding: what was reached is a good start all the same
-
-        def direction(
-            target: float, second_z: Vector | float, second_w: Vector | float, solve: _System = system
-        ) -> tuple[Vector, float, Vector, Vector]:
-            """Aim for products of room and multiplier of `target`; the second order is what the last aim left."""
-            aim_z, aim_w = (target - second_z) / below - z, (target - second_w) / above - w
-            step, change = solve.step(residual + aim_z - aim_w, -float(b.sum()))
-            return step, change, aim_z - z * step / below, aim_w + w * step / above
-
-        step, _, step_z, step_w = direction(0.0, 0.0, 0.0)
-        reach = _reach(below, above, z, w, step, step_z, step_w)
-        after = float((z + reach * step_z) @ (below + reach * step) + (w + reach * step_w) @ (above - reach * step))
+        straight = point.direction(system, 0.0)
+        after = point.moved(straight, point.reach(straight)).gap()
         target = (after / gap) ** 3 * gap / (2 * len(rows))
-        step, change, step_z, step_w = direction(target, step_z * step, -step_w * step)
-        reach = STEP_SHARE * _reach(below, above, z, w, step, step_z, step_w)
-        if not np.isfinite(reach) or reach < 1e-8:
+        step = point.direction(system, target, straight)
+        reach = STEP_SHARE * point.reach(step)
+        if not np.isfinite(reach) or reach < LEAST_REACH:
             break
-        b, bias, z, w = b + reach * step, bias + reach * change, z + reach * step_z, w + reach * step_w
-    width = AT_BOUND * (high - low)
+        point = point.moved(step, reach)
+    width = AT_BOUND * (point.high - point.low)
     result = np.zeros(len(y))
-    result[rows] = np.where(b - low < width, lower[rows], np.where(high - b < width, upper[rows], scale * b))
+    result[rows] = np.where(
+        point.below < width, lower[rows], np.where(point.above < width, upper[rows], scale * point.b)
+    )
     return result
+
+
+class _Step(NamedTuple):
+    b: Vector
+    bias: float
+    z: Vector
+    w: Vector
+
+
+class _Point:
+    """Weights strictly inside their bounds, the bias, and a positive multiplier of either bound of each weight.
+
+    At the optimum ``V V' b - c + bias - z + w = 0`` and ``sum b = 0``, and every multiplier times the room that is left
+    at its bound vanishes.
+    """
+
+    def __init__(self, V: NDArray[np.float64], c: Vector, low: Vector, high: Vector, at: _Step | None = None) -> None:
+        self.V, self.c, self.low, self.high = V, c, low, high
+        if at is None:
+            b = 0.1 * (low + high)  # one of the two is zero
+            error = c - V @ (V.T @ b)
+            bias = float(np.median(error))
+            # The multipliers of the two bounds differ by the error that is left; both start above zero.
+            spare = float(np.abs(error - bias).mean())
+            at = _Step(b, bias, np.maximum(bias - error, 0.0) + spare, np.maximum(error - bias, 0.0) + spare)
+        self.b, self.bias, self.z, self.w = at
+        self.below, self.above = self.b - low, high - self.b  # the room left
+        self.product = V.T @ self.b
+
+    def gap(self) -> float:
+        """Return the primal less the dual objective, if all equations hold."""
+        return float(self.z @ self.below + self.w @ self.above)
+
+    def dual(self) -> float:
+        """Return the dual objective."""
+        return float(self.c @ self.b) - 0.5 * float(self.product @ self.product)
+
+    def direction(self, system: _System, target: float, last: _Step | None = None) -> _Step:
+        """Aim for products of room and multiplier of `target`, less the second order of the last aim's step."""
+        second_z, second_w = (last.z * last.b, -last.w * last.b) if last else (0.0, 0.0)
+        aim_z, aim_w = (target - second_z) / self.below - self.z, (target - second_w) / self.above - self.w
+        residual = self.c - self.V @ self.product - self.bias + self.z - self.w
+        step, change = system.step(residual + aim_z - aim_w, -float(self.b.sum()))
+        return _Step(step, change, aim_z - self.z * step / self.below, aim_w + self.w * step / self.above)
+
+    def reach(self, step: _Step) -> float:
+        """Return how much of a step can be taken before something becomes negative, at most one."""
+        ratios = (-step.b / self.below, step.b / self.above, -step.z / self.z, -step.w / self.w)
+        return 1.0 / max(1.0, *(float(ratio.max()) for ratio in ratios))
+
+    def moved(self, step: _Step, reach: float) -> _Point:
+        """Return the point after a share of a step."""
+        to = _Step(
+            self.b + reach * step.b,
+            self.bias + reach * step.bias,
+            self.z + reach * step.z,
+            self.w + reach * step.w,
+        )
+        return _Point(self.V, self.c, self.low, self.high, to)
 
 
 class _System:
@@ -118,13 +162,3 @@ class _System:
         plain = self.solve(right)
         change = (float(plain.sum()) - total) / float(self.of_ones.sum())
         return plain - change * self.of_ones, change
-
-
-def _reach(
-    below: Vector, above: Vector, z: Vector, w: Vector, step: Vector, step_z: Vector, step_w: Vector
-) -> float:
-    """Return how much of a step can be taken before something becomes negative, at most one."""
-    shrinking = max(
-        float((-step / below).max()), float((step / above).max()), float((-step_z / z).max()), float((-step_w / w).max())
-    )
-    return 1.0 if shrinking <= 1.0 else 1.0 / shrinking

@@ -93,12 +93,18 @@ class Fits:
     whole_seconds: float
 
 
-def approach(C: float) -> list[float]:
+def approach(C: float, kernel: str) -> list[float]:
     """Return what to follow before a single C: powers of ten below it, of which each is a good start for the next.
 
-    >>> approach(2000.0)
+    A linear kernel with a large C needs none, because it starts near the optimum.
+
+    >>> approach(2000.0, "rbf")
     [2.0, 20.0, 200.0]
+    >>> approach(2000.0, "linear")
+    []
     """
+    if kernel == "linear" and C >= LARGE_C:
+        return []
     return [C / 10.0**power for power in range(int(np.log10(max(C, 1.0))), 0, -1)]
 
 
@@ -268,7 +274,7 @@ class _Problem:
         self._face = self.rows.keep_face()
 
     def positive_part(self) -> Vector:
-        """Return what the positive weights contribute to the decision values: folds weigh the two classes differently."""
+        """Return what the positive weights add to the decision values: folds weigh the two classes differently."""
         if self._F_positive is None:
             positive = np.flatnonzero(self.solution.b > 0)
             self._F_positive = np.zeros(len(self.y))
