@@ -47,10 +47,24 @@ def rows(quick: bool, only: str = "", *, repetitions: int = 1) -> Iterator[Row]:
     """Measure row by row."""
     with tempfile.TemporaryDirectory(prefix="eelsflow-benchmark-") as directory:
         scratch = Path(directory)
-        if only in ("", "study"):
-            yield from compare_study(scratch, quick=quick, repetitions=repetitions)
-        if only in ("", "tiny") and not quick:
-            yield measure_tiny(scratch)
+        with of_its_own(scratch / "home"):
+            if only in ("", "study"):
+                yield from compare_study(scratch, quick=quick, repetitions=repetitions)
+            if only in ("", "tiny"):
+                yield measure_tiny(scratch, (2, 4, 8) if quick else TINY)
+
+
+@contextlib.contextmanager
+def of_its_own(home: Path) -> Iterator[None]:
+    """Keep what studies leave behind out of the user's home folder."""
+    before = os.environ.get("EELSFLOW_HOME")
+    os.environ["EELSFLOW_HOME"] = str(home)
+    try:
+        yield
+    finally:
+        os.environ.pop("EELSFLOW_HOME")
+        if before is not None:
+            os.environ["EELSFLOW_HOME"] = before
 
 
 def compare_study(scratch: Path, *, quick: bool, repetitions: int) -> Iterator[Row]:
@@ -126,8 +140,8 @@ def prefect_server(home: Path) -> Iterator[str]:
         yield server.api_url
 
 
-def measure_tiny(scratch: Path) -> Row:
-    """Prepare 10, 100 and 1,000 small acquisitions as tasks of one flow, and ask the server all the while."""
+def measure_tiny(scratch: Path, numbers: tuple[int, ...]) -> Row:
+    """Prepare few and many small acquisitions as tasks of one flow, and ask the server all the while."""
     from eelsflow.store import Store
     from eelsflow.study.config import load_study
     from flows.cluster import cluster_client
@@ -135,7 +149,7 @@ def measure_tiny(scratch: Path) -> Row:
 
     per_acquisition, slowest = [], 0.0
     with prefect_server(scratch / "server") as api, cluster_client("local", home=scratch, n_workers=2) as client:
-        for number in TINY:
+        for number in numbers:
             manifest = write_tiny(scratch / f"tiny-{number}", number)
             content = {
                 "name": f"tiny-{number}", "edge": "O_K", "classes": list(CLASSES), "data": {"manifest": str(manifest)},
@@ -153,12 +167,12 @@ def measure_tiny(scratch: Path) -> Row:
                 )  # fmt: skip
                 per_acquisition.append((time.perf_counter() - start) / number)
             slowest = max(slowest, max(answers))
-    listed = ", ".join(f"{number}: {seconds:.2f} s" for number, seconds in zip(TINY, per_acquisition, strict=True))
+    listed = ", ".join(f"{number}: {seconds:.2f} s" for number, seconds in zip(numbers, per_acquisition, strict=True))
     return Row(
-        work=f"a study of {TINY[0]}, {TINY[1]} and {TINY[2]} acquisitions of {TINY_PIXELS} x {TINY_PIXELS} pixels: "
-        f"cost of one among {TINY[2]} in units of one among {TINY[1]}",
+        work=f"a study of {' / '.join(map(str, numbers))} acquisitions of {TINY_PIXELS} x {TINY_PIXELS} pixels: "
+        f"cost of one among {numbers[-1]} in units of one among {numbers[-2]}",
         peer="",
-        ratio=per_acquisition[2] / per_acquisition[1],
+        ratio=per_acquisition[-1] / per_acquisition[-2],
         target=CONSTANT,
         at_most=True,
         ours=per_acquisition,

@@ -255,7 +255,7 @@ def run_fit(job: FitJob) -> Fit:
     products = np.load(job.products.path, mmap_mode="r")
     rows = open_kernel(products, kernel, job.params, from_spectra=job.products.from_spectra)
     (fits,) = follow_path(
-        rows, labels, [C], [Fold(*fold) for fold in folds], before=approach(C, kernel), whole=np.arange(len(labels))
+        rows, labels, [C], [Fold(*fold) for fold in folds], before=approach(C), whole=np.arange(len(labels))
     )
     machine = None
     if job.return_machine:

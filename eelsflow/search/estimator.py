@@ -176,7 +176,7 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows = open_kernel(matrix, self.kernel, self.best_params_, from_spectra=products.from_spectra)
         C = self.best_params_["C"]
         everything = np.arange(len(codes))
-        (fits,) = follow_path(rows, codes, [C], [], before=approach(C, self.kernel), whole=everything, class_weight=weights)
+        (fits,) = follow_path(rows, codes, [C], [], before=approach(C), whole=everything, class_weight=weights)
         machine = build_machine(
             spectra, codes, fits.whole, kernel=self.kernel, params=self.best_params_, class_weight=weights
         )

@@ -68,7 +68,7 @@ def approach_inside(X: NDArray[Any], y: Vector, lower: Vector, upper: Vector, *,
         except LinAlgError:
             break  # rounding: what was reached is a good start all the same
         straight = point.direction(system, 0.0)
-        after = point.moved(straight, point.reach(straight)).gap()
+        after = point.gap(straight, point.reach(straight))
         target = (after / gap) ** 3 * gap / (2 * len(rows))
         step = point.direction(system, target, straight)
         reach = STEP_SHARE * point.reach(step)
@@ -109,10 +109,14 @@ class _Point:
         self.b, self.bias, self.z, self.w = at
         self.below, self.above = self.b - low, high - self.b  # the room left
         self.product = V.T @ self.b
+        self.residual = c - V @ self.product - self.bias + self.z - self.w
 
-    def gap(self) -> float:
-        """Return the primal less the dual objective, if all equations hold."""
-        return float(self.z @ self.below + self.w @ self.above)
+    def gap(self, step: _Step | None = None, reach: float = 0.0) -> float:
+        """Return the primal less the dual objective, if all equations hold; here or after a share of a step."""
+        if step is None:
+            return float(self.z @ self.below + self.w @ self.above)
+        below, above = self.below + reach * step.b, self.above - reach * step.b
+        return float((self.z + reach * step.z) @ below + (self.w + reach * step.w) @ above)
 
     def dual(self) -> float:
         """Return the dual objective."""
@@ -122,8 +126,7 @@ class _Point:
         """Aim for products of room and multiplier of `target`, less the second order of the last aim's step."""
         second_z, second_w = (last.z * last.b, -last.w * last.b) if last else (0.0, 0.0)
         aim_z, aim_w = (target - second_z) / self.below - self.z, (target - second_w) / self.above - self.w
-        residual = self.c - self.V @ self.product - self.bias + self.z - self.w
-        step, change = system.step(residual + aim_z - aim_w, -float(self.b.sum()))
+        step, change = system.step(self.residual + aim_z - aim_w, -float(self.b.sum()))
         return _Step(step, change, aim_z - self.z * step / self.below, aim_w + self.w * step / self.above)
 
     def reach(self, step: _Step) -> float:

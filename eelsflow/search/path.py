@@ -21,7 +21,7 @@ MAX_STEPS = 2_000_000
 """Most steps of one fit. Only kernels that are not positive semidefinite come near it: they may go in circles."""
 
 LARGE_C = 100.0
-"""From here on a machine on all rows that nothing smaller led to starts where its kernel proposes."""
+"""From here on a machine on all rows that no smaller C led to starts where its kernel proposes."""
 
 Vector = NDArray[np.float64]
 
@@ -93,18 +93,12 @@ class Fits:
     whole_seconds: float
 
 
-def approach(C: float, kernel: str) -> list[float]:
+def approach(C: float) -> list[float]:
     """Return what to follow before a single C: powers of ten below it, of which each is a good start for the next.
 
-    A linear kernel with a large C needs none, because it starts near the optimum.
-
-    >>> approach(2000.0, "rbf")
+    >>> approach(2000.0)
     [2.0, 20.0, 200.0]
-    >>> approach(2000.0, "linear")
-    []
     """
-    if kernel == "linear" and C >= LARGE_C:
-        return []
     return [C / 10.0**power for power in range(int(np.log10(max(C, 1.0))), 0, -1)]
 
 
@@ -176,7 +170,7 @@ def follow_path(
     folds
         See `Fold`.
     before
-        Smaller values that the machine of all rows is led through first.
+        Smaller values that the machine of all rows is led through first, as long as that is quick.
     whole
         Rows of the machine that `Fits.whole` holds and folds start from; by default all that any fold trains on.
     class_weight
@@ -197,9 +191,8 @@ def follow_path(
         whole = np.unique(np.concatenate([fold.train for fold in folds]))
     problems = [_Problem(rows, codes, pair, whole, n_classes, class_weight) for pair in pairs]
     start = time.perf_counter()
-    for C in before:
-        for problem in problems:
-            problem.advance(C, tolerance, max_steps)
+    for problem in problems:
+        problem.lead(before, tolerance, max_steps)
     whole_seconds = time.perf_counter() - start
     for C in values:
         held_out = [np.empty((len(fold.held_out), len(pairs))) for fold in folds]
@@ -251,6 +244,14 @@ class _Problem:
         upper[train] = np.where(self.y[train] > 0, C * weights[self.pair[0]], 0.0)
         lower[train] = np.where(self.y[train] < 0, -C * weights[self.pair[1]], 0.0)
         return lower, upper
+
+    def lead(self, values: Sequence[float], tolerance: float, max_steps: int) -> None:
+        """Solve on all rows for one C after the other; give up where the kernel has a better start than that."""
+        for C in values:
+            self.advance(C, tolerance, min(max_steps, self.rows.patience))
+            if self.solution.violation > tolerance and self.rows.patience < max_steps:
+                self.C, self.solution = 0.0, Solution(np.zeros(len(self.y)), np.zeros(len(self.y)), 0.0, np.inf, 0)
+                return
 
     def advance(self, C: float, tolerance: float, max_steps: int) -> None:
         """Solve on all rows for a larger C."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,9 @@ MOST_FREE = 2500
 VIOLATORS = 128
 """Variables at each end of the violation that join a working set."""
 
+
+PATIENCE = 4
+"""Steps a row: classes that overlap little take a fraction of one, others a hundred."""
 
 ROWS_AT_ONCE = 64
 """Rows computed in one go: 5 MB for 10,000 spectra, which stay in the processor's cache."""
@@ -44,11 +48,14 @@ class SharedKernel(ABC):
         Number of rows.
     is_definite
         Whether the kernel is positive semidefinite, so that the inverse of a free block exists.
+    patience
+        Steps after which a machine that is only to lead to another is given up for what `start` proposes.
     """
 
-    def __init__(self, n: int, *, is_definite: bool) -> None:
+    def __init__(self, n: int, *, is_definite: bool, patience: int = sys.maxsize) -> None:
         self.n = n
         self.is_definite = is_definite
+        self.patience = patience
         size = self.working_set = min(n, MOST_FREE + 2 * VIOLATORS)
         # Pages of an empty array are taken from memory when they are written, not before.
         self._inverse = np.empty((size, size))
@@ -134,7 +141,8 @@ class LinearKernel(SharedKernel):
 
     def __init__(self, spectra: NDArray[np.float64]) -> None:
         self.spectra = np.ascontiguousarray(spectra, dtype=np.float64)
-        super().__init__(len(self.spectra), is_definite=True)
+        n = len(self.spectra)
+        super().__init__(n, is_definite=True, patience=PATIENCE * n)
 
     def block(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the kernel among some rows, (n_rows, n_rows)."""

@@ -36,7 +36,7 @@ def entries(store: Path) -> dict[str, int]:
 @pytest.fixture
 def study_file(table_study):
     models = ["svm-linear", "svm-rbf", {"name": "fcnn-1", "base": "fcnn-1", "params": {"epochs": 3, "batch_size": 16}}]
-    return table_study(models=models)
+    return table_study(models=models, split={"by": "group", "folds": 3, "seeds": 2})
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from eelsflow.search import path
 from eelsflow.search.gram import independent_channels
 from eelsflow.search.interior import approach_inside
-from eelsflow.search.path import TOLERANCE, Fold, class_weights, follow_path
+from eelsflow.search.path import TOLERANCE, Fold, approach, class_weights, follow_path
 from eelsflow.search.rows import LinearKernel
 
 
@@ -66,6 +66,25 @@ def test_machine_that_starts_from_it_is_the_same(distance, monkeypatch):
     np.testing.assert_allclose(from_inside.decision, along_the_face.decision, atol=3 * TOLERANCE)
     if distance < 1:
         assert from_inside.n_steps < along_the_face.n_steps / 3, "most of the way is behind it"
+
+
+def test_a_machine_that_is_hard_to_lead_to_is_begun_inside(monkeypatch):
+    X, codes = problem(3, 200, 0.2)
+    everything = np.arange(200)
+    led = []
+    for patience in (1_000_000, 1):
+        rows = LinearKernel(X)
+        monkeypatch.setattr(rows, "patience", patience)
+        starts = []
+        monkeypatch.setattr(
+            rows, "start", lambda *args, rows=rows, starts=starts: starts.append(1) or LinearKernel.start(rows, *args)
+        )
+        (fits,) = follow_path(rows, codes, [1e4], [Fold(everything, everything[:0])], before=approach(1e4))
+        assert fits.whole[0].violation <= TOLERANCE
+        led.append((fits.whole[0].decision, len(starts)))
+    (along, no_start), (inside, one_start) = led
+    assert (no_start, one_start) == (0, 1)
+    np.testing.assert_allclose(along, inside, atol=3 * TOLERANCE)
 
 
 def test_rows_left_out_get_no_weight():

@@ -64,7 +64,7 @@ def test_solutions_meet_the_conditions_of_an_optimum(seed, kernel, log_C, log_ga
     X, codes = problem(seed, 45, 2, n_copies=n_copies, rare=rare)
     C, gamma = 10**log_C, 10**log_gamma
     rows = kernel_rows(X, kernel, gamma)
-    (fits,) = follow_path(rows, codes, [C], folds_of(codes), before=approach(C, kernel))
+    (fits,) = follow_path(rows, codes, [C], folds_of(codes), before=approach(C))
     (solution,) = fits.whole
     assert fits.converged.all()
     assert solution.violation <= TOLERANCE
@@ -131,7 +131,7 @@ def test_a_built_sigmoid_machine_decides_as_its_solution_does(n_classes):
 def test_a_linear_machine_at_large_c_reaches_a_lower_objective_than_libsvm():
     X, codes = problem(11, 300, 2)
     C = 1e5
-    (fits,) = follow_path(kernel_rows(X, "linear"), codes, [C], folds_of(codes), before=approach(C, "linear"))
+    (fits,) = follow_path(kernel_rows(X, "linear"), codes, [C], folds_of(codes), before=approach(C))
     machine = build_machine(X, codes, fits.whole, kernel="linear", params={"C": C})
     libsvm = SVC(kernel="linear", C=C, class_weight="balanced", max_iter=200_000)
     with pytest.warns(UserWarning, match="terminated early"):
