@@ -24,6 +24,9 @@ BARRED = 1e300
 REFINEMENTS = 3
 """Newton steps with one inverse, each from the errors that the last one really left."""
 
+PART, PART_GOAL = 256, 0.1
+"""Variables of a large block among which pairs are moved at once, and to what share of the violation."""
+
 SMALL_FACE = 48
 """An inverse of so many variables is formed anew rather than kept: it costs microseconds and rounding stays out."""
 
@@ -76,7 +79,11 @@ def solve_block(K, error, b, low, high, goal, most_steps, rows, where, A, face, 
                 n_free += 1
         # As long with pairs as a Newton step will take: its cost grows with the cube of the face.
         burst = 64 + n_free * n_free * n_free // (20 * size)
-        done, gap = move_pairs(K, error, b, low, high, goal, min(burst, most_steps - steps))
+        burst = min(burst, most_steps - steps)
+        if size > PART:
+            done, gap = move_parts(K, error, b, low, high, goal, burst)
+        else:
+            done, gap = move_pairs(K, error, b, low, high, goal, burst)
         steps += done
         if gap <= goal:
             break
@@ -141,6 +148,48 @@ def move_pairs(K, error, b, low, high, goal, most_steps):
             error[k] -= step * (row_i[k] - row_j[k])
         steps += 1
     return steps, gap
+
+
+@_compiled
+def move_parts(K, error, b, low, high, goal, most_steps):
+    """Move pairs as `move_pairs` does, but part after part of a large block: what violates most stays in the cache."""
+    size = error.size
+    steps = 0
+    rising, falling = np.empty(size), np.empty(size)
+    part = np.empty(PART, np.int64)
+    while True:
+        highest, lowest = -BARRED, BARRED
+        for k in range(size):
+            rising[k] = error[k] if b[k] < high[k] else -BARRED
+            falling[k] = error[k] if b[k] > low[k] else BARRED
+            highest = max(highest, rising[k])
+            lowest = min(lowest, falling[k])
+        gap = highest - lowest
+        if gap <= goal or steps >= most_steps:
+            return steps, gap
+        top = np.partition(rising, size - PART // 2)[size - PART // 2]
+        bottom = np.partition(falling, PART // 2)[PART // 2]
+        n = 0
+        for k in range(size):
+            # A row can only move with one at the other end that it violates against.
+            rises, falls = rising[k] >= top and rising[k] > lowest, falling[k] <= bottom and falling[k] < highest
+            if n < PART and (rises or falls):
+                part[n] = k
+                n += 1
+        some = part[:n]
+        local = gather_block(K, some, some)
+        start, part_error = b[some], error[some]
+        moved = start.copy()
+        part_goal = max(goal, PART_GOAL * gap)
+        done, _ = move_pairs(local, part_error, moved, low[some], high[some], part_goal, most_steps - steps)
+        if done == 0:  # so many equal errors that the part misses one end
+            done, gap = move_pairs(K, error, b, low, high, goal, most_steps - steps)
+            return steps + done, gap
+        steps += done
+        for r in range(n):
+            if moved[r] != start[r]:
+                add_row(error, K[some[r]], start[r] - moved[r])
+                b[some[r]] = moved[r]
 
 
 @_compiled

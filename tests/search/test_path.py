@@ -176,3 +176,18 @@ def test_rows_are_computed_again_after_the_cache_was_emptied(monkeypatch):
     (expected,) = follow_path(kernel_rows(X, "rbf", 0.5), codes, [50.0], folds)
     for one, other in zip(found.held_out, expected.held_out, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-2)
+
+
+@pytest.mark.parametrize("n_copies", [0, 350])
+def test_a_large_block_is_solved_part_after_part(n_copies):
+    X, codes = problem(2, 800, 2, n_copies=n_copies)
+    rows = kernel_rows(X, "rbf", 5.0)
+    for fits in follow_path(rows, codes, [1.0, 100.0, 1e4], folds_of(codes)):
+        (solution,) = fits.whole
+        assert np.count_nonzero(solution.b) > 256
+        assert fits.converged.all()
+        assert solution.violation <= TOLERANCE
+        K = np.exp(-5.0 * squared_distances(X))
+        np.testing.assert_allclose(solution.F, K @ solution.b, atol=1e-6 * fits.C)
+        limit = fits.C * class_weights(codes, 2, "balanced")[codes]
+        assert primal_gap(K, codes, solution, fits.C) <= TOLERANCE * limit.sum()
