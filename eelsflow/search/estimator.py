@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import xarray as xr
@@ -144,6 +144,8 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self.best_estimator_
 
     def _check_grid(self) -> None:
+        if self.kernel not in get_args(Kernel):
+            raise DataSetError(f"the kernel is {self.kernel!r}; it may be {', '.join(get_args(Kernel))}")
         for name, values in self.grid.items():
             for value in values:
                 wanted = "a finite number" if name == "coef0" else "a positive number"

@@ -88,6 +88,7 @@ def test_is_an_estimator_of_scikit_learn(tmp_path):
         ({"class_weight": {"Mn": 2.0}}, "'Mn': 2.0; the labels are 'Fe3O4', 'FeO'"),
         ({"class_weight": {"FeO": -1.0}}, "a weight must be a positive number"),
         ({"class_weight": "equal"}, "may be 'balanced'"),
+        ({"kernel": "poly"}, "'poly'; it may be linear, rbf, sigmoid"),
     ],
 )
 def test_refuses_what_it_cannot_search(options, message):
