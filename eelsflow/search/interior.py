@@ -1,7 +1,7 @@
 """A linear machine by an interior point: its time does not grow with C.
 
 Steps along the face, as `eelsflow.search.solver` takes them, meet many bounds one after the other when C is large and
-the classes overlap. The interior point goes past all of them at once: some thirty solutions of a system that has as
+the classes overlap. The interior point goes past all of them at once: some tens of solutions of a system that has as
 many unknowns as the spectra have independent channels, however many spectra there are.
 """
 
