@@ -13,9 +13,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 SHUTDOWN_SECONDS = 10  # for an orderly end, in which the server writes out the events it still holds
+LOCK_SECONDS = 2  # to wait for another connection's writing; who gets no answer by then asks again
 
 
 def _stop_when_unused(lock: BinaryIO) -> None:
@@ -24,6 +28,21 @@ def _stop_when_unused(lock: BinaryIO) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SHUTDOWN_SECONDS)
     os._exit(1)
+
+
+@event.listens_for(Pool, "checkout")
+def _wait_shortly_for_locks(connection: Any, record: Any, proxy: Any) -> None:
+    """Replace Prefect's minute of waiting for a lock of SQLite, in which nothing else can happen.
+
+    While a thread waits in SQLite, it holds the mutex of its connection. If the garbage collector meets a left cursor
+    of that connection then, it waits for the mutex and holds Python's global lock, so the thread that has written and
+    would free the database cannot go on. The run that asked stood still for a minute, about one in five did.
+    """
+    if "timeout_is_set" not in record.info and "sqlite" in type(connection).__module__:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS}")
+        cursor.close()
+        record.info["timeout_is_set"] = True
 
 
 def main(in_use: Path) -> None:
