@@ -22,6 +22,7 @@ test: $(INSTALLED)  ## every test, the slow ones included
 	$(BIN)/python -m pytest
 
 bench: $(INSTALLED)  ## every quoted figure beside its peer; hours, or minutes with QUICK=--quick
+	-$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement benchmarks/requirements.lock
 	$(BIN)/python -m benchmarks $(QUICK)
 
 lint: $(INSTALLED)

@@ -1,6 +1,6 @@
 """Run the benchmarks and write what they gave.
 
-    python -m benchmarks [--quick] [--only search,scaling,networks,preprocessing,orchestration]
+    python -m benchmarks [--quick] [--only search,scaling,networks,preprocessing,storage,orchestration]
 
 The full run takes hours and writes docs/benchmarks/results.json and results.png after every row; what it does not
 measure again is kept from the last run. The quick one takes minutes, writes nothing, and ends with status 1 if an
@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import networks, orchestration, preprocessing, scaling_search, search
+from benchmarks import networks, orchestration, preprocessing, scaling_search, search, storage
 from benchmarks.data import MEASURED_SEED
 from benchmarks.measure import Row, describe_machine, print_row
 
@@ -25,6 +25,7 @@ SUITES = {
     "scaling": scaling_search.rows,
     "networks": networks.rows,
     "preprocessing": preprocessing.rows,
+    "storage": storage.rows,
     "orchestration": orchestration.rows,
 }
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks"

@@ -233,7 +233,6 @@ class _Problem:
         self.lower, self.upper = self.bounds(everything, self.C)
         n = len(codes)
         self.solution = Solution(np.zeros(n), np.zeros(n), 0.0, np.inf, 0)
-        self._face = (np.empty((0, 0)), np.empty(0, np.int64))
         self._F_positive: Vector | None = None
         self._settled: dict[int, Solution] = {}
 
@@ -257,7 +256,6 @@ class _Problem:
         """Solve on all rows for a larger C."""
         lower, upper = self.bounds(self.everything, C)
         b, F = self.solution.b.copy(), self.solution.F.copy()
-        self.rows.restore_face(self._face)
         if self.C > 0:
             at_lower, at_upper = b == self.lower, b == self.upper
             at_bound = (at_lower | at_upper) & (b != 0)
@@ -272,7 +270,6 @@ class _Problem:
             self._balance(b, F, lower, upper)
         self.C, self.lower, self.upper = C, lower, upper
         self.solution = self._solve(lower, upper, b, F, tolerance, max_steps)
-        self._face = self.rows.keep_face()
 
     def positive_part(self) -> Vector:
         """Return what the positive weights add to the decision values: folds weigh the two classes differently."""
@@ -288,7 +285,6 @@ class _Problem:
             return self._settled[number]
         lower, upper = self.bounds(fold.train, self.C)
         whole = self.solution
-        self.rows.restore_face(self._face)
         # The weights of the classes differ a little from fold to fold, and the bounds with them.
         growth_up = _ratio(upper.max(), self.upper.max())
         growth_down = _ratio(lower.min(), self.lower.min())

@@ -16,12 +16,16 @@ from eelsflow.search.interior import approach_inside
 MAX_ROW_BYTES = 1 << 30
 """Memory for rows of one kernel. Beyond it they are computed again; a row of 10,000 spectra takes 80 kB and 50 us."""
 
-MOST_FREE = 2500
-"""Free variables that are worked on at once; the inverse of their kernel takes 8 bytes times the square of it."""
+MOST_FREE = 6000
+"""Free variables that are worked on at once: their kernel and its factor take up to .9 GB, if ever so many are free.
+
+Fewer would do in turn what is done at once here, and for narrow kernels take ten times as long."""
 
 VIOLATORS = 128
 """Variables at each end of the violation that join a working set."""
 
+STALE = 1.25
+"""Rows that a working set may keep from those before, as a multiple of the rows wanted."""
 
 PATIENCE = 4
 """Steps a row: classes that overlap little take a fraction of one, others a hundred."""
@@ -40,31 +44,24 @@ def open_kernel(
 
 
 class SharedKernel(ABC):
-    """A kernel of n rows, and the solver's inverse of the last face.
+    """A kernel of n rows.
 
     Parameters
     ----------
     n
         Number of rows.
-    is_definite
-        Whether the kernel is positive semidefinite, so that the inverse of a free block exists.
     patience
         Steps after which a machine that is only to lead to another is given up for what `start` proposes.
     """
 
-    def __init__(self, n: int, *, is_definite: bool, patience: int = sys.maxsize) -> None:
+    def __init__(self, n: int, *, patience: int = sys.maxsize) -> None:
         self.n = n
-        self.is_definite = is_definite
         self.patience = patience
-        size = self.working_set = min(n, MOST_FREE + 2 * VIOLATORS)
-        # Pages of an empty array are taken from memory when they are written, not before.
-        self._inverse = np.empty((size, size))
-        self._face = np.zeros(size, np.int64)
-        self._n_face = 0
+        self.most_rows = min(n, MOST_FREE + 2 * VIOLATORS)
 
     @abstractmethod
-    def block(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the kernel among some rows, (n_rows, n_rows)."""
+    def working_set(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return rows that hold those wanted, at most `most_rows`, and the kernel among them in its first columns."""
 
     @abstractmethod
     def add(self, F: NDArray[np.float64], rows: NDArray[np.integer[Any]], steps: NDArray[np.float64]) -> None:
@@ -96,7 +93,6 @@ class SharedKernel(ABC):
             that may fall. Steps are pairs and Newton steps.
         """
         n_steps = 0
-        where = np.full(self.n, -1, np.int64)
         while True:
             error = y - F
             rises, falls = b < upper, b > lower
@@ -105,29 +101,14 @@ class SharedKernel(ABC):
             highest, lowest = error[rises].max(), error[falls].min()
             if highest - lowest <= tolerance or n_steps >= max_steps:
                 return float(highest - lowest), n_steps
-            rows = _choose(error, rises, falls, highest, lowest)
-            block = self.block(rows)
-            where[rows] = np.arange(rows.size)
+            rows, block = self.working_set(_choose(error, rises, falls, highest, lowest))
             moved = b[rows]
             goal = max(0.5 * tolerance, 0.02 * (highest - lowest))
-            taken, self._n_face = solver.solve_block(
-                block, error[rows], moved, lower[rows], upper[rows], goal, max_steps - n_steps,
-                rows, where, self._inverse, self._face, self._n_face, self.is_definite,
-            )  # fmt: skip
-            n_steps += taken
+            n_steps += solver.solve_block(
+                block, error[rows], moved, lower[rows], upper[rows], goal, max_steps - n_steps
+            )
             self.add(F, rows, moved - b[rows])
             b[rows] = moved
-            where[rows] = -1
-
-    def keep_face(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return a copy of the inverse and of its variables, to come back to."""
-        m = self._n_face
-        return self._inverse[:m, :m].copy(), self._face[:m].copy()
-
-    def restore_face(self, kept: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
-        """Take back what `keep_face` returned."""
-        m = self._n_face = len(kept[1])
-        self._inverse[:m, :m], self._face[:m] = kept
 
 
 class LinearKernel(SharedKernel):
@@ -142,12 +123,12 @@ class LinearKernel(SharedKernel):
     def __init__(self, spectra: NDArray[np.float64]) -> None:
         self.spectra = np.ascontiguousarray(spectra, dtype=np.float64)
         n = len(self.spectra)
-        super().__init__(n, is_definite=True, patience=PATIENCE * n)
+        super().__init__(n, patience=PATIENCE * n)
 
-    def block(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the kernel among some rows, (n_rows, n_rows)."""
-        some = self.spectra[rows]
-        return some @ some.T
+    def working_set(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the rows wanted and the kernel among them, (n_rows, n_rows)."""
+        some = self.spectra[wanted]
+        return wanted, some @ some.T
 
     def add(self, F: NDArray[np.float64], rows: NDArray[np.integer[Any]], steps: NDArray[np.float64]) -> None:
         """Add ``K[:, rows] @ steps`` to `F`."""
@@ -188,8 +169,8 @@ class KernelRows(SharedKernel):
     ) -> None:
         products = np.ascontiguousarray(products, dtype=np.float64)
         n = len(products)
-        super().__init__(n, is_definite=kernel != "sigmoid")
-        capacity = min(n, max(self.working_set, max_bytes // (8 * n)))
+        super().__init__(n)
+        capacity = min(n, max(self.most_rows, max_bytes // (8 * n)))
         squares = np.einsum("ij,ij->i", products, products) if from_spectra else np.empty(0)
         self.kernel = kernel
         self._gamma, self._coef0 = params.get("gamma", 1.0), params.get("coef0", 0.0)
@@ -197,10 +178,25 @@ class KernelRows(SharedKernel):
         self._cache = np.empty((capacity, n))
         self._slot = np.full(n, -1, np.int64)
         self._n_cached = 0
+        self._block = np.empty((self.most_rows, self.most_rows))
+        self._members = np.empty(0, np.int64)
+        self._is_member = np.zeros(n, np.bool_)
 
-    def block(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the kernel among some rows, (n_rows, n_rows)."""
-        return np.asarray(solver.gather_block(self._cache, self.fill(rows), rows))
+    def working_set(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return rows that hold those wanted, and the kernel among them in the first columns.
+
+        The kernel is kept: the rows of one working set are mostly those of the last, for the next C and fold as well.
+        """
+        new = wanted[~self._is_member[wanted]]
+        if self._members.size + new.size > min(self.most_rows, int(STALE * wanted.size) + VIOLATORS):
+            self._members, new = self._members[:0], wanted
+            self._is_member[:] = False
+        if new.size:
+            slots, first = self.fill(new), self._members.size
+            self._members = np.concatenate([self._members, new])
+            self._is_member[new] = True
+            solver.border_block(self._block, self._cache, slots, self._members, first)
+        return self._members, self._block
 
     def fill(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
         """Compute the rows that are missing and return where in the cache all of them are, (n_wanted,).
@@ -239,7 +235,8 @@ class KernelRows(SharedKernel):
 
     def add(self, F: NDArray[np.float64], rows: NDArray[np.integer[Any]], steps: NDArray[np.float64]) -> None:
         """Add ``K[:, rows] @ steps`` to `F`."""
-        wanted = np.asarray(rows, dtype=np.int64)
+        moved = np.flatnonzero(steps)
+        wanted, steps = np.asarray(rows[moved], dtype=np.int64), steps[moved]
         for first in range(0, wanted.size, MOST_FREE):
             part = slice(first, first + MOST_FREE)
             solver.add_rows(F, self._cache, self.fill(wanted[part]), steps[part])

@@ -11,8 +11,6 @@ Compiled by numba; the functions hold no lock, so threads run them side by side.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -22,13 +20,19 @@ TAU = 1e-12
 BARRED = 1e300
 
 REFINEMENTS = 3
-"""Newton steps with one inverse, each from the errors that the last one really left."""
+"""Newton steps with one factor, each from the errors that the last one really left."""
 
 PART, PART_GOAL = 256, 0.1
 """Variables of a large block among which pairs are moved at once, and to what share of the violation."""
 
-SMALL_FACE = 48
-"""An inverse of so many variables is formed anew rather than kept: it costs microseconds and rounding stays out."""
+MOST_FIXED = 64
+"""Variables that may meet their bound in one Newton step."""
+
+BURST = 40
+"""Pairs are moved for as long as a Newton step takes, about: a cube over so many times the size of the block."""
+
+RIDGE = 1e-14
+"""Added to the diagonal of a free block, as a share of its trace: rows that repeat others make it singular."""
 
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 _vectorised = njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
@@ -48,8 +52,7 @@ def add_row(F, row, step):
 def add_rows(F, cache, slots, steps):
     """F += sum of steps * rows of the cache."""
     for number in range(slots.size):
-        if steps[number] != 0.0:
-            add_row(F, cache[slots[number]], steps[number])
+        add_row(F, cache[slots[number]], steps[number])
 
 
 @_compiled
@@ -64,12 +67,28 @@ def gather_block(cache, slots, rows):
     return block
 
 
+@_compiled
+def border_block(block, cache, slots, rows, first):
+    """Add the kernel of rows from number `first` on, which are in `slots` of the cache, to that among those before."""
+    for k in range(slots.size):
+        row = cache[slots[k]]
+        place = first + k
+        for c in range(rows.size):
+            value = row[rows[c]]
+            block[place, c] = value
+            if c < first:
+                block[c, place] = value
+
+
 # --- a block of it: pairs until the face is found, Newton on the face ---------------------------------------------
 
 
 @_compiled
-def solve_block(K, error, b, low, high, goal, most_steps, rows, where, A, face, m, definite):
-    """Solve a small dense problem in place to a violation of `goal`; return the steps taken."""
+def solve_block(K, error, b, low, high, goal, most_steps):
+    """Solve a small dense problem in place to a violation of `goal`; return the steps taken.
+
+    Only as many rows and columns of K count as there are errors.
+    """
     size = error.size
     steps = 0
     while steps < most_steps:
@@ -78,7 +97,7 @@ def solve_block(K, error, b, low, high, goal, most_steps, rows, where, A, face, 
             if low[k] < b[k] < high[k]:
                 n_free += 1
         # As long with pairs as a Newton step will take: its cost grows with the cube of the face.
-        burst = 64 + n_free * n_free * n_free // (20 * size)
+        burst = 64 + n_free * n_free * n_free // (BURST * size)
         burst = min(burst, most_steps - steps)
         if size > PART:
             done, gap = move_parts(K, error, b, low, high, goal, burst)
@@ -87,9 +106,8 @@ def solve_block(K, error, b, low, high, goal, most_steps, rows, where, A, face, 
         steps += done
         if gap <= goal:
             break
-        newton, m = solve_face(K, error, b, low, high, goal, rows, where, A, face, m, definite)
-        steps += max(newton, 1)
-    return steps, m
+        steps += max(solve_face(K, error, b, low, high, goal), 1)
+    return steps
 
 
 @_vectorised
@@ -193,149 +211,151 @@ def move_parts(K, error, b, low, high, goal, most_steps):
 
 
 @_compiled
-def form_face(K, b, low, high, rows, where, A, face, definite):
-    """Form the inverse of the kernel of all free variables of the block anew; return their number, 0 if impossible."""
-    m = 0
-    for k in range(b.size):
-        if low[k] < b[k] < high[k]:
-            face[m] = rows[k]
-            m += 1
+def solve_face(K, error, b, low, high, goal):
+    """Solve for the free variables, fixing those that meet a bound; return the number of Newton steps, 0 if none.
+
+    One factor of the kernel of all free variables serves every step. That the sum stays, and that a variable stays on
+    the bound it has met, are linear conditions. What each adds to a solution is made conjugate to what those before it
+    added, so that a new one changes no old one and costs one solution with the factor.
+    """
+    free = np.flatnonzero((low < b) & (b < high))
+    m = free.size
+    if m < 2:
+        return 0
+    factor = factorise(K, free)
+    if factor.size == 0:
+        return 0
+    n_most = min(m - 1, MOST_FIXED)
+    parts, weight, place = np.empty((n_most + 1, m)), np.empty(n_most + 1), np.empty(n_most + 1, np.int64)
+    parts[0] = 1.0
+    solve_factor(factor, parts[0], 0)
+    weight[0] = parts[0].sum()
+    if not 0.0 < weight[0] < BARRED:
+        return 0
+    fixed = np.zeros(m, np.bool_)
+    steps, n = 0, 1
+    for _ in range(REFINEMENTS):
+        start = b.copy()
+        target = error[free]
+        solve_factor(factor, target, 0)
+        add_row(target, parts[0], -target.sum() / weight[0])
+        for i in range(1, n):
+            add_row(target, parts[i], -target[place[i]] / weight[i])
+        n_before = n
+        n = descend(factor, target, low[free] - b[free], high[free] - b[free], fixed, parts, weight, place, n)
+        for r in range(m):
+            k = free[r]
+            b[k] = start[k] + target[r]
+        for i in range(n_before, n):
+            k = free[place[i]]
+            b[k] = high[k] if target[place[i]] > 0.0 else low[k]
+        if not (restore_sum(b, start, low, high, free) and update_errors(K, error, b, start, free)):
+            b[:] = start
+            return steps
+        steps += 1 + n - n_before
+        highest, lowest = -BARRED, BARRED
+        for r in range(m):
+            if not fixed[r]:
+                highest, lowest = max(highest, error[free[r]]), min(lowest, error[free[r]])
+        if highest - lowest <= 0.5 * goal or n > n_most:
+            break
+    return steps
+
+
+@_compiled
+def descend(factor, target, least, most, fixed, parts, weight, place, n):
+    """Go towards the minimum on the face until a bound is met; fix that variable, and go on to the minimum left.
+
+    `target` holds that minimum at first, and in the end how far each variable goes. Returns the number of conditions,
+    of which there were `n`.
+    """
+    m = target.size
+    moves = np.zeros(m)
+    while True:
+        length, first = 1.0, -1
+        for r in range(m):
+            if not least[r] <= target[r] <= most[r] and not fixed[r]:
+                bound = most[r] if target[r] > most[r] else least[r]
+                share = (bound - moves[r]) / (target[r] - moves[r])
+                if share < length:
+                    length, first = max(share, 0.0), r
+        for r in range(m):
+            if not fixed[r]:
+                moves[r] += length * (target[r] - moves[r])
+        if first < 0 or n == weight.size:
+            break
+        bound = most[first] if target[first] > most[first] else least[first]
+        part = parts[n]
+        part[:] = 0.0
+        part[first] = 1.0
+        solve_factor(factor, part, first)
+        for i in range(n):
+            add_row(part, parts[i], -parts[i, first] / weight[i])
+        if not 0.0 < part[first] < BARRED:
+            break  # rounding has the last word
+        moves[first] = bound
+        fixed[first] = True
+        weight[n], place[n] = part[first], first
+        add_row(target, part, (bound - target[first]) / part[first])
+        n += 1
+    target[:] = moves
+    return n
+
+
+@_compiled
+def factorise(K, rows):
+    """Return the lower Cholesky factor of the kernel among some rows; an empty matrix if there is none."""
+    m = rows.size
     local = np.empty((m, m))
     trace = 0.0
     for r in range(m):
-        source = K[where[face[r]]]
+        source = K[rows[r]]
         for c in range(m):
-            local[r, c] = source[where[face[c]]]
+            local[r, c] = source[rows[c]]
         trace += local[r, r]
     for r in range(m):
-        local[r, r] += 1e-14 * trace
-    local = invert(local, definite)
-    if local.size == 0:
-        return 0
-    put_corner(A, local)
-    return m
+        local[r, r] += RIDGE * trace
+    try:
+        return np.linalg.cholesky(local)
+    except Exception:  # not positive definite: the only error there is
+        return np.empty((0, 0))
 
 
 @_compiled
-def sync_face(K, b, low, high, rows, where, A, face, m, definite):
-    """Make `A` the inverse of the kernel of all free variables of the block; return their number, 0 if impossible."""
-    size = b.size
-    inside = np.zeros(size, np.bool_)
-    n_free = 0
-    for k in range(size):
-        if low[k] < b[k] < high[k]:
-            n_free += 1
-    if n_free < 2 or n_free > A.shape[0]:
-        return 0
-    n_gone = 0
-    for r in range(m):
-        k = where[face[r]]
-        if k >= 0 and low[k] < b[k] < high[k]:
-            inside[k] = True
-        else:
-            n_gone += 1
-    n_new = n_free - (m - n_gone)
-    if n_free <= SMALL_FACE or n_gone + n_new > n_free // 2:
-        return form_face(K, b, low, high, rows, where, A, face, definite)
-    if n_gone >= 4:
-        marked = np.zeros(m, np.bool_)
-        for r in range(m):
-            k = where[face[r]]
-            marked[r] = k < 0 or not inside[k]
-        m = drop_block(A, face, m, marked)
-        if m == 0:
-            return form_face(K, b, low, high, rows, where, A, face, definite)
-    else:
-        r = 0
-        while r < m:
-            k = where[face[r]]
-            if k >= 0 and inside[k]:
-                r += 1
-            else:
-                m = pivot_out(A, face, m, r)
-    if n_new >= 4:
-        new = np.empty(n_new, np.int64)
-        c = 0
-        for k in range(size):
-            if low[k] < b[k] < high[k] and not inside[k]:
-                new[c] = k
-                c += 1
-        grown = add_block(A, face, m, K, rows, where, new, definite)
-        if grown > m:
-            return grown
-    for k in range(size):
-        if low[k] < b[k] < high[k] and not inside[k]:
-            grown = pivot_in(A, face, m, K, rows, where, k)
-            if grown == m:  # it depends on the others: form all anew, with a ridge
-                return form_face(K, b, low, high, rows, where, A, face, definite)
-            m = grown
-    return m
+def solve_factor(factor, x, first):
+    """Solve ``factor @ factor.T @ out = x`` in place; x is zero before `first`."""
+    m = x.size
+    for r in range(first, m):
+        x[r] = (x[r] - dot(factor[r], x, first, r)) / factor[r, r]
+    for r in range(m - 1, -1, -1):
+        x[r] /= factor[r, r]
+        subtract(x, factor[r], x[r], r)
+
+
+@_vectorised
+def dot(one, other, first, last):
+    """Return the scalar product of the values from `first` up to before `last`."""
+    total = 0.0
+    for k in range(first, last):
+        total += one[k] * other[k]
+    return total
+
+
+@_vectorised
+def subtract(x, row, step, last):
+    """Subtract step * row from the values before `last`."""
+    for k in range(last):
+        x[k] -= step * row[k]
 
 
 @_compiled
-def solve_face(K, error, b, low, high, goal, rows, where, A, face, m, definite):
-    """Solve for the free variables, fixing those that meet a bound; return the number of Newton steps, 0 if none.
-
-    At first many variables may be fixed in a step, each on the bound it crosses, and the sum that this breaks is
-    restored by the last step. If the objective is not better for it, the steps are taken again with one variable fixed
-    at a time, which can only improve it.
-    """
-    steps = 0
-    n_face = sync_face(K, b, low, high, rows, where, A, face, m, definite)
-    for _ in range(REFINEMENTS):
-        if n_face < 2:
-            break
-        start = b.copy()
-        members = np.empty(n_face, np.int64)
-        for r in range(n_face):
-            members[r] = where[face[r]]
-        numbers = face.copy()
-        inverse = corner_of(A, n_face)
-        better = False
-        change = np.empty(error.size)
-        for share in (32, 0):
-            taken, m = descend_face(K, error, b, low, high, where, A, face, n_face, share)
-            if taken and restore_sum(b, start, low, high, members):
-                for k in range(error.size):
-                    change[k] = error[k]
-                gain = 0.0
-                for k in members:
-                    step = b[k] - start[k]
-                    if step != 0.0:
-                        add_row(change, K[k], -step)
-                for k in members:
-                    gain += (b[k] - start[k]) * (error[k] + change[k])
-                if gain >= 0.0:
-                    better = True
-                    break
-            for k in members:
-                b[k] = start[k]
-            put_corner(A, inverse)
-            for r in range(n_face):
-                face[r] = numbers[r]
-        if not better:
-            return steps, 0
-        for k in range(error.size):
-            error[k] = change[k]
-        steps += taken
-        n_face = m
-        highest, lowest = -1e300, 1e300
-        for r in range(m):
-            e = error[where[face[r]]]
-            highest, lowest = max(highest, e), min(lowest, e)
-        if highest - lowest <= 0.5 * goal:
-            return steps, m
-    return steps, 0  # rounding has spoilt the inverse: form it anew next time
-
-
-@_compiled
-def restore_sum(b, start, low, high, members):
-    """Take what rounding of an ill-conditioned inverse added to the sum from the variable with most room.
+def restore_sum(b, start, low, high, free):
+    """Take what rounding of an ill-conditioned factor added to the sum from the variable with most room.
 
     Returns False if none has enough.
     """
     excess, widest, place = 0.0, 0.0, -1
-    for k in members:
+    for k in free:
         excess += b[k] - start[k]
         room = min(high[k] - b[k], b[k] - low[k])
         if room > widest:
@@ -350,307 +370,16 @@ def restore_sum(b, start, low, high, members):
 
 
 @_compiled
-def descend_face(K, error, b, low, high, where, A, face, m, share):
-    """Move the free variables to the minimum on the face that is left; return steps, 0 on failure, and face size."""
-    steps = 0
-    imbalance = 0.0
-    direction, total, crossing = np.empty(m), np.empty(m), np.empty(m)
-    residual = np.empty(m)
-    marked = np.zeros(m, np.bool_)
-    for r in range(m):
-        residual[r] = error[where[face[r]]]
-    while m >= 2:
-        nu = newton_direction(A, residual, direction, total, m, imbalance)
-        n_crossing = 0
-        for r in range(m):
-            k = where[face[r]]
-            d = direction[r]
-            crossing[r] = 2.0
-            if b[k] + d > high[k]:
-                crossing[r] = (high[k] - b[k]) / d
-                n_crossing += 1
-            elif b[k] + d < low[k]:
-                crossing[r] = (low[k] - b[k]) / d
-                n_crossing += 1
-        most = max(m // share, 1) if share else 1
-        length = 1.0
-        if n_crossing > most or (n_crossing and share == 0):
-            length = nth_smallest(crossing, m, most)
-        for r in range(m):
-            b[where[face[r]]] += length * direction[r]
-            residual[r] -= length * (residual[r] - nu)
-        imbalance *= 1.0 - length
-        steps += 1
-        if n_crossing == 0:
-            return steps, m
-        n_marked = 0
-        for r in range(m):
-            marked[r] = crossing[r] <= length
-            if marked[r]:
-                n_marked += 1
-                k = where[face[r]]
-                bound = high[k] if direction[r] > 0.0 else low[k]
-                moved = bound - b[k]
-                b[k] = bound
-                imbalance += moved
-                if moved != 0.0:
-                    row = K[k]
-                    for c in range(m):
-                        residual[c] -= moved * row[where[face[c]]]
-        if n_marked < 4:
-            for r in range(m - 1, -1, -1):
-                if marked[r]:
-                    last = m - 1
-                    residual[r], residual[last] = residual[last], residual[r]
-                    m = pivot_out(A, face, m, r)
-        else:
-            kept = 0
-            for r in range(m):
-                if not marked[r]:
-                    residual[kept] = residual[r]
-                    kept += 1
-            m = drop_block(A, face, m, marked)
-    return 0, 0  # too few are left, or the inverse is spoilt
-
-
-@_compiled
-def nth_smallest(values, n_values, n):
-    """Return the n-th smallest of the first values, by taking the smallest away n - 1 times."""
-    reached = -BARRED
-    for _ in range(n):
-        smallest = BARRED
-        for r in range(n_values):
-            if reached < values[r] < smallest:
-                smallest = values[r]
-        reached = smallest
-    return reached
-
-
-@_vectorised
-def newton_direction(A, residual, direction, total, m, imbalance):
-    """Solve for the step d that makes the errors of the face equal and restores the sum; return what they become."""
-    sum_p = sum_q = 0.0
-    for r in range(m):
-        p = q = 0.0
-        row = A[r]
-        for c in range(m):
-            p += row[c] * residual[c]
-            q += row[c]
-        direction[r], total[r] = p, q
-        sum_p += p
-        sum_q += q
-    nu = (sum_p + imbalance) / sum_q
-    for r in range(m):
-        direction[r] -= nu * total[r]
-    return nu
-
-
-@_compiled
-def corner_of(A, m):
-    """Return a copy of the first m rows and columns."""
-    out = np.empty((m, m))
-    for r in range(m):
-        for c in range(m):
-            out[r, c] = A[r, c]
-    return out
-
-
-@_compiled
-def put_corner(A, corner):
-    """Write a matrix to the first rows and columns of A."""
-    for r in range(corner.shape[0]):
-        for c in range(corner.shape[0]):
-            A[r, c] = corner[r, c]
-
-
-@_compiled
-def transposed(A):
-    """Return the transpose as a contiguous matrix."""
-    n, m = A.shape
-    out = np.empty((m, n))
-    for r in range(n):
-        for c in range(m):
-            out[c, r] = A[r, c]
-    return out
-
-
-@_compiled
-def drop_block(A, face, m, marked):
-    """Remove the marked variables from an inverse of m variables, keeping the order.
-
-    Returns how many are left; 0 if rounding has spoilt the inverse.
-    """
-    n_gone = 0
-    for r in range(m):
-        if marked[r]:
-            n_gone += 1
-    n_kept = m - n_gone
-    kept, gone = np.empty(n_kept, np.int64), np.empty(n_gone, np.int64)
-    a = c = 0
-    for r in range(m):
-        if marked[r]:
-            gone[c] = r
-            c += 1
-        else:
-            kept[a] = r
-            a += 1
-    cross, corner = np.empty((n_gone, n_kept)), np.empty((n_gone, n_gone))
-    for r in range(n_gone):
-        row = A[gone[r]]
-        for c in range(n_kept):
-            cross[r, c] = row[kept[c]]
-        for c in range(n_gone):
-            corner[r, c] = row[gone[c]]
-    inverse = invert(corner, True)
-    if inverse.size == 0:
-        return 0
-    change = multiply(transposed(cross), multiply(inverse, cross))
-    for r in range(n_kept):
-        source, target = A[kept[r]], A[r]
-        for c in range(n_kept):
-            target[c] = source[kept[c]] - change[r, c]
-        face[r] = face[kept[r]]
-    return n_kept
-
-
-@_compiled
-def add_block(A, face, m, K, rows, where, new, definite):
-    """Border an inverse of m variables with those numbered `new` in the block; return their number, m on failure."""
-    n_new = new.size
-    columns, corner = np.empty((m, n_new)), np.empty((n_new, n_new))
-    for r in range(m):
-        row = K[where[face[r]]]
-        for c in range(n_new):
-            columns[r, c] = row[new[c]]
-    trace = 0.0
-    for r in range(n_new):
-        for c in range(n_new):
-            corner[r, c] = K[new[r], new[c]]
-        trace += corner[r, r]
-    u = multiply(corner_of(A, m), columns)
-    explained = multiply(transposed(columns), u)
-    for r in range(n_new):
-        for c in range(n_new):
-            corner[r, c] -= explained[r, c]
-        corner[r, r] += 1e-14 * trace
-        if not corner[r, r] > 1e-10 * abs(K[new[r], new[r]]):
-            return m
-    corner = invert(corner, definite)
-    if corner.size == 0:
-        return m
-    scaled = multiply(u, corner)
-    change = multiply(scaled, transposed(u))
-    for r in range(m):
-        for c in range(m):
-            A[r, c] += change[r, c]
-        for c in range(n_new):
-            A[r, m + c] = -scaled[r, c]
-            A[m + c, r] = -scaled[r, c]
-    for r in range(n_new):
-        for c in range(n_new):
-            A[m + r, m + c] = corner[r, c]
-        face[m + r] = rows[new[r]]
-    return m + n_new
-
-
-@_compiled
-def multiply(one, other):
-    """Return the product of two contiguous matrices."""
-    return np.dot(one, other)
-
-
-@_compiled
-def is_positive(A):
-    """Return whether a symmetric matrix is positive definite, by its Cholesky factor."""
-    m = A.shape[0]
-    factor = np.zeros((m, m))
-    for r in range(m):
-        for c in range(r + 1):
-            total = A[r, c] - dot(factor[r], factor[c], c)
-            if r == c:
-                if not total > 0.0:
-                    return False
-                factor[r, r] = math.sqrt(total)
-            else:
-                factor[r, c] = total / factor[c, c]
+def update_errors(K, error, b, start, free):
+    """Set the errors to those of `b`; return False, and leave them, if the objective is not better than at `start`."""
+    changed = error.copy()
+    for k in free:
+        if b[k] != start[k]:
+            add_row(changed, K[k], start[k] - b[k])
+    gain = 0.0
+    for k in free:
+        gain += (b[k] - start[k]) * (error[k] + changed[k])
+    if not gain >= 0.0:
+        return False
+    error[:] = changed
     return True
-
-
-@_vectorised
-def dot(one, other, n):
-    """Return the scalar product of the first n values."""
-    total = 0.0
-    for k in range(n):
-        total += one[k] * other[k]
-    return total
-
-
-@_compiled
-def invert(A, definite):
-    """Return the inverse of a positive definite matrix; an empty one if it is none.
-
-    `definite` says that it is known to be at least semidefinite, which saves the check.
-    """
-    m = A.shape[0]
-    if not definite and not is_positive(A):
-        return np.empty((0, 0))
-    found = np.linalg.inv(A)
-    inverse = np.empty((m, m))
-    for r in range(m):
-        if not 0.0 < found[r, r] < BARRED:
-            return np.empty((0, 0))
-        for c in range(m):
-            inverse[r, c] = found[r, c]
-    return inverse
-
-
-@_vectorised
-def pivot_out(A, face, m, r):
-    """Remove variable r from an inverse of m variables: the last takes its place. Return m - 1."""
-    last = m - 1
-    if r != last:
-        for c in range(m):
-            A[r, c], A[last, c] = A[last, c], A[r, c]
-        for c in range(m):
-            A[c, r], A[c, last] = A[c, last], A[c, r]
-        face[r], face[last] = face[last], face[r]
-    scale = 1.0 / A[last, last]
-    bottom = A[last]
-    for i in range(last):
-        factor = A[i, last] * scale
-        row = A[i]
-        for c in range(last):
-            row[c] -= factor * bottom[c]
-    return last
-
-
-@_vectorised
-def pivot_in(A, face, m, K, rows, where, k):
-    """Border an inverse of m variables with variable k of the block; return m + 1, or m if it depends on the others."""
-    u = np.empty(m)
-    source = K[k]
-    schur = source[k]
-    column = np.empty(m)
-    for r in range(m):
-        column[r] = source[where[face[r]]]
-    for r in range(m):
-        row = A[r]
-        total = 0.0
-        for c in range(m):
-            total += row[c] * column[c]
-        u[r] = total
-        schur -= total * column[r]
-    if not schur > 1e-10 * abs(source[k]):
-        return m
-    scale = 1.0 / schur
-    for r in range(m):
-        factor = u[r] * scale
-        row = A[r]
-        for c in range(m):
-            row[c] += factor * u[c]
-        row[m] = -factor
-    for c in range(m):
-        A[m, c] = -u[c] * scale
-    A[m, m] = scale
-    face[m] = rows[k]
-    return m + 1
