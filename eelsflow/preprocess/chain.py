@@ -405,7 +405,7 @@ def _with_spikes(part: Part, raw: NDArray[Any] | None, fitted: Fitted, threshold
         reference=fitted.reference,
         dead_channels=fitted.dead_channels[first : first + spectra.axis.size],
     )
-    pixel, channel = np.nonzero(mask)
+    pixel, channel = np.divmod(np.flatnonzero(mask), mask.shape[1])  # few are hit: several times as fast as nonzero
     return replace(part, spikes=np.stack([pixel, channel + first], axis=1).astype(np.int32))
 
 

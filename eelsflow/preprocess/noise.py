@@ -26,6 +26,7 @@ MAX_SAMPLE = 1024
 """Spectra that stand for an image where its noise and its shapes are learnt."""
 
 _NOISE_SAMPLE = 512  # of them serve for the noise: 512 x 2048 channels fix the gain to better than 1 %
+_GOLDEN = (5**0.5 - 1) / 2
 _PILOT_RANK = 8  # real images hold about 5 components; a few more cost a known share of the degrees of freedom
 _MIN_SPECTRA = 16  # fewer than this say too little about each other: the residual is then taken along energy
 _CLIP_SIGMA = 5.0  # beyond this a residual is a spike or a defect, not noise
@@ -85,13 +86,17 @@ def sample_indices(n_spectra: int, n_sample: int = MAX_SAMPLE) -> NDArray[np.int
 
     Examples
     --------
-    >>> sample_indices(10, 4)
-    array([1, 3, 6, 8])
+    >>> sample_indices(12, 4)
+    array([ 0,  4,  6, 11])
     """
     if n_spectra <= n_sample:
         return np.arange(n_spectra, dtype=np.int64)
-    # An irrational stride would do as well; the middle of equal parts keeps the order and repeats nothing.
-    return ((np.arange(n_sample, dtype=np.int64) * 2 + 1) * n_spectra) // (2 * n_sample)
+    # One of each of so many equal parts, its place in the part by the golden section: at equal distances, a power of
+    # two most often, all would lie in a few columns of the image.
+    part = np.arange(n_sample + 1, dtype=np.int64)
+    starts = part * n_spectra // n_sample
+    places = np.modf(part[:-1] * _GOLDEN)[0]
+    return np.asarray(starts[:-1] + (places * np.diff(starts)).astype(np.int64))
 
 
 def estimate_noise(counts: ArrayLike, *, max_lag: int = 8) -> NoiseModel:
@@ -245,7 +250,8 @@ def poisson_scale(mean: NDArray[np.floating]) -> NDArray[np.float64]:
     positive = means[means > 0]
     if positive.size == 0:
         return np.ones_like(means)
-    return np.sqrt(np.maximum(means, 0.01 * float(np.median(positive))))
+    smallest = np.finfo(np.float64).tiny  # a hundredth of a subnormal number would be zero
+    return np.sqrt(np.maximum(means, max(0.01 * float(np.median(positive)), smallest)))
 
 
 def _low_rank_residual(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.ndimage import convolve1d
 
@@ -121,6 +121,12 @@ def test_sample_is_sorted_distinct_and_inside(n_spectra: int, n_sample: int) -> 
     assert indices[-1] < n_spectra
 
 
+def test_sample_of_an_image_whose_width_is_a_power_of_two_holds_every_column() -> None:
+    y, x = np.divmod(sample_indices(256 * 256), 256)
+    assert np.unique(x).size == 256
+    assert np.unique(y).size == 256
+
+
 def test_leading_directions_equal_the_singular_vectors_when_signal_is_clear() -> None:
     rng = np.random.default_rng(3)
     rows = rng.normal(size=(80, 3)) * [30, 20, 10] @ np.linalg.qr(rng.normal(size=(60, 3)))[0].T
@@ -133,6 +139,7 @@ def test_leading_directions_equal_the_singular_vectors_when_signal_is_clear() ->
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+@example([0.0, 5e-324])
 def test_poisson_scale_is_positive_and_finite(means: list[float]) -> None:
     scale = poisson_scale(np.array(means))
     assert np.isfinite(scale).all()
