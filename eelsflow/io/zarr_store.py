@@ -10,13 +10,16 @@ Block writers (see `eelsflow.preprocess.blocks`) go four steps::
     store = create_store(template, path)                    # empty arrays under a temporary name
     for block in blocks(template.sizes["y"], template.sizes["x"]):
         write_block(store, block, {...})                    # any process, any order, repeats are harmless
+    write_variable(store, "vacuum_mask", mask)              # maps, whole
     finalise_store(store, path)                             # nothing missing? seal, rename
 
 Notes
 -----
-Variables with the dimensions y and x are cut into shards of `BLOCK_SHAPE` pixels, one file each, and inner chunks of
-`CHUNK_SHAPE` pixels; every other dimension, the energy first of all, is never cut. A block owns whole shards, so no
-two writers meet. Chunks are compressed by blosc with lz4 and bitshuffle (docs/decisions/0014-preprocessing-speed.md).
+Cubes, the variables with y, x and another dimension, are cut into shards of `BLOCK_SHAPE` pixels, one file each, and
+inner chunks of `CHUNK_SHAPE` pixels; every other dimension, the energy first of all, is never cut. A block owns whole
+shards, so no two writers meet. Maps, with y and x alone, are small and written whole: a few bytes of every block would
+cost as many files, and milliseconds each. Chunks are compressed by blosc with lz4 and bitshuffle
+(docs/decisions/0014-preprocessing-speed.md).
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from xarray.core import indexing
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from eelsflow.errors import OutputPathError, UnreadableFileError
+from eelsflow.io.cubes import Cube
 from eelsflow.spectrum_image import check_spectrum_image
 from eelsflow.store import make_directory
 
@@ -53,6 +57,8 @@ CHUNK_SHAPE = (32, 32)
 _SEAL = "eelsflow_seal"
 _SPECTRUM_IMAGE_SCHEMA = "eelsflow-spectrum-image/1"
 _COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
+_TEMPORARY = ("*.partial", "*.__lock")  # files of zarr and of TensorStore that a writer leaves when it is killed
+_MAP_CHUNK = 1024  # pixels along y and x
 _MAX_CHUNK_BYTES = 1 << 28  # blosc takes less than 2 GiB at once
 # Without this, zarr drops chunks of zeros, and a lost one looks like a chunk of zeros.
 _CONFIG: Any = {"write_empty_chunks": True}
@@ -138,18 +144,15 @@ def read_counts(path: Path | str, block: Block) -> NDArray[Any]:
     """
     path = Path(path)
     with _readable(path):
-        array = zarr.open_group(path, mode="r", use_consolidated=False)["counts"]
-        if not isinstance(array, zarr.Array):
-            raise TypeError("'counts' is a group")
-        shards = array.shards or array.chunks
+        cube = Cube(path / "counts")
         rows, columns = (
             range(part.start // size, -(-part.stop // size))
-            for part, size in zip((block.y, block.x), shards[:2], strict=True)
+            for part, size in zip((block.y, block.x), cube.shards[:2], strict=True)
         )
         for file in (path / "counts" / "c" / str(y) / str(x) / "0" for y in rows for x in columns):
-            if not file.is_file():  # zarr would return zeros
+            if not file.is_file():  # it would read as zeros
                 raise UnreadableFileError(f"{path} is damaged: {file.relative_to(path)} is missing; copy it again")
-        return np.asarray(array[block.y, block.x])
+        return cube.read((block.y, block.x))
 
 
 def write_dataset(
@@ -179,11 +182,14 @@ def write_dataset(
     """
     store = create_store(dataset, path, block_shape=block_shape)
     try:
-        blocked = [str(name) for name, variable in dataset.variables.items() if _is_blocked(variable.dims)]
-        if blocked:
+        cubes = [str(name) for name, variable in dataset.variables.items() if _is_cube(variable.dims)]
+        if cubes:
             for block in blocks(dataset.sizes["y"], dataset.sizes["x"], block_shape=block_shape):
-                part = dataset[blocked].isel(y=block.y, x=block.x)
-                write_block(store, block, {name: part[name].values for name in blocked})
+                part = dataset[cubes].isel(y=block.y, x=block.x)
+                write_block(store, block, {name: part[name].values for name in cubes})
+        for name, variable in dataset.variables.items():
+            if _is_map(variable.dims):
+                write_variable(store, str(name), variable.values)
         return finalise_store(store, path, attrs=attrs)
     except BaseException:
         shutil.rmtree(store, ignore_errors=True)
@@ -225,8 +231,8 @@ def create_store(template: xr.Dataset, path: Path | str, *, block_shape: tuple[i
     Parameters
     ----------
     template
-        Variables with the dimensions y and x give shape and type only (see `empty_variable`) and are to be written
-        by `write_block`; all others are written now. Attributes are kept.
+        Variables with the dimensions y and x give shape and type only (see `empty_variable`): cubes are to be written
+        by `write_block`, maps by `write_variable`. All others are written now. Attributes are kept.
     path
         Where `finalise_store` will put the store.
     block_shape
@@ -259,7 +265,7 @@ def create_store(template: xr.Dataset, path: Path | str, *, block_shape: tuple[i
 
 
 def write_block(store: Path, block: Block, values: Mapping[str, ArrayLike]) -> None:
-    """Write one block of variables with y and x into a store from `create_store`.
+    """Write one block of cubes into a store from `create_store`.
 
     Each shard is written to a temporary file and renamed, so a repeated write is harmless.
 
@@ -281,27 +287,25 @@ def write_block(store: Path, block: Block, values: Mapping[str, ArrayLike]) -> N
         If the block cannot be written, for example because the disk is full.
     """
     with _writable(store):
-        group = zarr.open_group(store, mode="r+", use_consolidated=False)
         for name, value in values.items():
-            array = _array(group, name)
-            dims = _dimension_names(array)
+            cube = Cube(store / name, writable=True)
             pixels = {"y": block.y, "x": block.x}
-            region = tuple(pixels.get(dim, slice(0, size)) for dim, size in zip(dims, array.shape, strict=True))
+            region = tuple(pixels.get(dim, slice(0, size)) for dim, size in zip(cube.dims, cube.shape, strict=True))
             shape = tuple(part.stop - part.start for part in region)
             data = np.asarray(value)
             if data.shape != shape:
-                raise ValueError(f"{name} has shape {data.shape} in block {block}; expected {shape} for {dims}")
-            for dim, part, size, shard in zip(dims, region, array.shape, array.shards or array.chunks, strict=True):
+                raise ValueError(f"{name} has shape {data.shape} in block {block}; expected {shape} for {cube.dims}")
+            for dim, part, size, shard in zip(cube.dims, region, cube.shape, cube.shards, strict=True):
                 if part.start % shard or (part.stop % shard and part.stop != size):
                     raise ValueError(
                         f"block {block} cuts shards of {name} along {dim} ({part.start}-{part.stop} of {size}, shards "
                         f"of {shard}); two writers would undo each other's work: use blocks() with the store's shape"
                     )
-            array[region] = data
+            cube.write(region, data)
 
 
 def write_variable(store: Path, name: str, values: ArrayLike) -> None:
-    """Write a whole variable into a store from `create_store`; for the small ones that are known last.
+    """Write a whole variable into a store from `create_store`: a map, or a small one that is known last.
 
     Raises
     ------
@@ -339,8 +343,9 @@ def finalise_store(store: Path, path: Path | str, *, attrs: Mapping[str, Any] | 
     """
     path = Path(path)
     with _writable(store):
-        for partial in store.rglob("*.partial"):  # zarr's temporary files, left by a writer that was killed
-            partial.unlink()
+        for pattern in _TEMPORARY:
+            for left in store.rglob(pattern):
+                left.unlink()
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         for name, array in group.arrays():
             n_expected = math.prod(
@@ -383,7 +388,7 @@ class _CheckedArray(BackendArray):
 def _open_variable(path: Path, array: zarr.Array[Any]) -> xr.Variable:
     dims = _dimension_names(array)
     attrs = dict(array.attrs)
-    if _is_blocked(dims):
+    if _has_pixels(dims):
         return xr.Variable(dims, indexing.LazilyIndexedArray(_CheckedArray(path, array)), attrs)
     values = np.asarray(array[...])
     # Variable-length strings are the one text type that zarr v3 specifies; numpy and xarray like fixed ones.
@@ -397,10 +402,12 @@ def _create_array(group: zarr.Group, name: str, variable: xr.Variable, block_sha
     is_text = variable.dtype.kind in "UTO"
     if not is_text and variable.dtype.kind not in "biufc":
         raise TypeError(f"{name} has the type {variable.dtype}; stores hold numbers, booleans and strings")
-    if is_text and _is_blocked(dims):
+    if is_text and _has_pixels(dims):
         raise TypeError(f"{name} holds strings for every pixel; store codes and put their meaning into attributes")
     shards = None
-    if _is_blocked(dims):
+    if _is_map(dims):
+        chunks = tuple(min(max(size, 1), _MAP_CHUNK) for size in variable.shape)
+    elif _is_cube(dims):
         pixels = {"y": (block_shape[0], CHUNK_SHAPE[0]), "x": (block_shape[1], CHUNK_SHAPE[1])}
         sizes = dict(zip(dims, variable.shape, strict=True))
         cuts = [_cut(size, *pixels[dim]) if dim in pixels else (max(size, 1),) * 2 for dim, size in sizes.items()]
@@ -422,7 +429,7 @@ def _create_array(group: zarr.Group, name: str, variable: xr.Variable, block_sha
         attributes=_json_values(variable.attrs),
         config=_CONFIG,
     )
-    if shards is None:
+    if not _has_pixels(dims):
         values = np.asarray(variable.values)
         array[...] = values.astype(object) if is_text else values
 
@@ -434,8 +441,16 @@ def _cut(size: int, shard: int, chunk: int) -> tuple[int, int]:
     return shard, chunk
 
 
-def _is_blocked(dims: tuple[Any, ...]) -> bool:
+def _has_pixels(dims: tuple[Any, ...]) -> bool:
     return "y" in dims and "x" in dims
+
+
+def _is_map(dims: tuple[Any, ...]) -> bool:
+    return _has_pixels(dims) and len(dims) == 2
+
+
+def _is_cube(dims: tuple[Any, ...]) -> bool:
+    return _has_pixels(dims) and len(dims) > 2
 
 
 def _dimension_names(array: zarr.Array[Any]) -> tuple[str, ...]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 import shutil
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
 from eelsflow.executors import Executor, LoopExecutor
@@ -15,6 +19,7 @@ from eelsflow.io.zarr_store import (
     finalise_store,
     open_spectrum_image,
     write_block,
+    write_variable,
 )
 from eelsflow.preprocess.chain import check_image, describe_product, fit_acquisition
 from eelsflow.preprocess.presets import Preset
@@ -65,13 +70,20 @@ def prepare_blocks(
     store = create_store(describe_product(acquisition, image), out, block_shape=block_shape)
     try:
         write = functools.partial(_write_part, acquisition.fitted, store)
-        executor.map(write, acquisition.parts, label="write prepared")
+        maps = executor.map(write, acquisition.parts, label="write prepared")
+        for name, first in maps[0].items():
+            whole = np.empty((n_y, n_x), dtype=first.dtype)
+            for part, values in zip(acquisition.parts, maps, strict=True):
+                whole[part.block.y, part.block.x] = values[name]
+            write_variable(store, name, whole)
         finalise_store(store, out)
     except BaseException:
         shutil.rmtree(store, ignore_errors=True)
         raise
 
 
-def _write_part(fitted: Fitted, store: Path, part: Part) -> None:
-    """Prepare one block and write it; a repeat, after a worker was lost, writes the same again."""
-    write_block(store, part.block, finish(part, fitted))
+def _write_part(fitted: Fitted, store: Path, part: Part) -> dict[str, NDArray[Any]]:
+    """Prepare one block, write its cubes and return its maps; repeated after a worker was lost, it does the same."""
+    values = finish(part, fitted)
+    write_block(store, part.block, {name: value for name, value in values.items() if value.ndim > 2})
+    return {name: value for name, value in values.items() if value.ndim == 2}

@@ -24,6 +24,7 @@ _ZERO, _FOUR = np.float32(0), np.float32(4)  # plain floats would make everythin
 _PULLED = 4  # rounds in which values far off the fit are pulled back
 _WANDER = np.float32(2.5)  # a local median beyond this needs half of its channels beyond it
 _REACH = 32  # channels about a suspicious one that are looked at first
+_COUNTED = 64  # channels counted at once
 
 
 def compiled(function: Function) -> Function:
@@ -131,21 +132,44 @@ def _candidates(z: Single, cut: np.float32, local: int, window: Single) -> tuple
     """
     channels, half = z.size, local // 2
     least = cut - _WANDER
-    first, last, wandering = channels, -1, 0
+    first, last = channels, -1
+    length = max(_COUNTED, local)  # a window lies in two such parts at most
+    before = half * (abs(z[0]) >= _WANDER)  # the end values repeat
+    for begin in range(0, channels, length):
+        stop = min(begin + length, channels)
+        wandering = large = 0
+        for c in range(begin, stop):
+            wandering += abs(z[c]) >= _WANDER
+            large += abs(z[c]) >= least
+        wandering += half * (stop == channels) * (abs(z[channels - 1]) >= _WANDER)
+        if 2 * (before + wandering) > local and _wanders(z, local):
+            return 0, channels
+        before = wandering
+        if large == 0:
+            continue
+        for c in range(begin, stop):
+            if abs(z[c]) >= least:
+                _fill_window(z, c, window)
+                if abs(z[c] - window[half]) >= cut:
+                    first, last = min(first, c), c
+    if last < 0:
+        return 0, 0
+    return max(first - _REACH, 0), min(last + _REACH + 1, channels)
+
+
+@compiled
+def _wanders(z: Single, local: int) -> bool:
+    """Tell whether a local median may be large: more than half of the channels about one are."""
+    channels, half = z.size, local // 2
+    wandering = 0
     for c in range(-half, half + 1):
         wandering += abs(z[min(max(c, 0), channels - 1)]) >= _WANDER
     for c in range(channels):
         if 2 * wandering > local:
-            return 0, channels
+            return True
         wandering -= abs(z[max(c - half, 0)]) >= _WANDER
         wandering += abs(z[min(c + half + 1, channels - 1)]) >= _WANDER
-        if abs(z[c]) >= least:
-            _fill_window(z, c, window)
-            if abs(z[c] - window[half]) >= cut:
-                first, last = min(first, c), c
-    if last < 0:
-        return 0, 0
-    return max(first - _REACH, 0), min(last + _REACH + 1, channels)
+    return False
 
 
 @compiled
@@ -186,16 +210,18 @@ def _next_median(values: NDArray[Any], centre: int, window: NDArray[Any], first:
         _fill_window(values, centre, window)
         return window[half]
     old, new = values[min(max(centre - half - 1, 0), last)], values[min(centre + half, last)]
-    j = 0
+    leaves = enters = 0
     for i in range(window.size):  # counted, not searched: there is nothing to mispredict
-        j += window[i] < old
-    while j < window.size - 1 and window[j + 1] < new:
-        window[j] = window[j + 1]
-        j += 1
-    while j > 0 and window[j - 1] > new:
-        window[j] = window[j - 1]
-        j -= 1
-    window[j] = new
+        leaves += window[i] < old
+        enters += window[i] < new
+    if enters > leaves:
+        enters -= 1
+        for i in range(leaves, enters):
+            window[i] = window[i + 1]
+    else:
+        for i in range(leaves, enters, -1):
+            window[i] = window[i - 1]
+    window[enters] = new
     return window[half]
 
 

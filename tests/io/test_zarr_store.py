@@ -154,11 +154,16 @@ def test_block_writers_fill_a_template_in_any_order_and_repeats_are_harmless(tmp
     assert not path.exists()
     for block in [*reversed(blocks(40, 20, block_shape=(16, 16))), Block(slice(16, 32), slice(0, 16))]:
         values = image[block.y, block.x].values
-        write_block(store, block, {"intensity": values, "status": np.ones(values.shape[:2])})
+        write_block(store, block, {"intensity": values})
+    write_variable(store, "status", np.arange(800).reshape(40, 20) % 7)
     write_variable(store, "mean", image.mean(("y", "x")).values)
+    for left_by_a_killed_writer in ("0.__lock", "0.5c0e.partial"):
+        (store / "intensity" / "c" / "0" / "0" / left_by_a_killed_writer).touch()
     finalise_store(store, path, attrs={"schema": "eelsflow-prepared/1"})
+    assert not [file for file in path.rglob("*") if file.suffix in (".__lock", ".partial")]
     opened = open_dataset(path)
     np.testing.assert_array_equal(opened["intensity"], image)
+    np.testing.assert_array_equal(opened["status"], np.arange(800).reshape(40, 20) % 7)
     np.testing.assert_allclose(opened["mean"], image.mean(("y", "x")), rtol=1e-6)  # float32 sums
     assert opened.attrs == {"schema": "eelsflow-prepared/1"}
     assert list(tmp_path.iterdir()) == [path]
@@ -166,10 +171,16 @@ def test_block_writers_fill_a_template_in_any_order_and_repeats_are_harmless(tmp
 
 def test_unfinished_store_is_not_finalised_and_cannot_be_opened(tmp_path):
     path = tmp_path / "prepared.zarr"
-    template = xr.Dataset({"status": empty_variable(("y", "x"), (40, 20), "uint8")})
+    template = xr.Dataset(
+        {
+            "counts": empty_variable(("y", "x", "energy_loss"), (40, 20, 8), "uint8"),
+            "status": empty_variable(("y", "x"), (40, 20), "uint8"),
+        }
+    )
     store = create_store(template, path, block_shape=(16, 16))
-    write_block(store, Block(slice(0, 16), slice(0, 16)), {"status": np.zeros((16, 16))})
-    with pytest.raises(ValueError, match="1 of 6 shards of status were written"):
+    write_variable(store, "status", np.zeros((40, 20)))
+    write_block(store, Block(slice(0, 16), slice(0, 16)), {"counts": np.zeros((16, 16, 8))})
+    with pytest.raises(ValueError, match="1 of 6 shards of counts were written"):
         finalise_store(store, path)
     assert not path.exists()
     with pytest.raises(UnreadableFileError, match="never finished"):
@@ -181,15 +192,22 @@ def test_unfinished_store_is_not_finalised_and_cannot_be_opened(tmp_path):
 @pytest.mark.parametrize(
     ("block", "shape", "match"),
     [
-        (Block(slice(8, 24), slice(0, 16)), (16, 16), "cuts shards of status along y"),
-        (Block(slice(0, 16), slice(0, 16)), (16, 15), "has shape"),
+        (Block(slice(8, 24), slice(0, 16)), (16, 16, 8), "cuts shards of counts along y"),
+        (Block(slice(0, 16), slice(0, 16)), (16, 15, 8), "has shape"),
     ],
 )
 def test_write_block_refuses_what_does_not_own_whole_shards(tmp_path, block, shape, match):
-    template = xr.Dataset({"status": empty_variable(("y", "x"), (40, 20), "uint8")})
+    template = xr.Dataset({"counts": empty_variable(("y", "x", "energy_loss"), (40, 20, 8), "uint8")})
     store = create_store(template, tmp_path / "prepared.zarr", block_shape=(16, 16))
     with pytest.raises(ValueError, match=match):
-        write_block(store, block, {"status": np.zeros(shape)})
+        write_block(store, block, {"counts": np.zeros(shape)})
+
+
+def test_map_that_was_not_written_is_missed(tmp_path):
+    template = xr.Dataset({"status": empty_variable(("y", "x"), (40, 20), "uint8")})
+    store = create_store(template, tmp_path / "prepared.zarr")
+    with pytest.raises(ValueError, match="0 of 1 shards of status were written"):
+        finalise_store(store, tmp_path / "prepared.zarr")
 
 
 @settings(max_examples=50, deadline=None)
