@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from benchmarks.data import MEASURED_SEED
 from benchmarks.measure import REPETITIONS, THREADS, Row, print_rows, ratio, take_turns
 from benchmarks.scaling_preprocessing import measure_memory, write_tiled
 from eelsflow.edges import O_K
@@ -49,7 +50,6 @@ from eelsflow.simulate import PRESETS as SIMULATED
 from eelsflow.simulate import simulate_acquisition
 from eelsflow.simulate.acquisition import AxisParameters
 
-SEED = 20261122
 RANK = 5
 COARSER = 2  # HyperSpy rebins by whole factors
 STEPS = [
@@ -80,7 +80,7 @@ def simulate(n_pixels: int, n_channels: int, *, tiles: int = 1) -> Cube:
     parameters = SIMULATED["paper"].model_copy(
         update={"shape": (n_pixels, n_pixels), "axis": AxisParameters(n_channels=n_channels)}
     )
-    acquisition = simulate_acquisition(parameters, SEED)
+    acquisition = simulate_acquisition(parameters, MEASURED_SEED)
     counts = np.clip(acquisition.image.values, 0, 65535).astype(np.uint16)
     axis = EnergyAxis.from_values(acquisition.image["energy_loss"].values)
     mask = acquisition.truth["spike_mask"].values

@@ -22,6 +22,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from benchmarks.data import MEASURED_SEED
 from benchmarks.measure import REPETITIONS, THREADS, Row, print_rows
 from eelsflow.edges import O_K
 from eelsflow.executors import ThreadExecutor
@@ -31,8 +32,6 @@ from eelsflow.preprocess.presets import PRESETS
 from eelsflow.simulate import PRESETS as SIMULATED
 from eelsflow.simulate import simulate_acquisition
 from eelsflow.simulate.acquisition import AxisParameters
-
-SEED = 20261122
 
 
 @dataclass
@@ -70,7 +69,7 @@ def layouts() -> dict[str, Layout]:
 def cubes(n_pixels: int) -> dict[str, NDArray[Any]]:
     """Return counts and intensities of one acquisition of n_pixels squared."""
     update = {"shape": (n_pixels, n_pixels), "axis": AxisParameters(n_channels=2048)}
-    image = simulate_acquisition(SIMULATED["paper"].model_copy(update=update), SEED).image
+    image = simulate_acquisition(SIMULATED["paper"].model_copy(update=update), MEASURED_SEED).image
     product = prepare(image, edge=O_K, preset=PRESETS["recommended"])
     return {
         "counts, uint16": np.clip(image.values, 0, 65535).astype(np.uint16),
