@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +54,7 @@ def write(suite: str, row: Row) -> None:
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
-    """Draw every ratio that has a target as a share of it."""
+    """Draw every ratio that has a target as a share of it, with the ratio and the target beside the bar."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,12 +65,16 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     for place, row in enumerate(reversed(shown)):
         ratio, target = float(row["ratio"]), float(row["target"])  # type: ignore[arg-type]
         share = target / ratio if row["at_most"] else ratio / target
-        axes.barh(place, share, color="#2a6f97" if row["met"] else "#c1666b")
-        axes.text(share, place, f" {ratio:.3g} ({'at most' if row['at_most'] else 'at least'} {target:g})", va="center")
-    axes.set_yticks(range(len(shown)), [str(row["work"])[:60] for row in reversed(shown)], fontsize=8)
+        axes.barh(place, share - 1, left=1, color="#2a6f97" if row["met"] else "#c1666b", height=0.6)
+        text = f"{ratio:.3g} ({'at most' if row['at_most'] else 'at least'} {target:g})"
+        axes.annotate(text, (max(share, 1), place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    names = [textwrap.fill(str(row["work"]), 62) for row in reversed(shown)]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xlabel("share of the target reached (1: met); the figure and its target beside the bar")
-    axes.margins(x=0.25)
+    axes.set_xlabel("share of the target reached: right of 1 it is met")
+    axes.margins(x=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
