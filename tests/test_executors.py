@@ -1,6 +1,8 @@
 import operator
 
+import numpy as np  # noqa: F401  loads its BLAS
 import pytest
+from threadpoolctl import threadpool_info
 
 from eelsflow.executors import DaskExecutor, LoopExecutor, ThreadExecutor
 
@@ -40,3 +42,14 @@ def test_error_of_an_item_is_raised(executor):
 
 def test_no_items_give_no_results(executor):
     assert executor.map(operator.neg, []) == []
+
+
+def test_threads_have_one_thread_each_for_products():
+    """Two threads with two threads of BLAS each wait for one another most of the time."""
+
+    def blas_threads(_: int) -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    before = blas_threads(0)
+    assert ThreadExecutor(2).map(blas_threads, [0, 1]) == [{1}, {1}]
+    assert blas_threads(0) == before

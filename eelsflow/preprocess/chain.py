@@ -36,7 +36,7 @@ from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentMoments, exponent_moments, fit_power_law
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
-from eelsflow.preprocess.pca import Pca, PilotSums, SplitMoments, fit_pca
+from eelsflow.preprocess.pca import Moments, Pca, PilotSums, fit_pca
 from eelsflow.preprocess.presets import MAX_OFFSET, Preset
 from eelsflow.preprocess.rebin import covered_channels
 from eelsflow.preprocess.spikes import find_dead_channels, find_spikes, reference_spectra
@@ -52,6 +52,7 @@ from eelsflow.preprocess.transform import (
     repair,
     sum_spectra,
     transform,
+    transform_slices,
 )
 from eelsflow.preprocess.vacuum import VacuumMask, background_exponent, edge_signal, find_vacuum
 from eelsflow.spectrum_image import check_spectrum_image, energy_axis
@@ -311,27 +312,27 @@ class _Crew:
         self._learn([found for found, _ in visits])
         return [answer for _, answer in visits]
 
-    def sum_moments(self, fitted: Fitted, pilot: Counts, *, label: str) -> SplitMoments:
-        """Return the moments of the two halves of the pixels, and do what is postponed.
+    def sum_moments(self, fitted: Fitted, pilot: Counts, *, n_sets: int, label: str) -> list[Moments]:
+        """Return the moments of all pixels, or of each of two halves of them, and do what is postponed.
 
-        Blocks are added up where they are worked on, and a few such sums at a time here: each is two channel
-        covariances large.
+        Blocks are added up where they are worked on, and a few such sums at a time here: each is as many channel
+        covariances large as there are sets.
         """
         groups = [self.parts[i : i + _BLOCKS_TOGETHER] for i in range(0, len(self.parts), _BLOCKS_TOGETHER)]
-        total: tuple[PilotSums, PilotSums] | None = None
+        total: list[PilotSums] | None = None
         found: list[_Found] = []
         for begin in range(0, len(groups), _COVARIANCES_AT_ONCE):
-            add_up = functools.partial(_sum_moments_of, self.postponed, fitted, pilot)
-            for some, halves in self.executor.map(add_up, groups[begin : begin + _COVARIANCES_AT_ONCE], label=label):
+            add_up = functools.partial(_sum_moments_of, self.postponed, fitted, pilot, n_sets)
+            for some, sets in self.executor.map(add_up, groups[begin : begin + _COVARIANCES_AT_ONCE], label=label):
                 found += some
                 if total is None:
-                    total = halves
+                    total = sets
                 else:
-                    for mine, other in zip(total, halves, strict=True):
+                    for mine, other in zip(total, sets, strict=True):
                         mine.add(other)
         self._learn(found)
         assert total is not None
-        return total[0].moments(), total[1].moments()
+        return [sums.moments() for sums in total]
 
     def _learn(self, found: Sequence[_Found]) -> None:
         """Keep what was postponed until a visit that has been made."""
@@ -373,12 +374,14 @@ def _visit(
 
 
 def _sum_moments_of(
-    postponed: Sequence[Task], fitted: Fitted, pilot: Counts, parts: Sequence[Part]
-) -> tuple[list[_Found], tuple[PilotSums, PilotSums]]:
-    """Return the sums of some blocks, for the moments of either half of the pixels."""
-    halves = PilotSums(pilot), PilotSums(pilot)
-    visits = [_on_block(_visit, (postponed, _add_to_halves, (halves, fitted)), part) for part in parts]
-    return [found for found, _ in visits], halves
+    postponed: Sequence[Task], fitted: Fitted, pilot: Counts, n_sets: int, parts: Sequence[Part]
+) -> tuple[list[_Found], list[PilotSums]]:
+    """Return the sums of some blocks, for the moments of all pixels or of either half of them."""
+    sets = [PilotSums(pilot) for _ in range(n_sets)]
+    visits = [_on_block(_visit, (postponed, _add_to_sets, (sets, fitted)), part) for part in parts]
+    for sums in sets:
+        sums.settle()
+    return [found for found, _ in visits], sets
 
 
 def _on_block(function: Callable[..., Result], args: tuple[Any, ...], part: Part) -> Result:
@@ -411,22 +414,24 @@ def _with_spikes(part: Part, raw: NDArray[Any] | None, fitted: Fitted, threshold
 
 def _with_scores(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> Part:
     """Return the block with the scores of its spectra; the last step learnt is the components'."""
-    assert raw is not None
     assert fitted.pca is not None
-    spectra = transform(raw, replace(fitted, steps=fitted.steps[:-1], pca=None), spikes=part.spikes)
-    return replace(part, scores=np.asarray(fitted.pca.scores(spectra.counts), dtype=np.float32))
+    earlier = replace(fitted, steps=fitted.steps[:-1], pca=None)
+    scores = np.empty((int(np.prod(part.shape)), fitted.pca.rank), dtype=np.float32)
+    for rows, spectra in transform_slices(part, raw, earlier):
+        scores[rows] = fitted.pca.scores(spectra.counts)
+    return replace(part, scores=scores)
 
 
 def _nothing_more(part: Part, raw: NDArray[Any] | None) -> None:
     """Ask nothing; what is postponed is done all the same."""
 
 
-def _add_to_halves(part: Part, raw: NDArray[Any] | None, halves: tuple[PilotSums, PilotSums], fitted: Fitted) -> None:
-    spectra = transform(raw, fitted, spikes=part.spikes, scores=part.scores)
+def _add_to_sets(part: Part, raw: NDArray[Any] | None, sets: Sequence[PilotSums], fitted: Fitted) -> None:
     y, x = np.divmod(part.pixels, part.width)
-    second = (y + x) % 2 == 1
-    halves[0].add_spectra(spectra.counts, ~second)
-    halves[1].add_spectra(spectra.counts, second)
+    number = (y + x) % len(sets)
+    for rows, spectra in transform_slices(part, raw, fitted):
+        for which, sums in enumerate(sets):
+            sums.add_spectra(spectra.counts, number[rows] == which)
 
 
 def _signal_of(
@@ -481,7 +486,9 @@ def _exponents_of(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> Expon
 
 def _fit_components(crew: _Crew, fitted: Fitted, step: presets.Pca, sample: Counts) -> Pca:
     pilot = transform(sample, fitted).counts.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return fit_pca(crew.sum_moments(fitted, pilot, label="channel covariance"), rank=step.rank)
+    # what one half of the pixels says about the other tells the rank
+    moments = crew.sum_moments(fitted, pilot, n_sets=2 if step.rank == "auto" else 1, label="channel covariance")
+    return fit_pca((moments[0], moments[1]) if step.rank == "auto" else moments[0], rank=step.rank)
 
 
 def _find_vacuum(crew: _Crew, fitted: Fitted, step: presets.VacuumMask, sample: Counts) -> VacuumMask:

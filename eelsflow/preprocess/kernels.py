@@ -553,3 +553,17 @@ def add_triangle(product: Single, total: Double) -> None:
     for i in range(total.shape[0]):
         for j in range(i, total.shape[1]):
             total[i, j] += product[i, j]
+
+
+@compiled
+def scatter_about_mean(second: Double, n: float, rest: Double, scatter: Double) -> None:
+    """Set `scatter` to the symmetric matrix whose upper triangle is that of `second` less ``n * rest * rest``."""
+    for i in range(second.shape[0]):
+        for j in range(i, second.shape[1]):
+            scatter[i, j] = second[i, j] - n * rest[i] * rest[j]
+    side = 64  # tiles, so that columns are read while their cache lines are there
+    for top in range(0, second.shape[0], side):
+        for left in range(0, top + side, side):
+            for i in range(top, min(top + side, second.shape[0])):
+                for j in range(left, min(left + side, i)):
+                    scatter[i, j] = scatter[j, i]

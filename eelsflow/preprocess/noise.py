@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from eelsflow.errors import InputError
 from eelsflow.preprocess.kernels import lagged_products, running_medians
@@ -232,13 +233,14 @@ def leading_directions(rows: NDArray[np.floating], rank: int, *, n_rounds: int =
     n, channels = rows.shape
     rank = min(rank, n, channels)
     start = np.random.default_rng(0).standard_normal((n, min(rank + 10, n, channels)), dtype=np.float64)
-    basis = np.linalg.qr(rows.T @ start.astype(rows.dtype))[0]
-    for _ in range(n_rounds):
-        basis = np.linalg.qr(rows.T @ (rows @ basis))[0]
-    projected = rows @ basis
-    values, mixing = np.linalg.eigh((projected.T @ projected).astype(np.float64))
-    order = np.argsort(values)[::-1][:rank]
-    return np.ascontiguousarray((basis @ mixing[:, order].astype(rows.dtype)).T)
+    with threadpool_limits(1, user_api="blas"):  # products this small wait longer for a second thread than it saves
+        basis = np.linalg.qr(rows.T @ start.astype(rows.dtype))[0]
+        for _ in range(n_rounds):
+            basis = np.linalg.qr(rows.T @ (rows @ basis))[0]
+        projected = rows @ basis
+        values, mixing = np.linalg.eigh((projected.T @ projected).astype(np.float64))
+        order = np.argsort(values)[::-1][:rank]
+        return np.ascontiguousarray((basis @ mixing[:, order].astype(rows.dtype)).T)
 
 
 def poisson_scale(mean: NDArray[np.floating]) -> NDArray[np.float64]:

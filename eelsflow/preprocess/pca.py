@@ -6,15 +6,17 @@ moments are kept for two halves of the pixels, because the rank is chosen by wha
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from eelsflow.errors import InputError
-from eelsflow.preprocess.kernels import add_triangle, subtract_pilot
+from eelsflow.preprocess.kernels import add_triangle, scatter_about_mean, subtract_pilot
 from eelsflow.preprocess.noise import leading_directions, poisson_scale
 
 Scaling = Literal["poisson", "variance"]
@@ -23,6 +25,10 @@ MAX_RANK = 30
 """Components looked at when the rank is chosen; real images hold about 5."""
 
 _ROWS_AT_ONCE = 2048  # products are summed in single precision over at most so many spectra, then in double
+_ROWS_IN_SINGLE = 4096  # the same where they are formed about a pilot mean
+_ROWS_A_PRODUCT = 1024  # deviations that a product is taken of: 8 MiB stay in the cache and cost it no speed
+_LANCZOS_CHANNELS = 16  # channels for each component wanted, from which on they are found by iteration
+_LANCZOS_SPACE = 3  # directions that the iteration keeps for each component wanted; 2 and 4 are no quicker
 _EXCESS = 0.25  # a component's signal variance, as a fraction of the noise along it, below which it is not kept
 _FIRST_GUESS = 10  # components; twice what real images hold
 _NOISE_LAGS = 32  # channels over which noise may be correlated: a point spread of 6, interpolated 4 times as finely
@@ -178,9 +184,13 @@ class PilotSums:
         self.n = 0
         self.first = np.zeros(pilot.size)
         self.second = np.zeros((pilot.size, pilot.size))  # the upper triangle is filled
+        self._single: NDArray[np.float32] | None = None  # products that are not in `second` yet, likewise
+        self._n_single = 0
 
     def add_spectra(self, spectra: NDArray[Any], chosen: NDArray[np.bool_]) -> None:
         """Add the chosen ones of spectra, shape (n, channels), by a symmetric update (BLAS ssyrk).
+
+        Sums of products are single precision for some thousand spectra, until `settle` is called.
 
         Raises
         ------
@@ -190,33 +200,46 @@ class PilotSums:
         from scipy.linalg.blas import ssyrk
 
         rows = np.flatnonzero(chosen)
-        product = np.empty((self.pilot.size, self.pilot.size), dtype=np.float32)
-        for start in range(0, rows.size, _ROWS_AT_ONCE):
-            some = rows[start : start + _ROWS_AT_ONCE]
-            deviations = np.empty((some.size, self.pilot.size), dtype=np.float32)
+        channels = self.pilot.size
+        buffer = np.empty((min(rows.size, _ROWS_A_PRODUCT), channels), dtype=np.float32)
+        for start in range(0, rows.size, _ROWS_A_PRODUCT):
+            some = rows[start : start + _ROWS_A_PRODUCT]
+            deviations = buffer[: some.size]
             subtract_pilot(spectra, some, self.pilot, deviations, self.first)
+            if self._single is None:
+                self._single = np.empty((channels, channels), dtype=np.float32)
             # transposed, C order is Fortran order: nothing is copied, and its lower triangle is our upper one
-            ssyrk(1.0, deviations.T, beta=0.0, c=product.T, lower=True, overwrite_c=True)
-            add_triangle(product, self.second)
+            keep = 1.0 if self._n_single else 0.0
+            ssyrk(1.0, deviations.T, beta=keep, c=self._single.T, lower=True, overwrite_c=True)
+            self._n_single += some.size
+            if self._n_single >= _ROWS_IN_SINGLE:
+                self.settle()
         if not np.isfinite(self.first).all():
             raise InputError(_NOT_FINITE)
         self.n += rows.size
 
+    def settle(self) -> None:
+        """Add what is in single precision to the sums in double, and give its memory back."""
+        if self._single is not None and self._n_single:
+            add_triangle(self._single, self.second)
+        self._single, self._n_single = None, 0
+
     def add(self, other: PilotSums) -> None:
         """Add the sums of other spectra."""
+        self.settle()
+        other.settle()
         self.n += other.n
         self.first += other.first
         self.second += other.second
 
     def moments(self) -> Moments:
         """Return the moments of all that was added."""
-        scatter = np.triu(self.second)
-        scatter += np.triu(self.second, 1).T
-        if self.n == 0:
-            return Moments(0, np.zeros(self.pilot.size), scatter, np.zeros(self.pilot.size))
-        rest = self.first / self.n
-        scatter -= self.n * np.multiply.outer(rest, rest)
-        return Moments(self.n, self.pilot + rest, scatter, np.zeros(self.pilot.size))
+        self.settle()
+        rest = self.first / max(self.n, 1)
+        scatter = np.empty_like(self.second)
+        scatter_about_mean(self.second, float(self.n), rest, scatter)
+        mean = self.pilot + rest if self.n else np.zeros(self.pilot.size)
+        return Moments(self.n, mean, scatter, np.zeros(self.pilot.size))
 
 
 def moments_of(spectra: ArrayLike, *, variance: ArrayLike | None = None) -> Moments:
@@ -422,13 +445,25 @@ def _leading(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the leading eigenvalues, descending, and eigenvectors as rows, of the scaled covariance."""
     from scipy.linalg import eigh
+    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
     covariance = _scaled_covariance(moments, scale)
     channels = moments.n_channels
-    values, vectors = eigh(
-        covariance, subset_by_index=[channels - n_components, channels - 1], overwrite_a=True, check_finite=False
-    )
-    return np.maximum(values[::-1], 0.0), np.ascontiguousarray(vectors.T[::-1])
+    wanted = [channels - n_components, channels - 1]
+    # Many small products: two threads that wait for each other at each take several times as long as one.
+    with threadpool_limits(1, user_api="blas"):
+        values = vectors = None
+        if n_components * _LANCZOS_CHANNELS <= channels:
+            # Lanczos' iteration, here to 1e-12 after 2 to 3 restarts; a start that is fixed gives the same answer
+            with contextlib.suppress(ArpackNoConvergence):
+                start = np.random.default_rng(0).standard_normal(channels)
+                values, vectors = eigsh(
+                    covariance, n_components, v0=start, ncv=_LANCZOS_SPACE * n_components, tol=1e-10
+                )
+        if values is None or vectors is None:
+            values, vectors = eigh(covariance, subset_by_index=wanted, overwrite_a=True, check_finite=False)
+    order = np.argsort(values)[::-1]
+    return np.maximum(values[order], 0.0), np.ascontiguousarray(vectors[:, order].T)
 
 
 def _choose_rank(

@@ -7,6 +7,7 @@ Both touch only the channels that are wanted: of 2048 the product needs a sixth.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ NOT_FITTED = 255
 """`background_status` where the preset subtracts no background; otherwise see `background.PowerLawStatus`."""
 
 _CROP_MARGIN = 12  # detector channels kept beyond the wide window, so that its ends are resampled like the rest
+_ROWS_AT_ONCE = 2048  # spectra
 _SMOOTH_CHANNELS = 9  # over which counts are averaged to estimate what a pixel's counts are expected to be
 
 Counts = NDArray[np.float32]
@@ -242,6 +244,20 @@ def transform(
     return spectra
 
 
+def transform_slices(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> Iterator[tuple[slice, Spectra]]:
+    """Yield what `transform` makes of a block, some rows at a time, with these rows.
+
+    Whole spectra of a block in single precision are 32 MiB: too large for the cache, and memory of that size is taken
+    from the operating system, page by page, each time.
+    """
+    n = int(np.prod(part.shape))
+    for start in range(0, n, _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, n))
+        spikes = None if part.spikes is None else _in_rows(part.spikes, rows)
+        scores = None if part.scores is None else part.scores[rows]
+        yield rows, transform(None if raw is None else raw[rows], fitted, spikes=spikes, scores=scores)
+
+
 def repair(counts: NDArray[Any], dead: NDArray[np.bool_], spikes: NDArray[np.int32] | None, channels: slice) -> Counts:
     """Return counts with dead channels and spikes replaced by lines between their neighbours.
 
@@ -402,6 +418,12 @@ def _part_of(axis: EnergyAxis, channels: slice) -> EnergyAxis:
     if channels == slice(0, axis.size):
         return axis
     return EnergyAxis(float(axis.values[channels.start]), axis.dispersion, channels.stop - channels.start)
+
+
+def _in_rows(spikes: NDArray[np.int32], rows: slice) -> NDArray[np.int32]:
+    """Return the spikes in some of the spectra, counted from the first of them."""
+    inside = (spikes[:, 0] >= rows.start) & (spikes[:, 0] < rows.stop)
+    return np.asarray(spikes[inside] - np.array([rows.start, 0]), dtype=np.int32)
 
 
 def _within(spikes: NDArray[np.int32], channels: slice) -> NDArray[np.int32]:

@@ -136,6 +136,19 @@ def test_sums_about_a_pilot_are_the_moments(dtype: type[np.generic]) -> None:
     assert PilotSums(pilot).moments().n == 0
 
 
+def test_sums_about_a_pilot_are_the_same_however_many_spectra_come_at_once() -> None:
+    """Sums of some thousand spectra are single precision, those of more are not."""
+    counts = np.tile(np.clip(spectra(90), 0, None), (100, 1))
+    pilot = counts[:90].mean(axis=0)
+    whole, parts = PilotSums(pilot), PilotSums(pilot)
+    whole.add_spectra(counts, np.ones(len(counts), dtype=bool))
+    for part in np.array_split(counts, 7):
+        parts.add_spectra(part, np.ones(len(part), dtype=bool))
+    first, second = whole.moments(), parts.moments()
+    np.testing.assert_allclose(second.scatter, first.scatter, atol=1e-6 * np.abs(first.scatter).max())
+    np.testing.assert_array_equal(first.scatter, first.scatter.T)
+
+
 def test_sums_about_a_pilot_refuse_nan() -> None:
     counts = spectra(4)
     counts[2, 7] = np.nan

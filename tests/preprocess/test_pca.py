@@ -218,3 +218,12 @@ def test_rank_of_real_images_is_small(real_data: Path, name: str, rank: int) -> 
     """Not a known answer: what was found and looked at; the next component has under 20 % of the noise."""
     counts = read_spectrum_image(real_data / name).values
     assert fit_pca(split_moments(counts)).rank == rank
+
+
+def test_leading_components_of_many_channels_are_those_of_the_whole_decomposition() -> None:
+    """Beyond 16 channels for each component looked at they are found by iteration."""
+    spectra = correlated_noise(900, 600) + signal_of_rank(3, 900, 600)
+    pca = fit_pca(moments_of(spectra), rank=3, scaling=None)
+    values, vectors = np.linalg.eigh(np.cov(spectra.T))
+    np.testing.assert_allclose(pca.eigenvalues, values[::-1][: pca.eigenvalues.size], rtol=1e-9)
+    np.testing.assert_allclose(np.abs(np.sum(pca.components * vectors[:, ::-1][:, :3].T, axis=1)), 1.0, rtol=1e-9)
