@@ -110,9 +110,8 @@ class Pca:
         Scores of float64 spectra are float64, of all others float32. The spectra are not modified.
         """
         values = self._checked(spectra)
-        return ((values - self.mean.astype(values.dtype)) / self.scale.astype(values.dtype)) @ self.components.T.astype(
-            values.dtype
-        )
+        deviations: NDArray[np.floating] = values - self.mean.astype(values.dtype)
+        return deviations @ (self.components / self.scale).T.astype(values.dtype)
 
     def denoise(self, spectra: ArrayLike) -> NDArray[np.floating]:
         """Return the spectra as the mean and their components say, same shape; the input is not modified."""
@@ -184,8 +183,10 @@ class PilotSums:
         self.n = 0
         self.first = np.zeros(pilot.size)
         self.second = np.zeros((pilot.size, pilot.size))  # the upper triangle is filled
-        self._single: NDArray[np.float32] | None = None  # products that are not in `second` yet, likewise
-        self._n_single = 0
+        # what is not in `second` yet: deviations, and the same triangle of the sum of products
+        self._deviations: NDArray[np.float32] | None = None
+        self._products: NDArray[np.float32] | None = None
+        self._n_deviations = self._n_products = 0
 
     def add_spectra(self, spectra: NDArray[Any], chosen: NDArray[np.bool_]) -> None:
         """Add the chosen ones of spectra, shape (n, channels), by a symmetric update (BLAS ssyrk).
@@ -197,32 +198,46 @@ class PilotSums:
         InputError
             If a value is not finite.
         """
-        from scipy.linalg.blas import ssyrk
-
         rows = np.flatnonzero(chosen)
-        channels = self.pilot.size
-        buffer = np.empty((min(rows.size, _ROWS_A_PRODUCT), channels), dtype=np.float32)
-        for start in range(0, rows.size, _ROWS_A_PRODUCT):
-            some = rows[start : start + _ROWS_A_PRODUCT]
-            deviations = buffer[: some.size]
-            subtract_pilot(spectra, some, self.pilot, deviations, self.first)
-            if self._single is None:
-                self._single = np.empty((channels, channels), dtype=np.float32)
-            # transposed, C order is Fortran order: nothing is copied, and its lower triangle is our upper one
-            keep = 1.0 if self._n_single else 0.0
-            ssyrk(1.0, deviations.T, beta=keep, c=self._single.T, lower=True, overwrite_c=True)
-            self._n_single += some.size
-            if self._n_single >= _ROWS_IN_SINGLE:
-                self.settle()
+        if self._deviations is None:
+            self._deviations = np.empty((_ROWS_A_PRODUCT, self.pilot.size), dtype=np.float32)
+        start = 0
+        while start < rows.size:
+            some = rows[start : start + _ROWS_A_PRODUCT - self._n_deviations]
+            subtract_pilot(spectra, some, self.pilot, self._deviations[self._n_deviations :], self.first)
+            self._n_deviations += some.size
+            start += some.size
+            if self._n_deviations == _ROWS_A_PRODUCT:
+                self._multiply()
         if not np.isfinite(self.first).all():
             raise InputError(_NOT_FINITE)
         self.n += rows.size
 
+    def _multiply(self) -> None:
+        """Turn the deviations into products; add these to the sums in double where they are of enough spectra."""
+        from scipy.linalg.blas import ssyrk
+
+        assert self._deviations is not None
+        if self._products is None:
+            self._products = np.empty((self.pilot.size, self.pilot.size), dtype=np.float32)
+        # transposed, C order is Fortran order: nothing is copied, and its lower triangle is our upper one
+        deviations = self._deviations[: self._n_deviations].T
+        keep = 1.0 if self._n_products else 0.0
+        ssyrk(1.0, deviations, beta=keep, c=self._products.T, lower=True, overwrite_c=True)
+        self._n_products += self._n_deviations
+        self._n_deviations = 0
+        if self._n_products >= _ROWS_IN_SINGLE:
+            add_triangle(self._products, self.second)
+            self._n_products = 0
+
     def settle(self) -> None:
         """Add what is in single precision to the sums in double, and give its memory back."""
-        if self._single is not None and self._n_single:
-            add_triangle(self._single, self.second)
-        self._single, self._n_single = None, 0
+        if self._n_deviations:
+            self._multiply()
+        if self._products is not None and self._n_products:
+            add_triangle(self._products, self.second)
+        self._deviations = self._products = None
+        self._n_products = 0
 
     def add(self, other: PilotSums) -> None:
         """Add the sums of other spectra."""

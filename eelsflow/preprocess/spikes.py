@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import InputError
-from eelsflow.preprocess.kernels import mark_spikes, robust_fits
+from eelsflow.preprocess.kernels import in_fours, mark_spikes, robust_fits
 from eelsflow.preprocess.noise import (
     NoiseModel,
     leading_directions,
@@ -34,7 +34,6 @@ _REFERENCE_RANK = 8
 _CLIP_SIGMA = 5.0  # values beyond are pulled back while the reference is made
 _MIN_REFERENCE_SPECTRA = 4
 _LOCAL_CHANNELS = 41  # over which a misfit of the model is told from a spike
-_ROWS_AT_ONCE = 128  # 1 MiB of single precision stays in the cache
 
 
 @dataclass(frozen=True)
@@ -164,33 +163,32 @@ def find_spikes(
         )
     mask = np.zeros(rows.shape, dtype=bool)
     cut = max(threshold - _DETECTION_MARGIN, _FLOOR_SIGMA)
-    solver = None
+    dead = np.zeros(rows.shape[1], dtype=bool) if dead_channels is None else dead_channels
     if reference is not None:
-        solver = np.ascontiguousarray(_coefficients_of(reference.spectra, reference.mean, noise).T)
-    for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
-        block = rows[start : start + _ROWS_AT_ONCE].astype(np.float32)
-        if not np.isfinite(block).all():
-            raise InputError(
-                "counts hold values that are not finite (NaN or infinity); a spike cannot be told from them: "
-                "mask or repair these channels first"
-            )
-        if dead_channels is not None:
-            bridge_channels(block, dead_channels)
-        found = mask[start : start + _ROWS_AT_ONCE]
-        if reference is None or solver is None:
-            found |= _events(_deviation_along_energy(block, noise), cut)
-            continue
-        mark_spikes(
-            block,
-            reference.spectra,
-            solver,
+        not_finite = mark_spikes(
+            rows,
+            _bridges(dead),
+            in_fours(reference.spectra),
+            in_fours(_coefficients_of(reference.spectra, reference.mean, noise).T),
             reference.misfit,
             float(noise.gain),
             float(noise.readout_variance),
             cut,
             _FLOOR_SIGMA,
             (_LOCAL_CHANNELS, MAX_EVENT_WIDTH),
-            found,
+            mask,
+        )
+        finite = not_finite < 0
+    else:
+        few = rows.astype(np.float32)
+        bridge_channels(few, dead)
+        finite = bool(np.isfinite(few).all())
+        if finite:
+            mask |= _events(_deviation_along_energy(few, noise), cut)
+    if not finite:
+        raise InputError(
+            "counts hold values that are not finite (NaN or infinity); a spike cannot be told from them: "
+            "mask or repair these channels first"
         )
     return mask.reshape(values.shape)
 
@@ -313,6 +311,14 @@ def neighbors_of(masked: NDArray[np.bool_]) -> list[tuple[int, int, int, np.floa
     return found
 
 
+def _bridges(
+    dead: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return `neighbors_of` dead channels as arrays."""
+    channels, low, high, share = np.array(neighbors_of(dead), dtype=np.float64).reshape(-1, 4).T
+    return channels.astype(np.int64), low.astype(np.int64), high.astype(np.int64), share.astype(np.float32)
+
+
 def _medians_beside(spectrum: NDArray[np.float64], reach: int = 4) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return, for every channel, the medians of the `reach` channels to its left and to its right."""
     padded = np.pad(spectrum, reach, mode="reflect" if spectrum.size > reach else "edge")
@@ -345,7 +351,7 @@ def _robust_fit(
 ) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
     """Return the fit of each spectrum by the shapes, values far off pulled back, and the noise about it."""
     fit = np.empty_like(block)
-    robust_fits(block, shapes, np.ascontiguousarray(solver.T), float(noise.gain), float(noise.readout_variance), fit)
+    robust_fits(block, in_fours(shapes), in_fours(solver.T), float(noise.gain), float(noise.readout_variance), fit)
     return fit, np.asarray(np.sqrt(_positive(noise.variance(fit))))
 
 

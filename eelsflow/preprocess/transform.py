@@ -17,22 +17,23 @@ from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
 from eelsflow.energy import EnergyAxis, Window
+from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import Block, read_counts
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentPrior, PowerLawFit, fit_power_law
-from eelsflow.preprocess.kernels import add_spectra, subtract_and_resample
+from eelsflow.preprocess.kernels import add_spectra, bridge_hits, subtract_and_resample
 from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.offset import OffsetEstimate
 from eelsflow.preprocess.pca import Pca
 from eelsflow.preprocess.presets import WIDE_MARGIN, Step
 from eelsflow.preprocess.rebin import resampling
-from eelsflow.preprocess.spikes import SpikeReference, interpolate_masked, neighbors_of
+from eelsflow.preprocess.spikes import SpikeReference, neighbors_of
 
 NOT_FITTED = 255
 """`background_status` where the preset subtracts no background; otherwise see `background.PowerLawStatus`."""
 
 _CROP_MARGIN = 12  # detector channels kept beyond the wide window, so that its ends are resampled like the rest
-_ROWS_AT_ONCE = 2048  # spectra
+_ROWS_AT_ONCE = 256  # spectra; 2 MiB of single precision stay in the cache
 _SMOOTH_CHANNELS = 9  # over which counts are averaged to estimate what a pixel's counts are expected to be
 
 Counts = NDArray[np.float32]
@@ -247,7 +248,7 @@ def transform(
 def transform_slices(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> Iterator[tuple[slice, Spectra]]:
     """Yield what `transform` makes of a block, some rows at a time, with these rows.
 
-    Whole spectra of a block in single precision are 32 MiB: too large for the cache, and memory of that size is taken
+    Whole spectra of a block in single precision are 32 MiB: too large for the cache, and memory of that size comes
     from the operating system, page by page, each time.
     """
     n = int(np.prod(part.shape))
@@ -280,10 +281,13 @@ def repair(counts: NDArray[Any], dead: NDArray[np.bool_], spikes: NDArray[np.int
             ends = counts[:, [low, high]].astype(np.float32)
             repaired[:, channel - channels.start] = (1 - share) * ends[:, 0] + share * ends[:, 1]
     if spikes is not None and len(spikes):
-        rows, row = np.unique(spikes[:, 0], return_inverse=True)
-        mask = np.repeat(dead[None], rows.size, axis=0)
-        mask[row, spikes[:, 1]] = True
-        repaired[rows] = interpolate_masked(counts[rows], mask)[:, channels]
+        hits = spikes[np.argsort(spikes[:, 0], kind="stable")]
+        n_lost = bridge_hits(counts, dead, hits, channels.start, repaired)
+        if n_lost:
+            raise InputError(
+                f"{n_lost} spectra have no clean channel left to interpolate from; leave these pixels out, or raise "
+                "the spike threshold"
+            )
     return repaired
 
 
