@@ -21,7 +21,15 @@ Result = TypeVar("Result")
 
 
 class Executor(Protocol):
-    """Something that applies a function to every item and returns the results in order."""
+    """Something that applies a function to every item and returns the results in order.
+
+    Attributes
+    ----------
+    shares_memory
+        Whether it works in this process, so that items may hold large arrays.
+    """
+
+    shares_memory: bool
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Return ``[function(item) for item in items]``; `label` is what a person sees the work called."""
@@ -30,6 +38,8 @@ class Executor(Protocol):
 
 class LoopExecutor:
     """A plain loop: the oracle that the others must agree with."""
+
+    shares_memory = True
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Apply the function to one item after the other."""
@@ -49,6 +59,8 @@ class ThreadExecutor:
     Meanwhile a BLAS product has one thread. Threads of its own beside ours wait for each other in turns of the
     scheduler: products of channel covariances took three times the processor time.
     """
+
+    shares_memory = True
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
@@ -73,6 +85,7 @@ class DaskExecutor:
         interrupted would otherwise wait for its threads, and they for their workers.
     """
 
+    shares_memory = False
     POLL_SECONDS = 0.5
 
     def __init__(

@@ -21,10 +21,14 @@ from eelsflow.io.zarr_store import (
     write_block,
     write_variable,
 )
-from eelsflow.preprocess.chain import check_image, describe_product, fit_acquisition
+from eelsflow.preprocess.chain import check_image, describe_product, fit_acquisition, on_block
 from eelsflow.preprocess.presets import Preset
 from eelsflow.preprocess.transform import Fitted, Part, finish
 from eelsflow.spectrum_image import energy_axis
+
+HELD_BYTES = 256 << 20
+"""Counts of an image that are read once and held, where the work is done in this process; larger ones are read anew for
+each step that needs them. A constant: what is held does not grow with the image."""
 
 
 def prepare_blocks(
@@ -66,6 +70,8 @@ def prepare_blocks(
     check_image(image, edge=edge)
     n_y, n_x, _ = image.shape
     parts = [Part(raw, block, width=n_x) for block in blocks(n_y, n_x, block_shape=block_shape)]
+    if executor.shares_memory and image.nbytes <= HELD_BYTES:
+        parts = executor.map(functools.partial(on_block, Part.hold, ()), parts, label="read counts")
     acquisition = fit_acquisition(energy_axis(image), parts, (n_y, n_x), edge=edge, preset=preset, executor=executor)
     store = create_store(describe_product(acquisition, image), out, block_shape=block_shape)
     try:

@@ -66,6 +66,7 @@ __all__ = [
     "describe_product",
     "finish",
     "fit_acquisition",
+    "on_block",
     "prepare",
     "product_axis",
     "transform",
@@ -300,7 +301,7 @@ class _Crew:
 
     def map(self, function: Callable[..., Result], *args: Any, label: str) -> list[Result]:
         """Return ``function(part, *args)`` for every block."""
-        return self.executor.map(functools.partial(_on_block, function, args), self.parts, label=label)
+        return self.executor.map(functools.partial(on_block, function, args), self.parts, label=label)
 
     def postpone(self, task: Task) -> None:
         """Have something found out on the next visit to the blocks."""
@@ -378,13 +379,13 @@ def _sum_moments_of(
 ) -> tuple[list[_Found], list[PilotSums]]:
     """Return the sums of some blocks, for the moments of all pixels or of either half of them."""
     sets = [PilotSums(pilot) for _ in range(n_sets)]
-    visits = [_on_block(_visit, (postponed, _add_to_sets, (sets, fitted)), part) for part in parts]
+    visits = [on_block(_visit, (postponed, _add_to_sets, (sets, fitted)), part) for part in parts]
     for sums in sets:
         sums.settle()
     return [found for found, _ in visits], sets
 
 
-def _on_block(function: Callable[..., Result], args: tuple[Any, ...], part: Part) -> Result:
+def on_block(function: Callable[..., Result], args: tuple[Any, ...], part: Part) -> Result:
     """Apply a function to one block; its error says which acquisition and which block."""
     try:
         return function(part, *args)

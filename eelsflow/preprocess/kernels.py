@@ -20,7 +20,7 @@ Single = NDArray[np.float32]
 Double = NDArray[np.float64]
 
 _TINY = np.float32(np.finfo(np.float32).tiny * 1e6)  # keeps noiseless variances off zero
-_ZERO, _FOUR = np.float32(0), np.float32(4)  # plain floats would make everything double
+_ZERO, _ONE, _FOUR = np.float32(0), np.float32(1), np.float32(4)  # plain floats would make everything double
 _PULLED = 4  # rounds in which values far off the fit are pulled back
 _WANDER = np.float32(2.5)  # a local median beyond this needs half of its channels beyond it
 _REACH = 32  # channels about a suspicious one that are looked at first
@@ -84,8 +84,8 @@ def mark_spikes(
     local, widest = widths
     gain_, readout, cut_ = np.float32(gain), np.float32(readout_variance), np.float32(cut)
     near = np.float32(0.75) * cut_
-    fit, pulled, z = np.empty(channels, np.float32), np.empty(channels, np.float32), np.empty(channels, np.float32)
-    coefficients = np.empty(shapes.shape[0], np.float32)
+    fit, z = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    coefficients, moved = np.empty(shapes.shape[0], np.float32), np.empty(shapes.shape[0], np.float32)
     medians, deviations = np.empty(channels, np.float32), np.empty(channels, np.float32)
     signed, window = np.empty(channels, np.float32), np.empty(local, np.float32)
     values = np.empty(channels, np.float32)
@@ -99,22 +99,20 @@ def mark_spikes(
         _mixture(values, shapes, solver, coefficients, fit)
         if not np.isfinite(coefficients[0]):  # a sum over all channels
             return row
-        suspicious = 0
+        suspicious = _ZERO  # counted in the type of what is compared: no value has to be widened
         for c in range(channels):  # most spectra hold no spike and are done with here
             variance = max(max(fit[c], _ZERO) * gain_ + readout, _TINY)
             limit = near * misfit[c]
             difference = values[c] - fit[c]
-            suspicious += difference * difference > limit * limit * variance
+            suspicious += _ONE if difference * difference > limit * limit * variance else _ZERO
         if suspicious == 0:
             continue
-        for _ in range(_PULLED):
-            _pull_back(values, fit, gain_, readout, pulled)
-            _mixture(pulled, shapes, solver, coefficients, fit)
-        suspicious = 0
+        _refit(values, shapes, solver, gain_, readout, coefficients, moved, fit)
+        suspicious = _ZERO
         for c in range(channels):
             sigma = np.sqrt(max(max(fit[c], _ZERO) * gain_ + readout, _TINY))
             z[c] = (values[c] - fit[c]) / (sigma * misfit[c])
-            suspicious += abs(z[c]) > near
+            suspicious += _ONE if abs(z[c]) > near else _ZERO
         if suspicious == 0:
             continue
         begin, stop = _candidates(z, cut_, local, window)
@@ -138,12 +136,54 @@ def _mixture(values: Single, shapes: Single, solver: Single, coefficients: Singl
             third += solver[k + 2, c] * value
             fourth += solver[k + 3, c] * value
         coefficients[k], coefficients[k + 1], coefficients[k + 2], coefficients[k + 3] = first, second, third, fourth
+    _combine(coefficients, shapes, fit)
+
+
+@compiled
+def _combine(coefficients: Single, shapes: Single, fit: Single) -> None:
+    """Set `fit` to the shapes times their coefficients."""
     for k in range(0, shapes.shape[0], 4):
         first, second, third, fourth = coefficients[k], coefficients[k + 1], coefficients[k + 2], coefficients[k + 3]
-        for c in range(values.size):
+        for c in range(fit.size):
             two = first * shapes[k, c] + second * shapes[k + 1, c]
             total = two + (third * shapes[k + 2, c] + fourth * shapes[k + 3, c])
             fit[c] = total if k == 0 else fit[c] + total
+
+
+@compiled
+def _refit(
+    values: Single,
+    shapes: Single,
+    solver: Single,
+    gain: np.float32,
+    readout: np.float32,
+    coefficients: Single,
+    moved: Single,
+    fit: Single,
+) -> None:
+    """Fit a spectrum again with values more than 4 standard deviations off the fit put there, four times.
+
+    Few values are, so what they change is added to the coefficients of the spectrum as it is; `moved` is as long.
+    """
+    for _ in range(_PULLED):
+        moved[:] = coefficients
+        for begin in range(0, values.size, _COUNTED):
+            stop, off = min(begin + _COUNTED, values.size), _ZERO
+            some, fitted = values[begin:stop], fit[begin:stop]  # counted from 0, or it would not be vectorised
+            for c in range(some.size):
+                difference = some[c] - fitted[c]
+                variance = max(max(fitted[c], _ZERO) * gain + readout, _TINY)
+                off += _ONE if difference * difference > _FOUR * _FOUR * variance else _ZERO
+            if off == 0:
+                continue
+            for c in range(begin, stop):
+                difference = values[c] - fit[c]
+                variance = max(max(fit[c], _ZERO) * gain + readout, _TINY)
+                if difference * difference > _FOUR * _FOUR * variance:
+                    change = (_FOUR * np.sqrt(variance) if difference > 0 else -_FOUR * np.sqrt(variance)) - difference
+                    for k in range(shapes.shape[0]):
+                        moved[k] += solver[k, c] * change
+        _combine(moved, shapes, fit)
 
 
 def in_fours(shapes: Single) -> Single:
@@ -165,10 +205,11 @@ def _candidates(z: Single, cut: np.float32, local: int, window: Single) -> tuple
     before = half * (abs(z[0]) >= _WANDER)  # the end values repeat
     for begin in range(0, channels, length):
         stop = min(begin + length, channels)
-        wandering = large = 0
-        for c in range(begin, stop):
-            wandering += abs(z[c]) >= _WANDER
-            large += abs(z[c]) >= least
+        wandering = large = _ZERO
+        some = z[begin:stop]  # counted from 0, or it would not be vectorised
+        for c in range(some.size):
+            wandering += _ONE if abs(some[c]) >= _WANDER else _ZERO
+            large += _ONE if abs(some[c]) >= least else _ZERO
         wandering += half * (stop == channels) * (abs(z[channels - 1]) >= _WANDER)
         if 2 * (before + wandering) > local and _wanders(z, local):
             return 0, channels
@@ -176,13 +217,25 @@ def _candidates(z: Single, cut: np.float32, local: int, window: Single) -> tuple
         if large == 0:
             continue
         for c in range(begin, stop):
-            if abs(z[c]) >= least:
+            if abs(z[c]) >= least and _may_exceed(z, c, cut, local):
                 _fill_window(z, c, window)
                 if abs(z[c] - window[half]) >= cut:
                     first, last = min(first, c), c
     if last < 0:
         return 0, 0
     return max(first - _REACH, 0), min(last + _REACH + 1, channels)
+
+
+@compiled
+def _may_exceed(z: Single, c: int, cut: np.float32, local: int) -> bool:
+    """Tell whether z may exceed `cut` about the local median: more than half of those about a channel have to help."""
+    half = local // 2
+    if c < half or c >= z.size - half:
+        return True
+    about, needed, helping = z[c - half : c + half + 1], cut - abs(z[c]), _ZERO
+    for i in range(about.size):
+        helping += _ONE if abs(about[i]) >= needed else _ZERO
+    return bool(2 * helping > local)
 
 
 @compiled
@@ -365,22 +418,11 @@ def robust_fits(
     counts: Single, shapes: Single, solver: Single, gain: float, readout_variance: float, fit: Single
 ) -> None:
     """Fit spectra, shape (n, channels), by reference spectra as in `mark_spikes`, values far off pulled back."""
-    channels = counts.shape[1]
     gain_, readout = np.float32(gain), np.float32(readout_variance)
-    pulled, coefficients = np.empty(channels, np.float32), np.empty(shapes.shape[0], np.float32)
+    coefficients, moved = np.empty(shapes.shape[0], np.float32), np.empty(shapes.shape[0], np.float32)
     for row in range(counts.shape[0]):
         _mixture(counts[row], shapes, solver, coefficients, fit[row])
-        for _ in range(_PULLED):
-            _pull_back(counts[row], fit[row], gain_, readout, pulled)
-            _mixture(pulled, shapes, solver, coefficients, fit[row])
-
-
-@compiled
-def _pull_back(values: Single, fit: Single, gain: np.float32, readout: np.float32, pulled: Single) -> None:
-    """Set `pulled` to the values, those more than 4 standard deviations off the fit put there."""
-    for c in range(values.size):
-        most = _FOUR * np.sqrt(max(max(fit[c], _ZERO) * gain + readout, _TINY))
-        pulled[c] = fit[c] + min(max(values[c] - fit[c], -most), most)
+        _refit(counts[row], shapes, solver, gain_, readout, coefficients, moved, fit[row])
 
 
 @compiled

@@ -27,6 +27,7 @@ MAX_SAMPLE = 1024
 """Spectra that stand for an image where its noise and its shapes are learnt."""
 
 _NOISE_SAMPLE = 512  # of them serve for the noise: 512 x 2048 channels fix the gain to better than 1 %
+_ALONG = 15  # channels that tell what a channel should hold
 _GOLDEN = (5**0.5 - 1) / 2
 _PILOT_RANK = 8  # real images hold about 5 components; a few more cost a known share of the degrees of freedom
 _MIN_SPECTRA = 16  # fewer than this say too little about each other: the residual is then taken along energy
@@ -183,12 +184,13 @@ def quantile_of_spectra(values: NDArray[np.floating], order: int | None = None) 
         return np.asarray(np.partition(rows, order, axis=1)[:, order])
     if rows.shape[1] % 2:
         return np.asarray(np.partition(rows, middle, axis=1)[:, middle])
-    ordered = np.partition(rows, (middle - 1, middle), axis=1)
-    return np.asarray(ordered[:, middle - 1 : middle + 1].mean(axis=1))
+    ordered = np.partition(rows, middle, axis=1)
+    pair = np.stack([ordered[:, :middle].max(axis=1), ordered[:, middle]])  # one selection is half of two
+    return np.asarray(pair.mean(axis=0))
 
 
 def plausible_range(
-    spectra: NDArray[np.floating], margin: NDArray[np.floating]
+    spectra: NDArray[np.floating], margin: NDArray[np.floating], *, along: NDArray[np.floating] | None = None
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Return between which values a spectrum may lie that holds no spike; a start, before any model is fitted.
 
@@ -198,6 +200,8 @@ def plausible_range(
         Shape (n, channels).
     margin
         How far noise may reach, broadcastable to `spectra`.
+    along
+        Running median of 15 channels of the spectra, where it is known.
 
     Notes
     -----
@@ -207,7 +211,8 @@ def plausible_range(
     """
     total = np.maximum(spectra.sum(axis=1, keepdims=True), 1e-30)
     typical = total * quantile_of_spectra(spectra / total)
-    along = running_median(spectra, 15)
+    if along is None:
+        along = running_median(spectra, _ALONG)
     return np.minimum(typical, along) - margin, np.maximum(typical, along) + margin
 
 
@@ -263,8 +268,9 @@ def _low_rank_residual(
     rank = max(1, min(_PILOT_RANK, spectra.shape[0] // 8))
     scale = poisson_scale(spectra.mean(axis=0))
     scaled = spectra / scale
-    spread = _robust_sigma(scaled - running_median(scaled, 15))
-    clipped = np.clip(scaled, *plausible_range(scaled, _CLIP_SIGMA * spread))
+    along = running_median(scaled, _ALONG)
+    spread = _robust_sigma(scaled - along)
+    clipped = np.clip(scaled, *plausible_range(scaled, _CLIP_SIGMA * spread, along=along))
     for _ in range(3):
         directions = leading_directions(clipped, 2 * rank)
         fit = (clipped @ directions[:rank].T) @ directions[:rank]
@@ -358,7 +364,10 @@ def _variance_line(expected: NDArray[np.float64], squares: NDArray[np.float64]) 
     if expected.size == 0:
         return 0.0, 0.0
     n_classes = int(np.clip(expected.size // 500, 1, 60))
-    edges = np.unique(np.quantile(expected, np.linspace(0, 1, n_classes + 1)))
+    place = np.linspace(0, expected.size - 1, n_classes + 1)
+    below = np.minimum(place.astype(np.int64), expected.size - 2) if expected.size > 1 else np.zeros(place.size, int)
+    above = np.minimum(below + 1, expected.size - 1)
+    edges = np.unique(expected[below] + (place - below) * (expected[above] - expected[below]))
     begin = np.searchsorted(expected, edges[:-1]) if edges.size > 1 else np.zeros(1, dtype=np.int64)
     number = np.diff(begin, append=expected.size).astype(np.float64)
     filled = number > 0  # interpolated between values, an edge may have none above it

@@ -58,6 +58,8 @@ class Part:
     scores
         Coordinates of the spectra along the acquisition's components, shape (pixels, rank); None before `Pca`. They
         stand for the counts from there on.
+    held
+        Raw counts of the block, shape (pixels, channels), where they are kept between readings; None otherwise.
     """
 
     source: Path | NDArray[Any]
@@ -66,6 +68,7 @@ class Part:
     vacuum: NDArray[np.bool_] | None = None
     spikes: NDArray[np.int32] | None = None
     scores: NDArray[np.float32] | None = None
+    held: NDArray[Any] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,12 +87,18 @@ class Part:
         return ~self.vacuum if self.vacuum is not None else np.ones(np.prod(self.shape), dtype=bool)
 
     def read(self) -> NDArray[Any]:
-        """Return the raw counts, shape (pixels, channels), in the type they are stored in."""
+        """Return the raw counts, shape (pixels, channels), in the type they are stored in; not to be modified."""
+        if self.held is not None:
+            return self.held
         if isinstance(self.source, Path):
             counts = read_counts(self.source, self.block)
         else:
             counts = np.asarray(self.source[self.block.y, self.block.x])
         return counts.reshape(-1, counts.shape[-1])
+
+    def hold(self) -> Part:
+        """Return the block with its raw counts, for all later readings."""
+        return replace(self, held=self.read())
 
     def read_if_needed(self) -> NDArray[Any] | None:
         """Return the raw counts, or None where the scores stand for them."""

@@ -13,7 +13,16 @@ import xarray as xr
 from eelsflow.edges import O_K
 from eelsflow.errors import EdgeOutOfRangeError, InputError, OutputPathError, UnreadableFileError
 from eelsflow.executors import DaskExecutor, Executor, LoopExecutor, ThreadExecutor
-from eelsflow.io.zarr_store import blocks, open_dataset, write_spectrum_image
+from eelsflow.io.zarr_store import (
+    Block,
+    blocks,
+    open_dataset,
+    open_spectrum_image,
+    read_counts,
+    write_spectrum_image,
+)
+from eelsflow.preprocess import blocks as prepare_module
+from eelsflow.preprocess import transform as transform_module
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import PRESETS
@@ -107,8 +116,30 @@ def test_loop_threads_and_dask_agree(raw: Path, looped: Path, tmp_path: Path, da
         xr.testing.assert_identical(open_dataset(looped).load(), open_dataset(tmp_path / name).load())
 
 
+@pytest.mark.parametrize(("held", "n_readings"), [(True, 1), (False, 5)])
+def test_small_images_are_read_once(
+    raw: Path, looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool, n_readings: int
+) -> None:
+    """What is held is bounded; larger images are read once for each step that needs the counts, and give the same."""
+    readings: list[Block] = []
+
+    def counted(path: Path, block: Block) -> np.ndarray:
+        readings.append(block)
+        return read_counts(path, block)
+
+    image = open_spectrum_image(raw)
+    monkeypatch.setattr(prepare_module, "HELD_BYTES", image.nbytes if held else image.nbytes - 1)
+    monkeypatch.setattr(transform_module, "read_counts", counted)
+    out = tmp_path / "out.zarr"
+    prepare_blocks(raw, out, edge=O_K, preset=PRESETS["recommended"], executor=ThreadExecutor(2), block_shape=BLOCK)
+    xr.testing.assert_identical(open_dataset(looped).load(), open_dataset(out).load())
+    assert len(readings) == n_readings * len(blocks(*image.shape[:2], block_shape=BLOCK))
+
+
 class RepeatingExecutor(LoopExecutor):
     """Writes every block twice, as a cluster does that lost a worker after its work was done; weighs what it sends."""
+
+    shares_memory = False
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -156,6 +187,8 @@ def test_a_run_that_fails_leaves_nothing(raw: Path, tmp_path: Path) -> None:
 
 def test_an_error_in_a_block_names_acquisition_and_block(raw: Path, tmp_path: Path) -> None:
     class CuttingExecutor(LoopExecutor):
+        shares_memory = False  # as a cluster, which reads anew for each step
+
         def map(self, function: Callable[..., Any], items: Sequence[Any], *, label: str = "") -> list[Any]:
             if label == "sum specimen":
                 shutil.rmtree(raw_copy / "counts" / "c")

@@ -12,6 +12,7 @@ from eelsflow.preprocess.background import fit_power_law
 from eelsflow.preprocess.noise import NoiseModel, quantile_of_spectra, running_median
 from eelsflow.preprocess.pca import PilotSums, moments_of
 from eelsflow.preprocess.rebin import RebinMethod, rebin_conserving, rebin_linear, rebin_variance, resampling
+from eelsflow.preprocess.transform import repair
 
 NOISE = NoiseModel(gain=5.0, readout_variance=20.0, correlation=np.array([1.0, 0.4, 0.1]))
 ENERGY = EnergyAxis(490.0, 0.25, 340)
@@ -60,6 +61,29 @@ def test_spikes_ignore_dead_channels_and_the_type_of_the_counts() -> None:
     counts[:, dead] = 0
     found = spikes.find_spikes(counts, NOISE, reference=reference, dead_channels=dead)
     np.testing.assert_array_equal(found, spikes.find_spikes(bridged, NOISE, reference=reference))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_hits_are_bridged_as_masked_channels_are(dtype: type[np.generic]) -> None:
+    rng = np.random.default_rng(5)
+    counts, dead = rng.integers(0, 5000, (20, 90)).astype(dtype), np.zeros(90, dtype=bool)
+    dead[[0, 30, 89]] = True
+    mask = rng.random(counts.shape) < 0.2
+    mask[::3] = False
+    hits = np.argwhere(mask).astype(np.int32)
+    expected = spikes.interpolate_masked(counts, mask | (dead & mask.any(axis=1)[:, None]))
+    for channels in (slice(0, 90), slice(25, 60)):
+        found = counts[:, channels].astype(np.float32)
+        assert kernels.bridge_hits(counts, dead, hits, channels.start, found) == 0
+        np.testing.assert_allclose(found, expected[:, channels], rtol=1e-6)
+
+
+def test_spectra_without_a_clean_channel_are_counted_and_refused() -> None:
+    counts, dead = np.ones((3, 4), dtype=np.float32), np.array([True, True, False, False])
+    hits = np.array([[0, 2], [2, 2], [2, 3]], dtype=np.int32)
+    assert kernels.bridge_hits(counts, dead, hits, 0, counts.copy()) == 1
+    with pytest.raises(InputError, match="1 spectra have no clean channel left"):
+        repair(counts, dead, hits, slice(0, 4))
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(15, np.float64), (41, np.float32)])
