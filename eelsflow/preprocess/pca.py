@@ -460,7 +460,8 @@ def _leading(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the leading eigenvalues, descending, and eigenvectors as rows, of the scaled covariance."""
     from scipy.linalg import eigh
-    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+    from scipy.linalg.blas import dsymv
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     covariance = _scaled_covariance(moments, scale)
     channels = moments.n_channels
@@ -472,9 +473,12 @@ def _leading(
             # Lanczos' iteration, here to 1e-12 after 2 to 3 restarts; a start that is fixed gives the same answer
             with contextlib.suppress(ArpackNoConvergence):
                 start = np.random.default_rng(0).standard_normal(channels)
-                values, vectors = eigsh(
-                    covariance, n_components, v0=start, ncv=_LANCZOS_SPACE * n_components, tol=1e-10
+                # a symmetric product reads half of the matrix, and reading is what takes the time
+                operator = LinearOperator(
+                    covariance.shape, matvec=lambda x: dsymv(1.0, covariance.T, x), dtype=np.float64
                 )
+                space = _LANCZOS_SPACE * n_components
+                values, vectors = eigsh(operator, n_components, v0=start, ncv=space, tol=1e-10)
         if values is None or vectors is None:
             values, vectors = eigh(covariance, subset_by_index=wanted, overwrite_a=True, check_finite=False)
     order = np.argsort(values)[::-1]

@@ -273,7 +273,7 @@ def _two_means(
     order = np.argsort(signal.ravel(), kind="stable")
     tenth = max(1, order.size // 10)
     low, high = spectra[order[:tenth]].mean(axis=0), spectra[order[-tenth:]].mean(axis=0)
-    labels = np.zeros(order.size, dtype=bool)
+    labels, total = np.zeros(order.size, dtype=bool), spectra.sum(axis=0)
     for iteration in range(1, 301):
         # |s - low|^2 < |s - high|^2, expanded: one product decides
         direction = high - low
@@ -283,7 +283,9 @@ def _two_means(
         labels = nearer_low
         if labels.all() or not labels.any():
             break
-        low, high = spectra[labels].mean(axis=0), spectra[~labels].mean(axis=0)
+        # a product with the labels copies no spectra
+        low_sum, n_low = labels.astype(np.float64) @ spectra, int(np.count_nonzero(labels))
+        low, high = low_sum / n_low, (total - low_sum) / (labels.size - n_low)
     mask = labels.reshape(signal.shape)
     if mask.any() and not mask.all() and signal[mask].mean() > signal[~mask].mean():
         mask = ~mask

@@ -144,3 +144,13 @@ def test_poisson_scale_is_positive_and_finite(means: list[float]) -> None:
     scale = poisson_scale(np.array(means))
     assert np.isfinite(scale).all()
     assert (scale > 0).all()
+
+
+def test_leading_directions_are_the_same_among_few_spectra_as_among_many() -> None:
+    """Few spectra in double precision take their rounds among themselves."""
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((50, 4)) @ (rng.standard_normal((4, 300)) * 30) + rng.standard_normal((50, 300))
+    few, directions = leading_directions(rows, 4), np.linalg.svd(rows)[2][:4]
+    np.testing.assert_allclose(np.abs(np.sum(few * directions, axis=1)), 1.0, rtol=1e-9)
+    padded = np.concatenate([rows, np.zeros((250, 300))])  # rows of zeros change no direction
+    np.testing.assert_allclose(np.abs(np.sum(few * leading_directions(padded, 4), axis=1)), 1.0, rtol=1e-9)
