@@ -39,7 +39,7 @@ AXES: dict[str, tuple[str, ...]] = {
 MAX_PASSES = 10_000  # of gradient descent over the spectra; it stops by itself after some hundred at most
 
 FEW_KERNELS = 8
-"""Up to so many kernels, each is two jobs of half of the folds; of more, only the quarter with the largest gamma is.
+"""Up to so many kernels, each is two jobs of half of the folds; of more, only the eighth with the largest gamma is.
 
 Two jobs are balanced better by two workers, but each finds the machine on all rows for itself.
 """
@@ -147,7 +147,7 @@ def search_grid(
         matrix, from_spectra = products.path, products.from_spectra
     files = save_folds(folds, scratch)
     n_folds = len(folds)
-    n_split = len(kernels) if len(kernels) <= FEW_KERNELS else len(kernels) // 4
+    n_split = len(kernels) if len(kernels) <= FEW_KERNELS else max(1, len(kernels) // FEW_KERNELS)
     # Kernels of a large gamma take longest: they go first, so that no worker is left alone with one at the end.
     order = [
         (number, slice(first, None, n_groups))

@@ -180,7 +180,7 @@ class KernelRows(SharedKernel):
         self._n_cached = 0
         self._block = np.empty((self.most_rows, self.most_rows))
         self._members = np.empty(0, np.int64)
-        self._is_member = np.zeros(n, np.bool_)
+        self._is_member, self._is_wanted = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
 
     def working_set(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return rows that hold those wanted, and the kernel among them in the first columns.
@@ -189,8 +189,13 @@ class KernelRows(SharedKernel):
         """
         new = wanted[~self._is_member[wanted]]
         if self._members.size + new.size > min(self.most_rows, int(STALE * wanted.size) + VIOLATORS):
-            self._members, new = self._members[:0], wanted
-            self._is_member[:] = False
+            self._is_wanted[wanted] = True
+            kept = np.flatnonzero(self._is_wanted[self._members])
+            self._is_wanted[wanted] = False
+            solver.shrink_block(self._block, kept)
+            self._is_member[self._members] = False
+            self._members = self._members[kept]
+            self._is_member[self._members] = True
         if new.size:
             slots, first = self.fill(new), self._members.size
             self._members = np.concatenate([self._members, new])

@@ -18,18 +18,19 @@ TAU = 1e-12
 """Least curvature along a pair, as in libsvm: on kernels that are not positive definite it may be below zero."""
 
 BARRED = 1e300
+LEAST, MOST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 REFINEMENTS = 3
 """Newton steps with one factor, each from the errors that the last one really left."""
 
 PART, PART_GOAL = 256, 0.1
-"""Variables of a large block among which pairs are moved at once, and to what share of the violation."""
+"""Variables of a block among which pairs are moved at once, and to what share of the violation."""
 
 MOST_FIXED = 64
 """Variables that may meet their bound in one Newton step."""
 
-BURST = 40
-"""Pairs are moved for as long as a Newton step takes, about: a cube over so many times the size of the block."""
+BURST = 20_000
+"""Pairs are moved for as long as a Newton step takes, about: the cube of the number of free variables over this."""
 
 RIDGE = 1e-14
 """Added to the diagonal of a free block, as a share of its trace: rows that repeat others make it singular."""
@@ -56,18 +57,6 @@ def add_rows(F, cache, slots, steps):
 
 
 @_compiled
-def gather_block(cache, slots, rows):
-    """Return the kernel among `rows`, which are in `slots` of the cache, (size, size)."""
-    size = rows.size
-    block = np.empty((size, size))
-    for k in range(size):
-        row = cache[slots[k]]
-        for c in range(size):
-            block[k, c] = row[rows[c]]
-    return block
-
-
-@_compiled
 def border_block(block, cache, slots, rows, first):
     """Add the kernel of rows from number `first` on, which are in `slots` of the cache, to that among those before."""
     for k in range(slots.size):
@@ -78,6 +67,15 @@ def border_block(block, cache, slots, rows, first):
             block[place, c] = value
             if c < first:
                 block[c, place] = value
+
+
+@_compiled
+def shrink_block(block, kept):
+    """Keep the rows and columns of a block that are named in ascending order, in its first ones."""
+    for k in range(kept.size):
+        row, source = block[k], block[kept[k]]
+        for c in range(kept.size):
+            row[c] = source[kept[c]]
 
 
 # --- a block of it: pairs until the face is found, Newton on the face ---------------------------------------------
@@ -97,12 +95,9 @@ def solve_block(K, error, b, low, high, goal, most_steps):
             if low[k] < b[k] < high[k]:
                 n_free += 1
         # As long with pairs as a Newton step will take: its cost grows with the cube of the face.
-        burst = 64 + n_free * n_free * n_free // (BURST * size)
+        burst = 64 + n_free * n_free * n_free // BURST
         burst = min(burst, most_steps - steps)
-        if size > PART:
-            done, gap = move_parts(K, error, b, low, high, goal, burst)
-        else:
-            done, gap = move_pairs(K, error, b, low, high, goal, burst)
+        done, gap = move_parts(K, error, b, low, high, goal, burst)
         steps += done
         if gap <= goal:
             break
@@ -110,104 +105,156 @@ def solve_block(K, error, b, low, high, goal, most_steps):
     return steps
 
 
-@_vectorised
-def move_pairs(K, error, b, low, high, goal, most_steps):
-    """Move the pair that gains most (second order, as libsvm does), again and again.
-
-    Loops are written so that they vectorise: what may not rise or fall carries a number that keeps it from being
-    chosen, and the place of an extreme is looked up once its value is known.
-    """
+@_compiled
+def move_parts(K, error, b, low, high, goal, most_steps):
+    """Move pairs to a violation of `goal`, part after part of the block: what violates most stays in the cache."""
     size = error.size
-    rising, falling = np.empty(size), np.empty(size)
-    diagonal, gain = np.empty(size), np.empty(size)
-    for k in range(size):
-        rising[k] = 0.0 if b[k] < high[k] else -BARRED
-        falling[k] = 0.0 if b[k] > low[k] else BARRED
-        diagonal[k] = K[k, k]
     steps = 0
-    gap = BARRED
+    rising, falling = np.empty(size), np.empty(size)
+    part = np.empty(min(PART, size), np.int64)
     while True:
-        highest, lowest = -BARRED, BARRED
         for k in range(size):
-            highest = max(highest, error[k] + rising[k])
-            lowest = min(lowest, error[k] + falling[k])
+            rising[k] = error[k] if b[k] < high[k] else -BARRED
+            falling[k] = error[k] if b[k] > low[k] else BARRED
+        part[0], part[1] = rising.argmax(), falling.argmin()
+        highest, lowest = rising[part[0]], falling[part[1]]
         gap = highest - lowest
         if gap <= goal or steps >= most_steps:
-            break
-        i = 0
-        while i < size - 1 and error[i] + rising[i] != highest:
-            i += 1
-        row_i, d_i = K[i], K[i, i]
-        best = 0.0
+            return steps, gap
+        top, bottom = -BARRED, BARRED
+        if size > PART:
+            top, bottom = extremes(rising, falling, highest, lowest, PART // 2)
+        n = 2
         for k in range(size):
-            difference = max(highest - (error[k] + falling[k]), 0.0)
-            curvature = max(d_i + diagonal[k] - 2.0 * row_i[k], TAU)
-            value = difference * difference / curvature
-            gain[k] = value
-            best = max(best, value)
-        j = 0
-        while j < size - 1 and gain[j] != best:
-            j += 1
-        if best <= 0.0 or i == j:
+            # A row can only move with one at the other end that it violates against.
+            rises, falls = rising[k] >= top and rising[k] > lowest, falling[k] <= bottom and falling[k] < highest
+            if n < part.size and (rises or falls) and k != part[0] and k != part[1]:
+                part[n] = k
+                n += 1
+        some = part[:n]
+        moved = b[some]
+        part_error = error[some] - 0.5 * (highest + lowest)  # near zero, where single precision tells most apart
+        part_goal = max(goal, PART_GOAL * gap)
+        done = move_pairs(K, some, part_error, moved, low[some], high[some], part_goal, most_steps - steps)
+        if done == 0:
+            return steps, gap
+        steps += done
+        for r in range(n):
+            step = b[some[r]] - moved[r]
+            if step != 0.0:
+                add_row(error, K[some[r]], step)
+                b[some[r]] = moved[r]
+
+
+@_compiled
+def extremes(rising, falling, highest, lowest, most):
+    """Return the least value of `rising` and the greatest of `falling` that about `most` or fewer go beyond.
+
+    By counts in equal parts of what lies between the highest and the lowest: quicker than a partition, and as good.
+    """
+    n_parts = 64
+    per_value = n_parts / (highest - lowest)
+    above, below = np.zeros(n_parts, np.int64), np.zeros(n_parts, np.int64)
+    for k in range(rising.size):
+        if rising[k] > lowest:
+            above[min(int((highest - rising[k]) * per_value), n_parts - 1)] += 1
+        if falling[k] < highest:
+            below[min(int((falling[k] - lowest) * per_value), n_parts - 1)] += 1
+    n_above, n_below, total_above, total_below = 1, 1, above[0], below[0]
+    while n_above < n_parts and total_above + above[n_above] <= most:
+        total_above += above[n_above]
+        n_above += 1
+    while n_below < n_parts and total_below + below[n_below] <= most:
+        total_below += below[n_below]
+        n_below += 1
+    return highest - n_above / per_value, lowest + n_below / per_value
+
+
+@_vectorised
+def fill_distances(distances, r, K, rows, diagonal):
+    """Set row `r` to the squared distances ``K_ii + K_kk - 2 K_ik`` that a kernel means."""
+    source = K[rows[r]]
+    for c in range(rows.size):
+        distances[r, c] = diagonal[r] + diagonal[c] - 2.0 * source[rows[c]]
+
+
+@_vectorised
+def move_pairs(K, rows, error, b, low, high, goal, most_steps):
+    """Move the pair of some rows that gains most (second order, as libsvm does), again and again; return the steps.
+
+    Parameters
+    ----------
+    K
+        Kernel of the block.
+    rows
+        Which of its rows may move, (size,).
+    error, b, low, high
+        Theirs, (size,). The errors come out moved by a number that is the same for all, which changes no difference.
+
+    Notes
+    -----
+    Which pair moves is chosen in single precision, how far and what comes of it in double. To find the place of an
+    extreme in one vectorised loop, the bits of a number, which sort as it does, and its place are compared as one
+    integer. Distances are gathered when a row first moves: mostly few do.
+    """
+    size = error.size
+    distances, known, diagonal = np.empty((size, size)), np.zeros(size, np.bool_), np.empty(size)
+    zero, tau, barred = np.float32(0.0), np.float32(TAU), np.float32(1e30)
+    rise_cap, fall_cap = np.empty(size, np.int64), np.empty(size, np.int64)
+    held, gain, short = np.empty(size, np.float32), np.empty(size, np.float32), error.astype(np.float32)
+    short_bits, gain_bits = short.view(np.int32), gain.view(np.int32)
+    for k in range(size):
+        rise_cap[k] = MOST if b[k] < high[k] else LEAST
+        fall_cap[k] = LEAST if b[k] > low[k] else MOST
+        held[k] = zero if b[k] > low[k] else barred
+        diagonal[k] = K[rows[k], rows[k]]
+    steps = 0
+    while steps < most_steps:
+        top, bottom = LEAST, MOST
+        for k in range(size):
+            bits = short_bits[k]
+            key = (np.int64(bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | k
+            top = max(top, min(key, rise_cap[k]))
+            bottom = min(bottom, max(key, fall_cap[k]))
+        if top == LEAST or bottom == MOST:
             break
-        row_j = K[j]
-        curvature = max(d_i + diagonal[j] - 2.0 * row_i[j], TAU)
-        step = (error[i] - error[j]) / curvature
+        i = top & 0xFFFFFFFF
+        if error[i] - error[bottom & 0xFFFFFFFF] <= goal:
+            break
+        if not known[i]:
+            fill_distances(distances, i, K, rows, diagonal)
+            known[i] = True
+        highest, row_i = short[i], distances[i]
+        for k in range(size):
+            difference = max(highest - (short[k] + held[k]), zero)
+            gain[k] = difference * difference / max(np.float32(row_i[k]), tau)
+        best = np.int64(0)
+        for k in range(size):
+            best = max(best, (np.int64(gain_bits[k]) << 32) | k)
+        j = best & 0xFFFFFFFF
+        if gain[j] <= zero or i == j:
+            break
+        if not known[j]:
+            fill_distances(distances, j, K, rows, diagonal)
+            known[j] = True
+        row_j = distances[j]
+        step = (error[i] - error[j]) / max(row_i[j], TAU)
         room_i, room_j = high[i] - b[i], b[j] - low[j]
         if step >= min(room_i, room_j):
             step = min(room_i, room_j)
         b[i] = high[i] if step == room_i else b[i] + step
         b[j] = low[j] if step == room_j else b[j] - step
-        rising[i] = 0.0 if b[i] < high[i] else -BARRED
-        falling[i] = 0.0
-        falling[j] = 0.0 if b[j] > low[j] else BARRED
-        rising[j] = 0.0
+        for moved in (i, j):
+            rise_cap[moved] = MOST if b[moved] < high[moved] else LEAST
+            fall_cap[moved] = LEAST if b[moved] > low[moved] else MOST
+            held[moved] = zero if b[moved] > low[moved] else barred
+        change = 0.5 * step
         for k in range(size):
-            error[k] -= step * (row_i[k] - row_j[k])
+            value = error[k] + change * (row_i[k] - row_j[k])
+            error[k] = value
+            short[k] = value
         steps += 1
-    return steps, gap
-
-
-@_compiled
-def move_parts(K, error, b, low, high, goal, most_steps):
-    """Move pairs as `move_pairs` does, but part after part of a large block: what violates most stays in the cache."""
-    size = error.size
-    steps = 0
-    rising, falling = np.empty(size), np.empty(size)
-    part = np.empty(PART, np.int64)
-    while True:
-        highest, lowest = -BARRED, BARRED
-        for k in range(size):
-            rising[k] = error[k] if b[k] < high[k] else -BARRED
-            falling[k] = error[k] if b[k] > low[k] else BARRED
-            highest = max(highest, rising[k])
-            lowest = min(lowest, falling[k])
-        gap = highest - lowest
-        if gap <= goal or steps >= most_steps:
-            return steps, gap
-        top = np.partition(rising, size - PART // 2)[size - PART // 2]
-        bottom = np.partition(falling, PART // 2)[PART // 2]
-        n = 0
-        for k in range(size):
-            # A row can only move with one at the other end that it violates against.
-            rises, falls = rising[k] >= top and rising[k] > lowest, falling[k] <= bottom and falling[k] < highest
-            if n < PART and (rises or falls):
-                part[n] = k
-                n += 1
-        some = part[:n]
-        local = gather_block(K, some, some)
-        start, part_error = b[some], error[some]
-        moved = start.copy()
-        part_goal = max(goal, PART_GOAL * gap)
-        done, _ = move_pairs(local, part_error, moved, low[some], high[some], part_goal, most_steps - steps)
-        if done == 0:  # so many equal errors that the part misses one end
-            done, gap = move_pairs(K, error, b, low, high, goal, most_steps - steps)
-            return steps + done, gap
-        steps += done
-        for r in range(n):
-            if moved[r] != start[r]:
-                add_row(error, K[some[r]], start[r] - moved[r])
-                b[some[r]] = moved[r]
+    return steps
 
 
 @_compiled

@@ -134,17 +134,34 @@ def test_a_training_without_tensorflow_is_refused(monkeypatch, spectra):
 
 
 @pytest.mark.slow  # another process imports TensorFlow
-def test_a_tensorflow_that_was_used_before_is_taken_as_it_is_and_the_log_is_silent():
+def test_the_backend_is_loaded_without_a_log():
+    script = "from eelsflow.models.backend import load_backend; load_backend()"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
+@pytest.mark.slow  # another process imports TensorFlow
+def test_a_tensorflow_that_was_used_before_is_taken_as_it_is():
     script = """
-import os; os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(2)
 tf.constant(1)
 from eelsflow.models.backend import load_backend
 assert load_backend().tf is tf
 """
-    run = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
-    assert run.stderr == ""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
+
+
+def test_what_is_no_information_is_not_kept_off_the_error_stream():
+    script = """
+import os
+from eelsflow.models.backend import without_information
+with without_information():
+    os.write(2, b"I0000 00:00:17 port.cc:153] this processor\\n")
+    os.write(2, b"E0000 00:00:17 something broke\\nplain text")
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stderr == "E0000 00:00:17 something broke\nplain text"
 
 
 @pytest.mark.slow  # starts a worker process
