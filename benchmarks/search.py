@@ -31,9 +31,8 @@ from threadpoolctl import threadpool_limits
 from benchmarks.data import ACCURACY, MEASURED_SEED, training_table
 from benchmarks.measure import REPETITIONS, THREADS, Row, print_rows, ratio, take_turns
 from eelsflow.executors import ThreadExecutor
-from eelsflow.models.svm import FitJob, run_fit
-from eelsflow.search.gram import save_array, save_products
-from eelsflow.search.grid import best_cell, save_folds, search_grid
+from eelsflow.search.estimator import fit_machine
+from eelsflow.search.grid import best_cell, search_grid
 
 N_TRAIN, N_TEST, N_FOLDS, PEER_FOLDS = 7599, 1000, 10, 1
 N_QUICK, QUICK_FOLDS = 500, 3
@@ -207,24 +206,9 @@ def tight_accuracy(
 def best_agreement(kernel: str, params: dict[str, float], train: Table, test: Table) -> float:
     """Return the share of test spectra that our machine and scikit-learn's at a tolerance of 1e-6 decide alike."""
     X, y = train
-    with tempfile.TemporaryDirectory() as scratch:
-        fit = run_fit(fit_job(kernel, params, X, y, Path(scratch)))
+    fitted = fit_machine(X, y, kernel=kernel, params=params)
     machine = SVC(kernel=kernel, class_weight="balanced", tol=1e-6, cache_size=2000, **params).fit(X, y)
-    return float(np.mean(fit.machine.predict(test[0]) == machine.predict(test[0])))
-
-
-def fit_job(kernel: str, params: dict[str, float], X: NDArray[Any], y: NDArray[Any], scratch: Path) -> FitJob:
-    everything = np.arange(len(y))
-    return FitJob(
-        spectra=save_array(X, scratch, name="spectra"),
-        labels=save_array(y, scratch, name="labels"),
-        products=save_products(X, kernel, scratch),
-        folds=tuple(save_folds([(everything, everything[:0])], scratch)),
-        base=f"svm-{kernel}",
-        params=params,
-        seed=0,
-        return_machine=True,
-    )
+    return float(np.mean(fitted.predict(test[0]) == machine.predict(test[0])))
 
 
 def compare_linear(train: Table, *, quick: bool, centred: bool) -> Row:
@@ -238,8 +222,7 @@ def compare_linear(train: Table, *, quick: bool, centred: bool) -> Row:
     C = 1e5
 
     def own() -> Any:
-        with tempfile.TemporaryDirectory() as scratch:
-            return run_fit(fit_job("linear", {"C": C}, X, y, Path(scratch))).machine
+        return fit_machine(X, y, kernel="linear", params={"C": C})
 
     def peer() -> Any:
         with warnings.catch_warnings():

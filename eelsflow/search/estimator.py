@@ -15,16 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import check_cv
 from sklearn.svm import SVC
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from threadpoolctl import threadpool_limits
 
 from eelsflow.errors import DataSetError
 from eelsflow.executors import Executor, ThreadExecutor
-from eelsflow.search.gram import Kernel, save_products
+from eelsflow.search.gram import Kernel, compute_products, keeps_spectra, save_products
 from eelsflow.search.grid import best_cell, search_grid
 from eelsflow.search.machine import build_machine
 from eelsflow.search.path import ClassWeight, approach, follow_path
-from eelsflow.search.rows import open_kernel
+from eelsflow.search.rows import SharedKernel, open_kernel
 
 
 class SvmGridSearch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -176,15 +177,64 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         products = save_products(spectra, self.kernel, scratch)
         matrix = np.load(products.path, mmap_mode="r")
         rows = open_kernel(matrix, self.kernel, self.best_params_, from_spectra=products.from_spectra)
-        C = self.best_params_["C"]
-        everything = np.arange(len(codes))
-        (fits,) = follow_path(rows, codes, [C], [], before=approach(C), whole=everything, class_weight=weights)
-        machine = build_machine(
-            spectra, codes, fits.whole, kernel=self.kernel, params=self.best_params_, class_weight=weights
-        )
+        machine = _fit_on(rows, spectra, codes, kernel=self.kernel, params=self.best_params_, weights=weights)
         machine.classes_ = self.classes_
         machine.class_weight = self.class_weight
         return machine
+
+
+def fit_machine(
+    X: ArrayLike, y: ArrayLike, *, kernel: Kernel, params: Mapping[str, float], class_weight: ClassWeight = "balanced"
+) -> SVC:
+    """Fit one machine in this process, without files.
+
+    Parameters
+    ----------
+    X
+        Spectra, (n_spectra, n_channels), finite. Not modified.
+    y
+        Their labels, (n_spectra,), of two classes or more.
+    kernel, params
+        As in scikit-learn's SVC: ``C``, and ``gamma`` and ``coef0`` as far as the kernel has them.
+    class_weight
+        ``balanced``, a factor of C for each number of a class among the sorted labels, or None.
+
+    Returns
+    -------
+    sklearn.svm.SVC
+        Fitted to libsvm's tolerance.
+
+    Examples
+    --------
+    >>> X = np.array([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]])
+    >>> fit_machine(X, ["FeO", "FeO", "Fe3O4", "Fe3O4"], kernel="linear", params={"C": 10.0}).predict([[1.9, 0.5]])
+    array(['Fe3O4'], dtype='<U5')
+    """
+    spectra, labels = check_X_y(X, y, dtype=[np.float64, np.float32])
+    check_classification_targets(labels)
+    classes, codes = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise DataSetError(f"the spectra are all of the class {str(classes[0])!r}; a classifier needs two or more")
+    from_spectra = keeps_spectra(len(spectra), kernel)
+    products = compute_products(spectra, kernel, from_spectra=from_spectra)
+    rows = open_kernel(products, kernel, params, from_spectra=from_spectra)
+    machine = _fit_on(rows, spectra, codes, kernel=kernel, params=params, weights=class_weight)
+    machine.classes_ = classes
+    return machine
+
+
+def _fit_on(
+    rows: SharedKernel,
+    spectra: NDArray[Any],
+    codes: NDArray[np.integer[Any]],
+    *,
+    kernel: Kernel,
+    params: Mapping[str, float],
+    weights: ClassWeight,
+) -> SVC:
+    C, everything = params["C"], np.arange(len(codes))
+    (fits,) = follow_path(rows, codes, [C], [], before=approach(C), whole=everything, class_weight=weights)
+    return build_machine(spectra, codes, fits.whole, kernel=kernel, params=params, class_weight=weights)
 
 
 def _directory(scratch: Path | None) -> Any:

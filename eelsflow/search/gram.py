@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +58,11 @@ class Products:
     from_spectra: bool
 
 
+def keeps_spectra(n_spectra: int, kernel: Kernel, *, max_bytes: int = MAX_PRODUCT_BYTES) -> bool:
+    """Tell whether rows of a kernel come from the spectra: of a linear one, which needs few, and of a large one."""
+    return kernel == "linear" or 8 * n_spectra**2 > max_bytes
+
+
 def save_products(X: ArrayLike, kernel: Kernel, scratch: Path, *, max_bytes: int = MAX_PRODUCT_BYTES) -> Products:
     """Compute what all kernels of one kind share, once for one `X`, and write it.
 
@@ -75,24 +80,27 @@ def save_products(X: ArrayLike, kernel: Kernel, scratch: Path, *, max_bytes: int
         as they have independent ones.
     """
     spectra = np.asarray(X)
-    # A linear search has one kernel, of which it needs few rows: they are quicker computed than written and read.
-    from_spectra = kernel == "linear" or 8 * len(spectra) ** 2 > max_bytes
+    from_spectra = keeps_spectra(len(spectra), kernel, max_bytes=max_bytes)
     name = "spectra" if from_spectra else {"rbf": "distances", "sigmoid": "products"}[kernel]
     name += "-independent" if kernel == "linear" else ""
     name += "" if kernel == "sigmoid" else "-centred"
     path = make_directory(scratch) / f"{name}-{digest_of(spectra)[:16]}.npy"
     if not path.exists():
-        values = spectra.astype(np.float64)
-        if kernel != "sigmoid":
-            values -= values.mean(axis=0)
-        if kernel == "linear":
-            products = independent_channels(values)
-        elif from_spectra:
-            products = values
-        else:
-            products = squared_distances(values) if kernel == "rbf" else values @ values.T
+        products = compute_products(spectra, kernel, from_spectra=from_spectra)
         _write(path, products)
     return Products(path, from_spectra)
+
+
+def compute_products(X: NDArray[Any], kernel: Kernel, *, from_spectra: bool) -> NDArray[np.float64]:
+    """Return what `save_products` writes; `X`, (n_spectra, n_channels), is not modified."""
+    values = X.astype(np.float64)
+    if kernel != "sigmoid":
+        values -= values.mean(axis=0)
+    if kernel == "linear":
+        return independent_channels(values)
+    if from_spectra:
+        return values
+    return squared_distances(values) if kernel == "rbf" else values @ values.T
 
 
 def independent_channels(X: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from sklearn.svm import SVC
 
 from eelsflow.errors import DataSetError
 from eelsflow.executors import LoopExecutor
-from eelsflow.search.estimator import SvmGridSearch
+from eelsflow.search.estimator import SvmGridSearch, fit_machine
 
 GRIDS = {
     "linear": {"C": [0.1, 10.0]},
@@ -102,3 +102,24 @@ def test_refuses_one_class():
     X, _ = overlapping(2)
     with pytest.raises(DataSetError, match="two or more"):
         SvmGridSearch("linear", {"C": [1.0]}).fit(X, np.zeros(len(X)))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize(("kernel", "params"), [("linear", {"C": 10.0}), ("rbf", {"C": 100.0, "gamma": 0.1})])
+def test_a_single_machine_is_that_of_scikit_learn(kernel, params, n_classes):
+    X, y = overlapping(n_classes)
+    X_before = X.copy()
+    found = fit_machine(X, y, kernel=kernel, params=params)
+    expected = SVC(kernel=kernel, class_weight="balanced", tol=1e-6, decision_function_shape="ovo", **params).fit(X, y)
+    np.testing.assert_array_equal(found.predict(X), expected.predict(X))
+    np.testing.assert_allclose(found.decision_function(X), expected.decision_function(X), atol=0.02)
+    np.testing.assert_array_equal(X, X_before)
+
+
+def test_a_single_machine_needs_two_classes_and_finite_spectra():
+    X, y = overlapping(2)
+    with pytest.raises(DataSetError, match="all of the class 'FeO'; a classifier needs two"):
+        fit_machine(X[y == "FeO"], y[y == "FeO"], kernel="linear", params={"C": 1.0})
+    X[3, 2] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        fit_machine(X, y, kernel="linear", params={"C": 1.0})

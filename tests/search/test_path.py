@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.svm import SVC
 
+from eelsflow.search import solver
 from eelsflow.search.gram import squared_distances
 from eelsflow.search.machine import build_machine
 from eelsflow.search.path import TOLERANCE, Fold, approach, class_weights, follow_path, vote
@@ -191,3 +192,18 @@ def test_a_large_block_is_solved_part_after_part(n_copies):
         np.testing.assert_allclose(solution.F, K @ solution.b, atol=1e-6 * fits.C)
         limit = fits.C * class_weights(codes, 2, "balanced")[codes]
         assert primal_gap(K, codes, solution, fits.C) <= TOLERANCE * limit.sum()
+
+
+def test_pairs_move_among_rows_with_equal_errors():
+    """Before anything has moved every error is 1 or -1; of a part of them both ends must be there."""
+    random = np.random.default_rng(0)
+    X = random.normal(size=(700, 4))
+    y = np.where(np.arange(700) < 500, 1.0, -1.0)
+    K = np.exp(-0.5 * squared_distances(X))
+    low, high = np.where(y < 0, -1e3, 0.0), np.where(y > 0, 1e3, 0.0)
+    error, b = y.copy(), np.zeros(700)
+    steps, gap = solver.move_parts(K, error, b, low, high, 1e-3, 1_000_000)
+    assert 0 < steps < 1_000_000
+    assert gap <= 1e-3
+    np.testing.assert_allclose(error, y - K @ b, atol=1e-9 * np.abs(b).sum())
+    assert abs(b.sum()) < 1e-9 * np.abs(b).sum()
