@@ -111,7 +111,8 @@ def independent_channels(X: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     values, directions = np.linalg.eigh(X.T @ X)
     kept = values > 16 * np.finfo(np.float64).eps * values[-1]
-    return np.ascontiguousarray(X @ directions[:, kept][:, ::-1])
+    ordered = np.ascontiguousarray(directions[:, kept][:, ::-1])  # BLAS takes no negative strides
+    return np.asarray(X @ ordered)
 
 
 def squared_distances(X: NDArray[np.float64]) -> NDArray[np.float64]:
