@@ -352,8 +352,9 @@ def _disagreements(offsets: dict[str, OffsetEstimate], axis: EnergyAxis, edge: E
     for name, there in offsets.items():
         if name == first.name:
             continue
-        difference, error = there.value - here.value, float(np.hypot(here.error, there.error))
-        if abs(difference) <= _SIGNIFICANT * np.hypot(error, _CHEMICAL_SHIFT):
+        difference = there.value - here.value
+        error = float(np.sqrt(here.error**2 + there.error**2 + _CHEMICAL_SHIFT**2))
+        if abs(difference) <= _SIGNIFICANT * error:
             continue
         distance = SHIPPED[name].reference_energy - first.reference_energy
         nominal = distance - difference
