@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from eelsflow.errors import EdgeOutOfRangeError, EelsflowError
 from eelsflow.io.read import read_separate_ranges, read_spectra_table, read_spectrum_image
 from eelsflow.io.zarr_store import blocks
 from eelsflow.preprocess.chain import Acquisition, Part, fit_acquisition
-from eelsflow.preprocess.presets import Align, Preset, Spikes, Step, VacuumMask
+from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
+from eelsflow.preprocess.presets import MAX_OFFSET, Align, Preset, Spikes, Step, VacuumMask
 from eelsflow.spectrum_image import energy_axis
 
 KNOWN_ONSETS: dict[str, float] = {
@@ -74,6 +76,8 @@ KNOWN_ONSETS: dict[str, float] = {
 """Onsets of common core-loss edges, eV, after C. C. Ahn and O. L. Krivanek, EELS Atlas (Gatan, 1983)."""
 
 _BEFORE, _AFTER = 5.0, 20.0  # eV of axis needed before and after an onset to call an edge in range; our choice
+_SIGNIFICANT = 3.0  # standard errors by which the offsets of two edges disagree
+_CHEMICAL_SHIFT = 0.8  # eV, 1 sigma: how far an edge lies from its reference energy by valence; our choice
 _FEWEST_PIXELS = 4  # below this specimen and vacuum cannot be told apart
 
 
@@ -94,6 +98,7 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
         JSON values. ``shape`` [y, x, channels]; ``energy_loss`` {start, stop, dispersion} of the channel centres, eV,
         nominal; ``edges`` in range on the nominal axis, with ``edge_onsets`` in eV; ``edge`` that the following refer
         to; ``energy_offset`` {value, error}, eV to add to the nominal axis at the reference energy, 1 sigma;
+        ``offsets`` {edge: {value, error}} of every edge that shows, and a warning where they disagree;
         ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
         specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean}; ``file``, ``format``, ``signal``,
         ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``. What cannot be estimated is None, and a warning says
@@ -135,11 +140,17 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
     counts = _count_range(parts)
     onsets = edges_in_range(axis, [*SHIPPED.values(), *([edge] if edge else [])])
     offset = vacuum = noise = spikes = dead = None
+    offsets: dict[str, OffsetEstimate] = {}
     if acquisition and estimated_for:
         offset, vacuum = acquisition.fitted.offset, acquisition.vacuum
+        assert offset is not None  # the steps that an edge is estimated by align
         warnings += [warning for warning in acquisition.warnings if warning not in warnings]
-    elif counts["min"] < 0:
-        warnings.append(f"counts reach down to {counts['min']:.4g}: usual for a subtracted dark reference")
+        offsets = {estimated_for.name: offset, **_other_offsets(acquisition, estimated_for)}
+        warnings += _disagreements(offsets, axis, estimated_for)
+    elif acquisition and counts["min"] < 0:
+        warnings.append(
+            f"counts reach down to {counts['min']:.4g}: usual where a dark reference or a background was subtracted"
+        )
     if acquisition and axis.start <= 0:
         warnings.append(
             "the axis holds the zero-loss peak, which moves a little from pixel to pixel: spikes and dead channels "
@@ -166,7 +177,8 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
         "edges": list(onsets),
         "edge_onsets": onsets,
         "edge": estimated_for.name if estimated_for else None,
-        "energy_offset": {"value": offset.value, "error": offset.error} if offset else None,
+        "energy_offset": _offset_values(offset) if offset else None,
+        "offsets": {name: _offset_values(estimate) for name, estimate in offsets.items()},
         "spikes": spikes,
         "dead_channels": dead,
         "background_fraction": vacuum.fraction if vacuum else None,
@@ -206,7 +218,8 @@ def _describe_separate_ranges(
         "counts": {"min": float(spectra.min()), "max": float(spectra.max()), "mean": float(spectra.mean())},
         "edges": [],
         "edge_onsets": {},
-        **dict.fromkeys((*unknown, "noise")),
+        "offsets": {},
+        **dict.fromkeys(unknown),
         "warnings": [reason],
     }
 
@@ -243,7 +256,7 @@ def format_description(description: dict[str, Any]) -> str:
     """Return a description (see `describe`) as aligned lines for a terminal."""
     n_y, n_x, n_channels = description["shape"]
     axis, counts = description["energy_loss"], description["counts"]
-    offset, spikes, noise = description["energy_offset"], description["spikes"], description["noise"]
+    spikes, noise = description["spikes"], description["noise"]
     vacuum, dead = description["background_fraction"], description["dead_channels"]
     kind = "spectrum image" if n_y > 1 else "line scan" if n_x > 1 else "single spectrum"
     if description["pixel_unit"] == "px":
@@ -262,9 +275,11 @@ def format_description(description: dict[str, Any]) -> str:
         else "no common axis",
         "counts": f"{counts['min']:.4g} to {counts['max']:.4g}, mean {counts['mean']:.4g}",
         "edges in range (eV)": ", ".join(edges) or "none of the known ones",
-        "energy offset": f"{offset['value']:+.2f} +- {offset['error']:.2f} eV at {description['edge']}"
-        if offset
-        else unknown,
+        "energy offset": "; ".join(
+            f"{offset['value']:+.2f} +- {offset['error']:.2f} eV at {name}"
+            for name, offset in description["offsets"].items()
+        )
+        or unknown,
         "spikes": f"{spikes['channels']} channels in {spikes['pixels']} pixels" if spikes else unknown,
         "dead channels": unknown if dead is None else ", ".join(str(channel) for channel in dead) or "none",
         "background pixels": unknown if vacuum is None else f"{100 * vacuum:.1f} %",
@@ -294,24 +309,68 @@ def _learn(
     if n_y * n_x >= _FEWEST_PIXELS:
         whole.insert(0, (spikes, vacuum, align))
     attempts = [(candidate, steps) for candidate in in_range for steps in whole]
-    failures: list[str] = []
+    failures: dict[str, str] = {}  # the first reason that each edge gave: what is tried after it only follows from it
     # The last attempt needs no edge; any will do.
     for candidate, steps in [*attempts, (edge or O_K, (spikes,))]:
         try:
             preset = Preset(name="info", steps=steps)
             acquisition = fit_acquisition(axis, parts, (n_y, n_x), edge=candidate, preset=preset)
         except EelsflowError as error:
-            message = f"{candidate.name}: {error}" if len(steps) > 1 else str(error)
-            if message not in failures:
-                failures.append(message)
-            continue
+            if len(steps) > 1:
+                failures.setdefault(candidate.name, str(error))
+                continue
+            # whatever was tried failed for what is wrong with the counts themselves
+            warnings.append(str(error))
+            return None, None
         if len(steps) > 1:
-            warnings += [failure for failure in failures if failure.startswith(f"{candidate.name}: ")]
+            warnings += [f"{name}: {reason}" for name, reason in failures.items() if name == candidate.name]
             return acquisition, candidate
-        warnings += failures
+        warnings += [f"{name}: {reason}" for name, reason in failures.items()]
         return acquisition, None
-    warnings += failures
-    return None, None
+    raise AssertionError("the last attempt returns")
+
+
+def _other_offsets(acquisition: Acquisition, edge: Edge) -> dict[str, OffsetEstimate]:
+    """Return the offsets at the other shipped edges that the mean spectrum shows; most specimens show none."""
+    fitted = acquisition.fitted
+    n_specimen = int((~acquisition.vacuum.mask).sum()) if acquisition.vacuum else int(np.prod(acquisition.shape))
+    variance = fitted.noise.variance(acquisition.mean_spectrum) / n_specimen
+    offsets = {}
+    for name, other in SHIPPED.items():
+        if name != edge.name and fitted.axis.covers(other.elnes_window):
+            with contextlib.suppress(EelsflowError):
+                offsets[name] = estimate_offset(
+                    fitted.axis.values, acquisition.mean_spectrum, other, variance=variance, max_offset=MAX_OFFSET
+                )
+    return offsets
+
+
+def _disagreements(offsets: dict[str, OffsetEstimate], axis: EnergyAxis, edge: Edge) -> list[str]:
+    """Return what it means that edges of one file ask for different offsets."""
+    first, here = edge, offsets[edge.name]
+    warnings = []
+    for name, there in offsets.items():
+        if name == first.name:
+            continue
+        difference = there.value - here.value
+        error = float(np.sqrt(here.error**2 + there.error**2 + _CHEMICAL_SHIFT**2))
+        if abs(difference) <= _SIGNIFICANT * error:
+            continue
+        distance = SHIPPED[name].reference_energy - first.reference_energy
+        nominal = distance - difference
+        dispersion = axis.dispersion * distance / nominal
+        warnings.append(
+            f"the energy offsets {here.value:+.2f} +- {here.error:.2f} eV at {first.name} and {there.value:+.2f} +- "
+            f"{there.error:.2f} eV at {name} disagree: if the specimen holds both elements, the dispersion is wrong, "
+            f"{axis.dispersion:.4g} eV per channel where {dispersion:.4g} would be true "
+            f"({100 * (distance / nominal - 1):+.1f} +- {100 * error / abs(nominal):.1f} %). No single offset corrects "
+            "that: use the one of the edge you study, and expect distances between its features to be off by as much"
+        )
+    return warnings
+
+
+def _offset_values(estimate: OffsetEstimate) -> dict[str, float]:
+    return {"value": estimate.value, "error": estimate.error}
 
 
 def _count_range(parts: list[Part]) -> dict[str, float]:

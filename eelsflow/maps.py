@@ -22,7 +22,7 @@ from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import blocks, open_dataset, write_dataset, write_spectrum_image
 from eelsflow.models.bundle import ModelBundle, read_description
 from eelsflow.preprocess.blocks import prepare_blocks
-from eelsflow.preprocess.presets import MAX_OFFSET
+from eelsflow.preprocess.presets import MAX_OFFSET, Normalize
 from eelsflow.preprocess.rebin import rebin_linear
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import home, make_directory, read_json, write_json
@@ -293,6 +293,14 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
             f"the spectra are unlike the training data: residual of their mean against the training subspace "
             f"{mean_novelty:.2f}, limit {bundle.transform.mean_novelty_threshold:.2f}; {novel.mean():.0%} of single "
             "spectra above theirs. This map may show phases that the model does not know: do not rely on it",
+        )
+    normalize = bundle.preset.find(Normalize)
+    if normalize is None or normalize.method == "none":
+        warnings.insert(
+            0,
+            f"the model was trained with the preset {bundle.preset.name!r}, which does not normalise spectra, and the "
+            "counts of an acquisition have a scale of their own: this map may follow from the scale alone, the same "
+            "class in every pixel. Train the model with a step that normalises, such as preprocess: [normalize]",
         )
     mean_probability = probability.max(axis=-1)
     classes = {}

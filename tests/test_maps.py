@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,15 @@ import pytest
 import tifffile
 import yaml
 
+from eelsflow.dataset.register import register_table
 from eelsflow.edges import SHIPPED
 from eelsflow.errors import EdgeOutOfRangeError, UnusableModelError
 from eelsflow.executors import LoopExecutor
+from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.maps import check_model, classify_file, find_model, register_model
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.preprocess.presets import resolve_preset
 from eelsflow.simulate import PRESETS, simulate_directory
 from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
@@ -138,3 +143,83 @@ def test_file_without_the_models_edge_is_refused(results, tmp_path):
     with pytest.raises(EdgeOutOfRangeError, match=r"late\.zarr.*outside the energy axis"):
         classify_file(path, model=results, out=tmp_path / "maps")
     assert not (tmp_path / "maps").exists()
+
+
+@pytest.mark.parametrize(("preset", "warned"), [("none", True), ("paper", False)])
+def test_map_by_a_model_that_does_not_normalise_says_that_the_scale_may_decide(saved_model, tmp_path, preset, warned):
+    axis = AxisParameters(start=470.0, n_channels=520)
+    simulated = PRESETS["paper"].model_copy(update={"axis": axis})
+    simulate_directory(tmp_path, n_acquisitions=1, seed=3, shape=(8, 8), preset=simulated)
+    [path] = [path for path in tmp_path.glob("*.zarr") if "truth" not in path.name]
+    bundle = replace(ModelBundle.load(saved_model), preset=resolve_preset(preset))
+    (tmp_path / "model").mkdir()
+    bundle.save(tmp_path / "model")
+    summary = classify_file(path, model=tmp_path / "model", out=tmp_path / "maps")
+    assert any("does not normalise" in warning for warning in summary["warnings"]) == warned
+
+
+@pytest.fixture(scope="module")
+def manganese(real_data, tmp_path_factory):
+    """The shipped study of manganese over the registered table, with a support vector machine alone."""
+    directory = tmp_path_factory.mktemp("manganese")
+    references, table = real_data / "mn_digitised_references.npz", directory / "mn_registered.npz"
+    shifts = register_table(
+        real_data / "mn_white_lines_labelled.npz", references, table, same={f"Mn{n}+": f"Mn{n}" for n in (2, 3, 4)}
+    )
+    # Spectra and references are of other laboratories: no single shift suits all classes.
+    assert shifts == pytest.approx({"Mn2+": -69.3, "Mn3+": -68.0, "Mn4+": -68.3}, abs=0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EELSFLOW_DATA", str(directory))
+        patch.setenv("EELSFLOW_HOME", str(directory / "home"))
+        patch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
+        study = load_study(Path(__file__).parents[1] / "deployments" / "studies" / "manganese-map.yaml").quick()
+        chosen = tuple(model for model in study.models if model.name == "svm-rbf")
+        place = Place(Store(directory / "store"), LoopExecutor())
+        run_study(study.model_copy(update={"models": chosen}), directory / "results", place=place)
+    return directory / "results"
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.parametrize("dispersion", [0.5, 0.53])
+def test_manganite_is_mapped_as_trivalent_and_its_wrong_dispersion_is_noticed(
+    manganese, real_data, tmp_path, dispersion
+):
+    """La0.7Sr0.3MnO3 has Mn3.3+; the file's 0.5 eV per channel should be 0.53, by the distance of its edges."""
+    image = read_spectrum_image(real_data / "lsmo_linescan.hspy")
+    energy_loss = 634.5 + (image["energy_loss"].values - 634.5) * dispersion / 0.5
+    path = write_spectrum_image(build_spectrum_image(image.values, energy_loss), tmp_path / "lsmo.zarr")
+
+    summary = classify_file(path, model=manganese, out=tmp_path / "maps")
+
+    assert (summary["pixels"], summary["background_pixels"]) == (40, 0)
+    assert summary["energy_offset"]["value"] == pytest.approx(7.5, abs=0.15)
+    assert summary["classes"]["Mn2+"]["pixels"] == 0
+    assert summary["classes"]["Mn3+"]["pixels"] > 30
+    unlike = [warning for warning in summary["warnings"] if "unlike the training data" in warning]
+    assert bool(unlike) == (dispersion == 0.5)
+    assert not any("normalise" in warning for warning in summary["warnings"])
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.parametrize("aligned", [False, True])
+def test_aligning_takes_away_the_chemical_shift_that_tells_valences_apart(manganese, real_data, aligned):
+    """Literature spectra on their own axes, and each with its L3 moved to the reference energy as a file would be."""
+    bundle = ModelBundle.load(find_model(str(manganese)))
+    with np.load(real_data / "mn_digitised_references.npz") as references:
+        spectra, label, ranges = (references[name] for name in ("X", "label", "energy_min_max"))
+    wide = []
+    for spectrum, (lowest, highest) in zip(spectra, ranges, strict=True):
+        energy_loss = np.linspace(lowest, highest, spectrum.size)
+        shift = bundle.edge.reference_energy - energy_loss[np.argmax(spectrum)] if aligned else 0.0
+        wide.append(np.interp(bundle.transform.axis.values, energy_loss + shift, spectrum))
+    predicted, _ = bundle.predict(np.array(wide, dtype=np.float32))
+    right = {name: np.mean(predicted[label == name] == f"{name}+") for name in ("Mn2", "Mn3", "Mn4")}
+    assert right["Mn2"] > 0.8
+    if aligned:
+        assert right["Mn4"] < 0.5  # they are taken for Mn3+: what a map says of them is not to be relied on
+        assert np.mean(predicted[label == "Mn4"] == "Mn2+") == 0
+    else:
+        assert right["Mn4"] > 0.8
+        assert right["Mn3"] < 0.5  # taken for Mn2+: the table's classes lie closer together than the literature's

@@ -14,7 +14,12 @@ import typer
 from eelsflow import cli
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "deployments" / "README.md", *sorted(ROOT.glob("docs/decisions/*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "deployments" / "README.md",
+    ROOT / "docs" / "manganese.md",
+    *sorted(ROOT.glob("docs/decisions/*.md")),
+]
 PROGRAMS = {"eelsflow": "eelsflow", ".venv/bin/eelsflow": "eelsflow", "make": "make"}
 
 

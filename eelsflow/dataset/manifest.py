@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from eelsflow.digest import digest_file
 from eelsflow.errors import StudyFileError, UnreadableFileError
 
-COLUMNS = ("path", "label", "group", "session", "truth", "low_loss")
+REQUIRED = ("path", "label", "group")
+COLUMNS = (*REQUIRED, "session", "truth", "low_loss")
 
 
 class Acquisition(BaseModel):
@@ -34,28 +35,35 @@ def read_manifest(path: Path) -> list[Acquisition]:
     Parameters
     ----------
     path
-        CSV with the columns path, label, group and optionally session, truth, low_loss. An empty group is the
-        acquisition itself.
+        CSV with the columns path, label, group and optionally session, truth, low_loss. A label may be empty; an
+        empty group is the acquisition itself. `session` is kept with the acquisition and `low_loss` must exist; no
+        step uses either yet.
 
     Raises
     ------
     UnreadableFileError
         If the manifest, or a file it names, cannot be read.
     StudyFileError
-        If a column is unknown or missing, a path is empty or given twice, or there are no rows.
+        If a column is unknown, missing or given twice, a row has more cells than columns, a path is empty, a low_loss
+        file is missing, an acquisition is given twice, or there are no rows.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        # utf-8-sig: Excel begins a CSV with a byte-order mark, which would become part of the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             header = reader.fieldnames or []
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnreadableFileError(f"manifest {path} cannot be read: {error}") from error
     unknown = [column for column in header if column not in COLUMNS]
-    if unknown or "path" not in header:
+    missing = [column for column in REQUIRED if column not in header]
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if unknown or missing or twice:
+        problems = {"unknown": unknown, "missing": missing, "given twice": twice}
+        found = "; ".join(f"{what}: {', '.join(columns)}" for what, columns in problems.items() if columns)
         raise StudyFileError(
-            f"manifest {path} has the columns {list(header)}; expected path, label, group and optionally "
-            "session, truth, low_loss"
+            f"manifest {path} has the columns {list(header)} ({found}); expected path, label, group and optionally "
+            "session, truth, low_loss, each once; a label or group that is not known is an empty cell"
         )
     if not rows:
         raise StudyFileError(f"manifest {path} names no acquisition; write one row a file")
@@ -64,6 +72,11 @@ def read_manifest(path: Path) -> list[Acquisition]:
     seen: dict[str, int] = {}
     names: set[str] = set()
     for number, row in enumerate(rows, start=2):
+        if None in row:  # where csv puts the cells that have no column
+            raise StudyFileError(
+                f"manifest {path}, line {number}: {len(header) + len(row[None])} cells for {len(header)} columns, the "
+                f"first without a column being {row[None][0]!r}; a comma inside a cell needs quotes around it"
+            )
         value = {column: (row.get(column) or "").strip() for column in COLUMNS}
         if not value["path"]:
             raise StudyFileError(f"manifest {path}, line {number}: the path is empty")
@@ -75,6 +88,11 @@ def read_manifest(path: Path) -> list[Acquisition]:
                 "content); the same spectra in two rows would count as independent: remove one"
             )
         seen[sha256] = number
+        if value["low_loss"] and not (path.parent / value["low_loss"]).exists():
+            raise StudyFileError(
+                f"manifest {path}, line {number}: low_loss names {value['low_loss']}, which does not exist in "
+                f"{path.parent}; correct the name or leave the cell empty"
+            )
         truth = (path.parent / value["truth"]).resolve() if value["truth"] else None
         name = file.name.removesuffix(file.suffix)
         if name in names:  # another file of this name in another folder

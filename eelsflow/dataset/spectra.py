@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eelsflow.dataset.labels import MIXED, UNLABELLED
 from eelsflow.energy import EnergyAxis
-from eelsflow.errors import DataSetError, UnreadableFileError
+from eelsflow.errors import DataSetError, InputError, UnreadableFileError
 from eelsflow.io.zarr_store import open_dataset
 
 
@@ -91,6 +91,8 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
         If the file cannot be read, or an array is missing.
     DataSetError
         If shapes disagree, spectra are not finite, or a class has no spectra.
+    InputError
+        If the energies are not uniform.
     """
     try:
         # opened here, because numpy leaves the file open when it turns out not to be a table
@@ -116,7 +118,10 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
             f"{path}: spectra have shape {spectra.shape} for {label.size} labels and {energy_loss.size} energies; "
             "expected (labels, energies)"
         )
-    EnergyAxis.from_values(energy_loss)
+    try:
+        EnergyAxis.from_values(energy_loss)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
     not_finite = int((~np.isfinite(spectra).all(axis=1)).sum())
     if not_finite:
         raise DataSetError(
@@ -124,7 +129,10 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
         )
     keep = np.isin(label, classes) if classes else np.ones(label.size, bool)
     group = table["group"].astype(np.str_)[keep] if "group" in table else None
-    check_classes(label, list(classes) or sorted(set(label.tolist())))
+    try:
+        check_classes(label, list(classes) or sorted(set(label.tolist())))
+    except DataSetError as error:
+        raise DataSetError(f"{path}: {error}") from error
     return LabelledSpectra(
         intensity=np.ascontiguousarray(spectra[keep], dtype=np.float32),
         variance=None,

@@ -39,6 +39,10 @@ _SCAN_STEP = 0.25  # eV; the refinement converges from a whole eV away
 _SCAN_DISPERSION = 0.45  # eV; the scan needs no finer channels than this
 _MARGIN_BELOW, _MARGIN_ABOVE = 8.0, 3.0  # eV of spectrum needed before the first and after the second feature
 _DETECTION = 30.0  # required gain in log-likelihood of an edge over a bare background; a scan of noise reaches ~12
+_WORTH_FITTING = 1.5  # misfit of the bare background over the edge's, from which an edge is fitted before it is refused
+_OBVIOUS = 12.0  # height of the reference feature over the rms of what its fit leaves; in vacuum up to 3
+_STRUCTURED = 30.0  # variance of a residual over that of its noise; noise spread over channels reaches ~5
+_EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)  # of the background's power laws
 _PRESENCE = 0.1  # least height of the reference feature, relative to the fitted edge's maximum
 _PEAK_SMOOTHING = 0.5  # eV, sigma of the smoothing that peaks are looked for in
 _CLEAR_PEAK = 6.0  # prominence of a clear peak in units of the noise before the edge
@@ -181,6 +185,8 @@ def _deviation(counts: Array, variance: Array | None) -> Array:
     if variance is None:
         variance = counts
     floor = 1e-3 * float(np.abs(variance).max())
+    if np.mean(variance < floor) > 0.1:  # a background was subtracted: noise is not in proportion to what is left
+        return np.ones(counts.size)
     return np.sqrt(np.maximum(variance, floor))
 
 
@@ -210,23 +216,26 @@ def _from_shape(energies: Array, counts: Array, deviation: Array, edge: Edge, ma
         misfits[index] = residual @ residual
         residuals.append(residual)
     best = int(np.argmin(misfits))
-    bare = _residual(_background_columns(coarse_energies, edge) / coarse_deviation[:, None], target)
+    bare = _bare_residual(coarse_energies, target, coarse_deviation, edge.reference_energy)
     rounding = 1e-14 * float(target @ target)
     independent = target.size / _inflation(residuals[best])
-    contrast = 0.5 * independent * float(np.log((bare @ bare + rounding) / (misfits[best] + rounding)))
-    if contrast < _DETECTION:
-        raise InputError(
-            f"no {edge.name} edge stands above noise in the summed spectrum (log-likelihood gain {contrast:.1f}, "
-            f"needed {_DETECTION:g}), so its energy offset cannot be estimated; check that the image holds specimen, "
-            "not vacuum alone, and that the edge is the right one"
-        )
+    ratio = float((bare @ bare + rounding) / (misfits[best] + rounding))
+    contrast = 0.5 * independent * float(np.log(ratio))
+    if contrast < _DETECTION and ratio < _WORTH_FITTING:
+        raise _no_edge(edge, contrast, residuals[best])
     likelihoods = -0.5 * independent * np.log((misfits + rounding) / (misfits[best] + rounding))
     fits = []
+    prominence = 0.0
     for index in _minima(misfits):
         if likelihoods[index] > -8.0:
             fit = _refine(energies, counts, deviation, edge, float(trials[index]))
             if fit is not None:
-                fits.append((*fit, float(likelihoods[index])))
+                fits.append((*fit[:2], float(likelihoods[index])))
+                prominence = max(prominence, fit[2])
+    # Lines of another shape than described leave a misfit that is smooth, so it passes for noise of few independent
+    # channels, the more so the less noise there is. What towers over the misfit is an edge all the same.
+    if contrast < _DETECTION and prominence < _OBVIOUS:
+        raise _no_edge(edge, contrast, residuals[best])
     if not fits:
         raise InputError(
             f"an edge stands above noise, but no {edge.name} reference feature can be fitted to it; "
@@ -249,6 +258,24 @@ def _from_shape(energies: Array, counts: Array, deviation: Array, edge: Edge, ma
     )
 
 
+def _no_edge(edge: Edge, contrast: float, residual: Array) -> InputError:
+    """Return the refusal of a spectrum that does not show the edge, with the reason that its misfit gives."""
+    found = f"log-likelihood gain of the edge {max(contrast, 0.0):.1f}, needed {_DETECTION:g}"
+    roughness = np.diff(residual, 2)
+    noise = float(roughness @ roughness) / 6.0 / roughness.size  # second differences of white noise have 6 variances
+    if float(residual @ residual) / residual.size > _STRUCTURED * noise:
+        return InputError(
+            f"the summed spectrum is no falling background with the {edge.name} edge on it ({found}): it has structure "
+            "far above its noise that neither explains, such as another edge within the window or just below it, so "
+            f"the energy offset of {edge.name} cannot be estimated; look at the spectrum, and choose an edge that "
+            "stands alone"
+        )
+    return InputError(
+        f"no {edge.name} edge stands above noise in the summed spectrum ({found}), so its energy offset cannot be "
+        "estimated; check that the image holds specimen, not vacuum alone, and that the edge is the right one"
+    )
+
+
 def _coarsen(energies: Array, counts: Array, deviation: Array) -> tuple[Array, Array, Array]:
     """Average neighbouring channels to about `_SCAN_DISPERSION`."""
     factor = max(int(_SCAN_DISPERSION / (energies[1] - energies[0])), 1)
@@ -259,7 +286,17 @@ def _coarsen(energies: Array, counts: Array, deviation: Array) -> tuple[Array, A
 
 def _background_columns(energies: Array, edge: Edge) -> Array:
     # A sum of power laws with positive coefficients: convex and falling, a little more general than one power law.
-    return np.stack([(energies / edge.reference_energy) ** -r for r in (1.0, 2.0, 3.0, 4.0, 6.0)], axis=1)
+    return np.stack([(energies / edge.reference_energy) ** -r for r in _EXPONENTS], axis=1)
+
+
+def _bare_residual(energies: Array, target: Array, deviation: Array, reference: float) -> Array:
+    """Return the weighted residual of a background without an edge.
+
+    It may be flat or rise, which the background below an edge may not: what is flat, such as a dark image, shows no
+    edge either.
+    """
+    columns = np.stack([(energies / reference) ** -r for r in (-3.0, -1.0, 0.0, *_EXPONENTS)], axis=1)
+    return _residual(columns / deviation[:, None], target)
 
 
 def _design(energies: Array, edge: Edge) -> Array:
@@ -338,8 +375,10 @@ def _minima(values: Array) -> list[int]:
 # --- 2. refine -------------------------------------------------------------------------------------------------
 
 
-def _refine(energies: Array, counts: Array, deviation: Array, edge: Edge, start: float) -> tuple[float, float] | None:
-    """Return offset and error from the smooth model's variants near a trial offset, or None where none fits."""
+def _refine(
+    energies: Array, counts: Array, deviation: Array, edge: Edge, start: float
+) -> tuple[float, float, float] | None:
+    """Return offset, error and prominence by the smooth model's variants near a trial offset; None if none fits."""
     second = edge.features[1].position if len(edge.features) > 1 else 2.0 * edge.features[0].sigma
     fits = []
     for reach in (second + 2.0, second + 5.0, second + 9.0):
@@ -355,7 +394,26 @@ def _refine(energies: Array, counts: Array, deviation: Array, edge: Edge, start:
     value = float(weights @ values / weights.sum())
     statistical = float(np.sqrt(weights @ np.square(errors) / weights.sum()))
     spread = float(np.sqrt(weights @ np.square(values - value) / weights.sum()))
-    return value, float(np.sqrt(statistical**2 + spread**2 + _FLOOR**2))
+    lack = _lack_of_fit(energies, counts, edge, value)
+    prominence = float(np.median([fit[2] for fit in fits]))
+    return value, float(np.sqrt(statistical**2 + spread**2 + lack**2 + _FLOOR**2)), prominence
+
+
+def _lack_of_fit(energies: Array, counts: Array, edge: Edge, offset: float) -> float:
+    """Return how far, in eV, the counts' own maximum lies from where the model puts the highest line.
+
+    A line with a shoulder is not symmetric, as the model's are. Every channel that noise may make the highest counts
+    as the maximum.
+    """
+    if edge.align_on != "maximum":  # the first peak sits on the slope of the next, where the counts' maximum misleads
+        return 0.0
+    smooth = gaussian_filter1d(counts, _PEAK_SMOOTHING / float(energies[1] - energies[0]))
+    # Smoothing is not relied upon to lower noise, which may be correlated over channels.
+    noise = 1.4826 * float(np.median(np.abs(counts - smooth)))
+    distances = np.abs(energies + offset - edge.reference_energy)
+    near = distances <= 1.5
+    highest = smooth[near] >= smooth[near].max() - noise
+    return max(float(distances[near][highest].min()) - float(energies[1] - energies[0]), 0.0)
 
 
 class _EdgeModel:
@@ -449,12 +507,14 @@ class _EdgeModel:
         )
         return np.asarray(solution.x), np.asarray(solution.jac)
 
-    def fit(self) -> tuple[float, float] | None:
-        """Return the offset at the maximum of the fitted edge, and its statistical error."""
+    def fit(self) -> tuple[float, float, float] | None:
+        """Return the offset at the maximum of the fitted edge, its statistical error and the feature's prominence."""
         parameters, jacobian = self._minimize(self.first, 0.0)
         residual = self.residual(parameters)
         freedom = max(self.counts.size - parameters.size, 1)
         variance = float(residual @ residual) / freedom * _inflation(residual)
+        left = residual * self.deviation
+        prominence = float(parameters[7]) / float(np.sqrt(left @ left / left.size) + 1e-9)
         # The scatter about this fit says how much the counts weigh against the usual shape of edges.
         parameters, jacobian = self._minimize(parameters, variance**0.5)
         maximum = self.maximum(parameters)
@@ -473,7 +533,7 @@ class _EdgeModel:
             if place is not None:
                 gradient[index] = -(place - maximum) / (moved[index] - parameters[index])
         squared_error = float(gradient @ covariance @ gradient)
-        return float(parameters[0] - maximum), max(squared_error, 0.0) ** 0.5
+        return float(parameters[0] - maximum), max(squared_error, 0.0) ** 0.5, prominence
 
     def maximum(self, parameters: Array) -> float | None:
         """Return where the edge has its local maximum nearest to the reference feature, eV from it, or None."""

@@ -200,8 +200,9 @@ def find_vacuum(
     if not significant.any():
         raise InputError(
             f"no pixel's edge signal stands {_SIGNIFICANT:g} standard errors above zero (largest {smooth.max():.3g}, "
-            f"error {float(np.median(smooth_error)):.3g} counts): the image shows no specimen with this edge, only "
-            "vacuum or support film; check the edge and the energy range, or leave the acquisition out"
+            f"error {float(np.median(smooth_error)):.3g} counts): the image shows no specimen with this edge: "
+            "vacuum or support film alone, or a specimen without the element; check the edge and the energy range, or "
+            "leave the acquisition out"
         )
     maximum = float(np.percentile(smooth[significant], 95))
     if method == "kmeans":

@@ -31,6 +31,10 @@ def test_rows_become_acquisitions_with_absolute_paths_and_digests(manifest, tmp_
         ("path,label,group\n", "names no acquisition"),
         ("path,label,group\na.dm3,FeO,\na.dm3,FeO,\n", "line 3.*already given in line 2"),
         ("path,label,group\n,FeO,\n", "line 2: the path is empty"),
+        ("path\na.dm3\n", "missing: label, group"),
+        ("path,label,group,label\na.dm3,FeO,,FeO\n", "given twice: label"),
+        ("path,label,group\nb.dm3,,\na.dm3,FeO,cube, old\n", "line 3: 4 cells for 3 columns.*' old'"),
+        ("path,label,group,low_loss\na.dm3,FeO,,zlp.dm3\n", "line 2: low_loss names zlp.dm3, which does not exist"),
     ],
 )
 def test_manifest_that_cannot_be_used_is_refused(manifest, text, message):
@@ -55,3 +59,8 @@ def test_files_of_one_name_in_two_folders_are_told_apart(manifest, tmp_path):
     first, second = read_manifest(manifest("path,label,group\na.dm3,FeO,\nday2/a.dm3,Fe3O4,\n"))
     assert first.name != second.name
     assert first.group != second.group
+
+
+def test_manifest_saved_by_excel_with_a_byte_order_mark_is_read(manifest):
+    [acquisition] = read_manifest(manifest("\ufeffpath,label,group,low_loss\na.dm3,FeO,,b.dm3\n"))
+    assert acquisition.label == "FeO"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from eelsflow.dataset.spectra import LabelledSpectra, read_table
-from eelsflow.errors import DataSetError, UnreadableFileError
+from eelsflow.errors import DataSetError, InputError, UnreadableFileError
 
 
 @pytest.fixture
@@ -62,3 +62,13 @@ def test_truncated_table_is_refused(table):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UnreadableFileError, match=r"table\.npz"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"energy_loss": 700 + np.arange(10.0) ** 2}, {"label": np.array(["Mn2+"] * 4)}],
+    ids=["axis not uniform", "one class"],
+)
+def test_table_that_is_refused_is_named(table, changes):
+    with pytest.raises((DataSetError, InputError), match=r"table\.npz: "):
+        read_table(table(**changes))
