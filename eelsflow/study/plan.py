@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +31,20 @@ class Step(BaseModel, ABC):
     """A piece of work that a person may want to see, retry or reuse."""
 
     model_config = ConfigDict(frozen=True, ignored_types=(cached_property,))
+
+    def __copy__(self) -> Self:
+        """Copy what the step is, not what was derived from it: `model_copy` would keep the digest of other fields."""
+        return self._forget_derived(super().__copy__())
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """As `__copy__`."""
+        return self._forget_derived(super().__deepcopy__(memo))
+
+    @classmethod
+    def _forget_derived(cls, copied: Self) -> Self:
+        for name in set(copied.__dict__) - set(cls.model_fields):
+            del copied.__dict__[name]
+        return copied
 
     @property
     @abstractmethod

@@ -73,6 +73,20 @@ def test_table_study_writes_every_result(table_study, tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_model_that_leaves_a_study_is_fitted_on_all_labelled_spectra(table_study, labelled_table, tmp_path):
+    results, _ = run(table_study(models=["svm-rbf"]), tmp_path / "out", store=tmp_path / "store")
+    bundle = ModelBundle.load(tmp_path / "out" / "model")
+    assert bundle.provenance["split"] == "all"
+    assert bundle.provenance["n_train"] == results["n_spectra"] == 144
+    with np.load(labelled_table) as table:
+        predicted, probability = bundle.predict(table["spectra"].astype(np.float32))
+        novelty = bundle.transform.novelty(table["spectra"].astype(np.float32))
+        assert (predicted == table["label"]).mean() > 0.95
+    assert np.allclose(probability.sum(axis=1), 1)
+    assert (novelty > bundle.transform.novelty_threshold).mean() < 0.1
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_resolved_study_file_gives_the_same_results(table_study, tmp_path):
     first, _ = run(table_study(), tmp_path / "one", store=tmp_path / "store")
     again, computed = run(tmp_path / "one" / "study.yaml", tmp_path / "two", store=tmp_path / "store")
