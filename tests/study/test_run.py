@@ -180,6 +180,20 @@ def test_too_few_spectra_for_the_folds_end_the_study_and_leave_no_results(table_
     assert not list((tmp_path / "store" / "temporary").glob("*"))
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_partly_negative_spectra_are_studied_and_spectra_without_signal_refused(table_study, labelled_table, tmp_path):
+    with np.load(labelled_table) as table:
+        arrays = dict(table)
+    path, about = tmp_path / "mine.npz", {"models": ["svm-sgd"], "split": {"by": "pixel", "folds": 3, "seeds": 1}}
+    np.savez(path, **arrays | {"spectra": arrays["spectra"] - 0.3})
+    study = table_study(data={"spectra": str(path)}, **about)
+    results, _ = run(study, tmp_path / "out", store=tmp_path / "store")
+    assert results["models"][0]["accuracy"]["mean"] > 0.9
+    np.savez(path, **arrays | {"spectra": arrays["spectra"] - 30})
+    with pytest.raises(DataSetError, match=r"mine\.npz: 144 of 144 spectra show no signal"):
+        run(study, tmp_path / "out", store=tmp_path / "store")
+
+
 def test_directory_of_somebody_else_is_refused_before_anything_is_computed(table_study, tmp_path):
     notes = tmp_path / "mine" / "model" / "notes.txt"
     notes.parent.mkdir(parents=True)
