@@ -1,6 +1,7 @@
 """What a person types, and what bad input gets: one clear message, exit status 2, nothing that looks whole."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -143,6 +144,15 @@ def test_missing_model_is_refused(eelsflow, cube, tmp_path):
     assert_refused(
         eelsflow("classify", path, "--model", "nowhere", "--out", tmp_path / "maps"), "no model is at nowhere"
     )
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"schema": "eelsflow-model/1"}'])
+def test_damaged_model_is_refused(eelsflow, cube, saved_model, tmp_path, content):
+    path = write_acquisition(tmp_path, "cube.zarr", cube)
+    model = shutil.copytree(saved_model, tmp_path / "model")
+    (model / "model.json").write_text(content)
+    outcome = eelsflow("classify", path, "--model", model, "--out", tmp_path / "maps")
+    assert_refused(outcome, "damaged", "model.json", "train or copy it again")
 
 
 def test_output_below_a_regular_file_is_refused(eelsflow, study, cube, tmp_path):
