@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -60,11 +61,11 @@ def read_manifest(path: Path) -> list[Acquisition]:
     if not rows:
         raise StudyFileError(f"manifest {path} names no acquisition; write one row a file")
 
+    values = [{column: (row.get(column) or "").strip() for column in COLUMNS} for row in rows]
+    shared = Counter((path.parent / value["path"]).resolve().stem for value in values)
     acquisitions: list[Acquisition] = []
     seen: dict[str, int] = {}
-    names: set[str] = set()
-    for number, row in enumerate(rows, start=2):
-        value = {column: (row.get(column) or "").strip() for column in COLUMNS}
+    for number, value in enumerate(values, start=2):
         if not value["path"]:
             raise StudyFileError(f"manifest {path}, line {number}: the path is empty")
         file = (path.parent / value["path"]).resolve()
@@ -76,10 +77,9 @@ def read_manifest(path: Path) -> list[Acquisition]:
             )
         seen[sha256] = number
         truth = (path.parent / value["truth"]).resolve() if value["truth"] else None
-        name = file.name.removesuffix(file.suffix)
-        if name in names:  # another file of this name in another folder
+        name = file.stem
+        if shared[name] > 1:  # files of this name in several folders: all of them, so that their order does not matter
             name = f"{name}-{sha256[:8]}"
-        names.add(name)
         acquisitions.append(
             Acquisition(
                 name=name,

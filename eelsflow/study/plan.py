@@ -92,13 +92,23 @@ class BuildDataSet(Step):
         """What the step does."""
         return f"build data set ({self.preset_name})"
 
+    @property
+    def inputs(self) -> list[tuple[str, Acquisition]]:
+        """The prepared products, each with its acquisition, in the order of the files' bytes.
+
+        Not in the manifest's order, so that the order of its rows does not matter; and not in that of the products'
+        digests, so that a seed splits alike whatever the preset and the version of the code.
+        """
+        pairs = zip(self.prepared, self.acquisitions, strict=True)
+        return sorted(pairs, key=lambda pair: pair[1].sha256)
+
     @cached_property
     def digest(self) -> str:
         """Address: the prepared products and their labels, or the table's bytes."""
-        inputs = sorted(
+        inputs = [
             [digest, acquisition.label, acquisition.group, acquisition.truth_sha256]
-            for digest, acquisition in zip(self.prepared, self.acquisitions, strict=True)
-        )
+            for digest, acquisition in self.inputs
+        ]
         return digest_of("data set", inputs, self.table_sha256, self.classes, code_version("dataset", "study.stages"))
 
 

@@ -55,3 +55,5 @@ def test_files_of_one_name_in_two_folders_are_told_apart(manifest, tmp_path):
     first, second = read_manifest(manifest("path,label,group\na.dm3,FeO,\nday2/a.dm3,Fe3O4,\n"))
     assert first.name != second.name
     assert first.group != second.group
+    reverse = read_manifest(manifest("path,label,group\nday2/a.dm3,Fe3O4,\na.dm3,FeO,\n"))
+    assert reverse == [second, first]

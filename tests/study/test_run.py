@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -145,6 +146,66 @@ def test_models_renamed_in_the_study_file_run_through_to_the_results_and_nothing
         assert {entry["model"] for entry in json.loads((out / "evidence" / f"{name}.json").read_text())} == {"My-net+"}
     chosen = ModelBundle.load(out / "model")
     assert (chosen.name, chosen.classifier.base) == ("Mine_v2.0", "svm-linear")
+
+
+@pytest.fixture
+def acquisition_study(tmp_path):
+    """Write a study over four small simulated acquisitions, with the rows of the manifest in any order."""
+    axis = AxisParameters(start=485.0, n_channels=400)
+    preset = PRESETS["paper"].model_copy(update={"axis": axis})
+    for directory, seed in (("acquisitions", 3), ("others", 4)):
+        simulate_directory(tmp_path / directory, n_acquisitions=4, seed=seed, shape=(16, 16), preset=preset)
+    manifest = tmp_path / "acquisitions" / "manifest.csv"
+    header, *rows = manifest.read_text().splitlines()
+
+    def write(*, reverse=False):
+        manifest.write_text("\n".join([header, *(rows[::-1] if reverse else rows)]) + "\n")
+        content = {
+            "name": "cubes",
+            "edge": "O_K",
+            "classes": ["FeO", "Fe3O4"],
+            "data": {"manifest": str(manifest)},
+            "preprocess": {"name": "nominal", "steps": ["vacuum_mask", "background", "rebin", "normalize"]},
+            "models": ["svm-sgd"],
+            "split": {"by": ["group", "pixel"], "folds": 2, "seeds": 1},
+            "robustness": {"shift_ev": [-5, 5, 5], "noise_sigma": [0, 0.3, 0.15]},
+        }
+        study_file = tmp_path / "study.yaml"
+        study_file.write_text(json.dumps(content))  # JSON is YAML
+        return study_file
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
+def test_order_of_the_manifests_rows_does_not_matter(acquisition_study, tmp_path):
+    first, computed = run(acquisition_study(), tmp_path / "one", store=tmp_path / "store-1")
+    again, same = run(acquisition_study(reverse=True), tmp_path / "two", store=tmp_path / "store-2")
+    assert scores(first) == scores(again)
+    assert computed == same
+    (dataset,) = (path.parent for path in (tmp_path / "store-1").glob("entries/*/*/intensity.npy"))
+    for array in dataset.glob("*.npy"):
+        other = tmp_path / "store-2" / array.relative_to(tmp_path / "store-1")
+        assert np.array_equal(np.load(array), np.load(other))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
+def test_changed_acquisition_recomputes_only_what_depends_on_it(acquisition_study, tmp_path):
+    study_file = acquisition_study()
+    _, computed = run(study_file, tmp_path / "out", store=tmp_path / "store")
+    # 4 acquisitions, the data set, then features and model for each of two splits and of the final model, and two
+    # assessments
+    assert len(computed) == 4 + 1 + 2 * 3 + 2
+    one = sorted((tmp_path / "acquisitions").glob("*[!h].zarr"))[0]
+    shutil.rmtree(one)
+    shutil.copytree(tmp_path / "others" / one.name, one)
+    _, computed = run(study_file, tmp_path / "out", store=tmp_path / "store")
+    assert len(computed) == 1 + 1 + 2 * 3 + 2
+    prepared = {path.parent.name for path in (tmp_path / "store").glob("entries/*/*/prepared.zarr")}
+    assert len(prepared) == 4 + 1
+    assert len(prepared & computed) == 1
 
 
 @pytest.mark.slow
