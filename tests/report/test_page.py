@@ -107,6 +107,17 @@ def test_tables_hold_the_numbers_rounded_rightly(full_report: Path, html: str):
         assert f"{entry['energy_offset']['value']:+.2f} ± 0.03 eV".replace("-", "\N{MINUS SIGN}") in acquisitions
 
 
+@pytest.mark.usefixtures("no_drawing")
+def test_a_score_without_an_interval_is_shown_alone(results_factory: Factory, tmp_path):
+    directory = results_factory(tmp_path, models=("svm-sgd",), presets=("paper",), splits=("group",), n_seeds=1)
+    results = json.loads((directory / "results.json").read_text())
+    for score in ("accuracy", "balanced_accuracy", "translation", "noise"):
+        results["models"][0][score] = {"mean": 0.5703, "low": None, "high": None}
+    (directory / "results.json").write_text(json.dumps(results))
+    page = Page(build_report(directory).read_text())
+    assert "0.570 0.570 0.570 0.570" in page.table("Balanced accuracy")
+
+
 def test_the_papers_values_stand_beside_those_of_its_presets(html: str):
     page = Page(html)
 
