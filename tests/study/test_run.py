@@ -1,5 +1,8 @@
+import contextlib
+import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from eelsflow.simulate import PRESETS, simulate_directory
 from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.store import Store
 from eelsflow.study.config import load_study
-from eelsflow.study.run import run_study
+from eelsflow.study.run import _replace_outputs, run_study
 from eelsflow.study.stages import Place
 
 
@@ -253,6 +256,59 @@ def test_partly_negative_spectra_are_studied_and_spectra_without_signal_refused(
     np.savez(path, **arrays | {"spectra": arrays["spectra"] - 30})
     with pytest.raises(DataSetError, match=r"mine\.npz: 144 of 144 spectra show no signal"):
         run(study, tmp_path / "out", store=tmp_path / "store")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_interrupted_writing_leaves_the_earlier_results_whole_or_no_results(table_study, tmp_path, monkeypatch):
+    def small(name):
+        return table_study(name=name, models=["svm-sgd"], split={"by": "pixel", "folds": 3, "seeds": 1})
+
+    out = tmp_path / "out"
+    run(small("first"), out, store=tmp_path / "store")
+    (out / "search-of-before.zarr").mkdir()
+    written = {path.name for path in out.iterdir()}
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eelsflow.study.run.build_report", interrupt)  # all but the report is written
+        with pytest.raises(KeyboardInterrupt):
+            run(small("second"), out, store=tmp_path / "store")
+    assert {path.name for path in out.iterdir()} == written | {".unfinished"}
+    assert json.loads((out / "results.json").read_text())["study"] == "first"
+    ModelBundle.load(out / "model")
+
+    run(small("second"), out, store=tmp_path / "store")
+    assert {path.name for path in out.iterdir()} == written - {"search-of-before.zarr"}
+    assert json.loads((out / "results.json").read_text())["study"] == "second"
+
+
+@pytest.mark.parametrize("stop", range(12))
+def test_results_json_stands_beside_outputs_of_its_own_study_alone_wherever_a_kill_strikes(tmp_path, monkeypatch, stop):
+    out, unfinished = tmp_path / "out", tmp_path / "out" / ".unfinished"
+    for directory, content in ((out, "old"), (unfinished, "new")):
+        for name in ("results.json", "report.html", "model/model.json", f"search-{content}.zarr/zarr.json"):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_text(content)
+    rename, calls = Path.rename, itertools.count()
+
+    def kill(path, target):
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", kill)
+    with contextlib.suppress(KeyboardInterrupt):
+        _replace_outputs(unfinished, out)
+    found = {path.relative_to(out).as_posix(): path.read_text() for path in out.glob("[!.]*/*")}
+    found |= {path.name: path.read_text() for path in out.iterdir() if path.is_file()}
+    assert len(found) == 4 or "results.json" not in found
+    if "results.json" in found and stop > 0:
+        assert set(found.values()) == {"new"}
+    if stop >= 8:
+        assert sorted(found) == ["model/model.json", "report.html", "results.json", "search-new.zarr/zarr.json"]
+        assert [path.name for path in out.glob(".*")] == []
 
 
 def test_directory_of_somebody_else_is_refused_before_anything_is_computed(table_study, tmp_path):
