@@ -191,6 +191,7 @@ def test_study_over_one_class_is_refused(eelsflow, study, tmp_path):
     study_file = study({"a.zarr": ("FeO", None)})
     outcome = eelsflow("study", study_file, "--out", tmp_path / "out", "--runner", "loop")
     assert_refused(outcome, "at least two classes", "'Fe3O4': 0")
+    assert not list((tmp_path / "home" / "store").glob("entries/*/*"))  # nothing was prepared in vain
 
 
 def test_unknown_key_in_the_study_file_is_refused(eelsflow, study, tmp_path):

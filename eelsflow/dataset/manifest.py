@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from eelsflow.dataset.labels import PURE_FRACTION, read_phase_fraction, require_label, require_phases
+from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import digest_file
-from eelsflow.errors import StudyFileError, UnreadableFileError
+from eelsflow.errors import DataSetError, StudyFileError, UnreadableFileError
 
 COLUMNS = ("path", "label", "group", "session", "truth", "low_loss")
 
@@ -93,3 +96,53 @@ def read_manifest(path: Path) -> list[Acquisition]:
             )
         )
     return acquisitions
+
+
+def check_labels(acquisitions: Sequence[Acquisition], classes: Sequence[str], *, split_by: Sequence[SplitBy]) -> None:
+    """Refuse labels that no study can be made of, as far as that is known before hours of preparation.
+
+    Parameters
+    ----------
+    acquisitions
+        Of a manifest.
+    classes
+        Of the study.
+    split_by
+        How spectra are held out; empty: by group where there are two groups or more.
+
+    Raises
+    ------
+    DataSetError
+        If a label or a phase of the truth is no class of the study, no acquisition can hold spectra of a class, or
+        only one group can where whole groups are held out.
+    UnreadableFileError
+        If a truth cannot be read.
+
+    Notes
+    -----
+    What is vacuum is known after the preparation only, so there may be fewer spectra than this assumes.
+    """
+    holding = {name: [acquisition for acquisition in acquisitions if acquisition.label == name] for name in classes}
+    for acquisition in acquisitions:
+        if acquisition.label:
+            require_label(acquisition.label, classes, name=acquisition.name)
+        elif acquisition.truth is not None:
+            phases, fraction = read_phase_fraction(acquisition.truth)
+            require_phases(phases, fraction, classes, name=acquisition.name)
+            for phase, part in zip(phases, fraction, strict=True):
+                if (part >= PURE_FRACTION).any():
+                    holding[phase].append(acquisition)
+    counts = {name: len(found) for name, found in holding.items()}
+    if not all(counts.values()):
+        raise DataSetError(
+            f"acquisitions with spectra of each class: {counts}; a classifier needs at least two classes with spectra "
+            "of each: add labelled acquisitions of the missing class or take it out of the study"
+        )
+    groups = {name: {acquisition.group for acquisition in found} for name, found in holding.items()}
+    by_group = "group" in split_by or (not split_by and len(set.union(*groups.values())) > 1)
+    if by_group and min(map(len, groups.values())) < 2:
+        raise DataSetError(
+            f"groups that hold each class: { ({name: len(found) for name, found in groups.items()}) }; where whole "
+            "groups are held out, each class needs at least 2, one to train on and one to test with: record another "
+            "acquisition of it, or split by pixel (`split: {by: pixel}`)"
+        )

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from eelsflow.dataset.manifest import Acquisition, read_manifest
+from eelsflow.dataset.manifest import Acquisition, check_labels, read_manifest
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
@@ -206,7 +206,7 @@ def plan_data(study: Study) -> Plan:
     Raises
     ------
     EelsflowError
-        If an input cannot be read.
+        If an input cannot be read, or the labels are not those of a study.
     """
     if study.data.spectra is not None:
         sha256 = digest_file(study.data.spectra)
@@ -218,6 +218,7 @@ def plan_data(study: Study) -> Plan:
 
     assert study.data.manifest is not None  # the study model has one or the other
     acquisitions = tuple(read_manifest(study.data.manifest))
+    check_labels(acquisitions, study.classes, split_by=study.split.by)
     prepare: list[PrepareAcquisition] = []
     datasets_: list[BuildDataSet] = []
     for preset in study.preprocess:
