@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -291,3 +292,18 @@ def test_a_grid_of_three_parameters_becomes_panels_with_the_best_cell_in_one(res
     assert {panel.scores.dims for panel in panels} == {("C", "gamma")}
     figure = grid_scores(panels)
     assert [len(axes.patches) for axes in figure.axes[:3]] == [0, 0, 1]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_sweep_on_a_validation_part_is_not_called_cross_validation(results_factory: Factory, tmp_path):
+    directory = results_factory(tmp_path / "out", **{**SMALL, "models": ("svm-linear",)})
+    with xr.open_zarr(directory / "search-svm-linear.zarr", consolidated=False) as search:
+        sweep = search.isel(fold=[0]).load()
+    shutil.rmtree(directory / "search-svm-linear.zarr")
+    sweep.to_zarr(directory / "search-svm-linear.zarr", consolidated=False, zarr_format=3)
+    html = build_report(directory).read_text()
+    assert "Accuracy on the validation part of svm-linear over its grid" in html
+    assert "accuracy on the validation part, mean over" in html
+    assert "1 fold" not in html
+    panels = cut_panels(sweep["accuracy"][0, 0, 0, :, 0], {"C": float(sweep.C[0])}, title="")
+    assert grid_scores(panels, measure="Mine").axes[0].get_ylabel() == "Mine"
