@@ -234,5 +234,16 @@ def test_study_init_prints_a_study_file(eelsflow):
     assert "elnes_window" in out
 
 
+def test_interrupted_study_says_that_it_can_go_on(eelsflow, study, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eelsflow.study.run.run_study", interrupt)
+    study_file = study({"a.zarr": ("FeO", None), "b.zarr": ("Fe3O4", None)})
+    status, _, error = eelsflow("study", study_file, "--out", tmp_path / "out", "--runner", "loop")
+    assert status == 130
+    assert error == "interrupted; what was finished is kept, and the same command goes on from there\n"
+
+
 def test_report_of_what_is_no_results_directory_is_refused(eelsflow, tmp_path):
     assert_refused(eelsflow("report", tmp_path), "results.json")
