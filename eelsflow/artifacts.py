@@ -106,7 +106,7 @@ def log_study(
     Returns
     -------
     dict
-        "experiment", "run" (ids) and "uri" (the store's address).
+        "experiment", "run" (ids), "uri" (the store's address) and "link" (the run's page).
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -155,4 +155,15 @@ def log_study(
         else:
             client.log_artifacts(parent_id, str(path), path.name)
     client.set_terminated(parent_id, "FINISHED")
-    return {"experiment": experiment, "run": parent_id, "uri": tracking_uri()}
+    return {
+        "experiment": experiment,
+        "run": parent_id,
+        "uri": tracking_uri(),
+        "link": _page(tracking_uri(), experiment, parent_id),
+    }
+
+
+def _page(uri: str, experiment: str, run: str) -> str:
+    """Return the address of a run's page: at the server, or where `mlflow ui` shows a local store by default."""
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment}/runs/{run}"

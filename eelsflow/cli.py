@@ -31,6 +31,10 @@ app = typer.Typer(
 )
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
+
 class RunnerName(StrEnum):
     """Where a study runs."""
 
@@ -259,12 +263,13 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         app()  # exits by itself when done (0), for misuse (2) and for Ctrl-C (130)
+    except SystemExit as exit_:
+        if exit_.code == INTERRUPTED:  # typer makes this of Ctrl-C, and says nothing
+            _say("interrupted; what was finished is kept, and the same command goes on from there")
+        raise
     except EelsflowError as error:
         _report(error, f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("interrupted; what was finished is kept, and the same command goes on from there")
-        sys.exit(130)
     except Exception as error:  # the one place that may catch everything: it turns a fault into a message
         _report(error, f"fault: {type(error).__name__}: {error} (a fault of eelsflow; --debug shows where)")
         sys.exit(1)

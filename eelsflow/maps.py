@@ -36,7 +36,7 @@ NOVEL_FRACTION = 0.1
 DEFAULT_EDGE = "O_K"
 
 
-def find_model(model: str, *, edge: str | None = None) -> Path:
+def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None = None) -> Path:
     """Return the directory of a model.
 
     Parameters
@@ -46,6 +46,8 @@ def find_model(model: str, *, edge: str | None = None) -> Path:
         for the edge, else the newest model registered for it.
     edge
         Name of the edge that "default" must fit.
+    axis
+        The energy axis that must show the edge of "default", where no edge is named.
 
     Raises
     ------
@@ -59,9 +61,17 @@ def find_model(model: str, *, edge: str | None = None) -> Path:
     registered = _registered()
     if model == "default":
         fitting = [entry for entry in registered if edge is None or entry["edge"] == edge]
+        if edge is None and axis is not None:
+            fitting = [entry for entry in fitting if _shows_edge_of(Path(entry["path"]), axis)]
         fitting.sort(key=lambda entry: (entry.get("champion", False), entry["registered"]))
         if fitting:
             return Path(fitting[-1]["path"])
+        if registered and edge is None:
+            edges = sorted({entry["edge"] for entry in registered})
+            raise UnusableModelError(
+                f"the registered models are for {', '.join(edges)}, and the energy axis {axis} shows none of these "
+                "edges; run a study of an edge that it shows, or name the directory of a model"
+            )
         raise UnusableModelError(
             f"no model for {edge or 'any edge'} is registered yet; run a study first (`eelsflow study`), or name the "
             "directory of a model"
@@ -74,6 +84,15 @@ def find_model(model: str, *, edge: str | None = None) -> Path:
         f"no model is at {model} and none is registered under this name; registered are {names or 'none yet'}: name a "
         "study's results directory, a model directory, or 'default'"
     )
+
+
+def _shows_edge_of(directory: Path, axis: EnergyAxis) -> bool:
+    """Tell whether a file of this axis can be classified by the model; by a damaged one it cannot."""
+    try:
+        Edge.model_validate(read_description(directory)["edge"]).require_within(axis, overhang=MAX_OFFSET)
+    except EelsflowError:
+        return False
+    return True
 
 
 def _registry() -> Path:
@@ -160,11 +179,15 @@ def check_file(path: Path, *, edge: Edge) -> xr.DataArray:
         If it cannot be read, or its axis does not hold the edge.
     """
     image = read_spectrum_image(path)
+    _require_edge(path, energy_axis(image), edge)
+    return image
+
+
+def _require_edge(path: Path, axis: EnergyAxis, edge: Edge) -> None:
     try:
-        edge.require_within(energy_axis(image), overhang=MAX_OFFSET)
+        edge.require_within(axis, overhang=MAX_OFFSET)
     except EelsflowError as error:
         raise type(error)(f"{path.name}: {error}") from error
-    return image
 
 
 def classify_file(
@@ -182,7 +205,7 @@ def classify_file(
         A folder of the file's name is written into it: ``map.zarr``, ``class.tif``, ``probability.tif``, ``map.png``,
         ``summary.json``.
     edge
-        Which edge must be in range; by default the model's.
+        Which edge must be in range; by default the model's, and for the model "default" any of a registered model's.
     executor
         Where blocks are prepared; a plain loop by default.
 
@@ -197,8 +220,10 @@ def classify_file(
         If the file or the model cannot be used; nothing is written then.
     """
     path, executor = Path(path), executor or LoopExecutor()
-    image = check_file(path, edge=_edge_to_check(str(model), edge))
-    bundle = ModelBundle.load(find_model(str(model), edge=edge))
+    image = read_spectrum_image(path)
+    axis = energy_axis(image)
+    _require_edge(path, axis, _edge_to_check(str(model), edge, axis))
+    bundle = ModelBundle.load(find_model(str(model), edge=edge, axis=axis))
     make_directory(out)
     sha256 = digest_file(path)
     target = _folder_for(path, sha256, out)
@@ -236,13 +261,15 @@ def _folder_for(path: Path, sha256: str, out: Path) -> Path:
     return target
 
 
-def _edge_to_check(model: str, edge: str | None) -> Edge:
+def _edge_to_check(model: str, edge: str | None, axis: EnergyAxis) -> Edge:
     """Return the edge asked for, else the model's, else the shipped default: the file is checked before the model."""
     if edge is not None:
         return resolve_edge(edge)
     try:
-        return Edge.model_validate(read_description(find_model(model))["edge"])
+        return Edge.model_validate(read_description(find_model(model, axis=axis))["edge"])
     except EelsflowError:
+        if model == "default" and _registered():  # and the file shows no edge of theirs
+            raise
         return resolve_edge(DEFAULT_EDGE)
 
 

@@ -23,8 +23,12 @@ from eelsflow.study.run import write_outputs
 from eelsflow.study.stages import Place
 from tasks.options import executor_at, task_options
 
-SHOWN_FIGURES = 10
-"""How many figures are shown in the Prefect run; all are in the report."""
+KINDS = ("leakage", "robustness", "search", "training", "architecture", "perturbed", "example", "acquisition")
+"""Figures of a study by how their names begin, in the order in which the Prefect run shows them: results first."""
+
+SHOWN_ACQUISITIONS = 6
+"""How many pictures of acquisitions are shown in the Prefect run; of every other kind all are. There may be hundreds of
+acquisitions, and each picture is kept in the server's database; the report has them."""
 
 
 @task(**task_options("write results, figures and report", tags=("report",), cached=False))
@@ -46,7 +50,7 @@ def write_report(
     create_link_artifact(
         key="report", link=(directory / "report.html").resolve().as_uri(), link_text="report.html", description="Report"
     )
-    for path in sorted((directory / "figures").glob("*.png"), key=_least_telling_last)[:SHOWN_FIGURES]:
+    for path in _shown_figures(directory / "figures"):
         picture = base64.b64encode(path.read_bytes()).decode()
         create_image_artifact(
             key=re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-"),
@@ -55,13 +59,23 @@ def write_report(
         )
 
 
-def _least_telling_last(figure: Path) -> tuple[bool, str]:
-    return figure.stem.startswith(("acquisition", "architecture")), figure.name
+def _shown_figures(figures: Path) -> list[Path]:
+    def rank(figure: Path) -> tuple[int, str]:
+        kind = figure.stem.partition("-")[0]
+        return KINDS.index(kind) if kind in KINDS else len(KINDS), figure.name
+
+    ordered = sorted(figures.glob("*.png"), key=rank)
+    acquisitions = [path for path in ordered if path.stem.startswith("acquisition-")]
+    left_out = set(acquisitions[SHOWN_ACQUISITIONS:])
+    return [path for path in ordered if path not in left_out]
 
 
 def _table_row(row: dict[str, Any]) -> dict[str, Any]:
     def text(score: dict[str, float] | None) -> str:
-        return f"{score['mean']:.3f} ({score['low']:.3f}-{score['high']:.3f})" if score else "-"
+        if not score:
+            return "-"
+        interval = f" ({score['low']:.3f}-{score['high']:.3f})" if score["low"] is not None else ""
+        return f"{score['mean']:.3f}{interval}"
 
     scores = {name: text(row[name]) for name in ("accuracy", "balanced_accuracy", "translation", "noise")}
     return {name: row[name] for name in ("model", "preprocess", "split", "seeds")} | scores
@@ -73,12 +87,17 @@ def record_in_artifact_store(
 ) -> dict[str, str]:
     """Log the study to MLflow and say in the Prefect run where it is."""
     place = record_study(plan, assessed, final, Store(Path(store)), Path(out), tags={"prefect.run": prefect_run})
-    create_markdown_artifact(
-        key="artifact-store",
-        description="MLflow",
-        markdown=(
-            f"Experiment **{plan.study.name}** ({place['experiment']}), run `{place['run']}`, at `{place['uri']}`.\n\n"
-            f"Browse it with `mlflow ui --backend-store-uri {place['uri']}`."
-        ),
-    )
+    create_markdown_artifact(key="artifact-store", description="MLflow", markdown=_where(plan.study.name, place))
     return place
+
+
+def _where(study: str, place: dict[str, str]) -> str:
+    """Say where in the artifact store a study is, with a link that can be followed."""
+    start = ""
+    if not place["uri"].startswith("http"):
+        start = (
+            "The link works while MLflow's pages are served, by this in a terminal:\n\n"
+            f"    mlflow ui --backend-store-uri {place['uri']}\n"
+        )
+    link = f"[Experiment **{study}**, run `{place['run']}`]({place['link']})"
+    return f"{link}: every model, grid, curve and figure.\n\n{start}"

@@ -1,6 +1,7 @@
 """What a person types, and what bad input gets: one clear message, exit status 2, nothing that looks whole."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -145,6 +146,15 @@ def test_missing_model_is_refused(eelsflow, cube, tmp_path):
     )
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '{"schema": "eelsflow-model/1"}'])
+def test_damaged_model_is_refused(eelsflow, cube, saved_model, tmp_path, content):
+    path = write_acquisition(tmp_path, "cube.zarr", cube)
+    model = shutil.copytree(saved_model, tmp_path / "model")
+    (model / "model.json").write_text(content)
+    outcome = eelsflow("classify", path, "--model", model, "--out", tmp_path / "maps")
+    assert_refused(outcome, "damaged", "model.json", "train or copy it again")
+
+
 def test_output_below_a_regular_file_is_refused(eelsflow, study, cube, tmp_path):
     (tmp_path / "file").write_text("")
     path = write_acquisition(tmp_path, "cube.zarr", cube)
@@ -181,6 +191,7 @@ def test_study_over_one_class_is_refused(eelsflow, study, tmp_path):
     study_file = study({"a.zarr": ("FeO", None)})
     outcome = eelsflow("study", study_file, "--out", tmp_path / "out", "--runner", "loop")
     assert_refused(outcome, "at least two classes", "'Fe3O4': 0")
+    assert not list((tmp_path / "home" / "store").glob("entries/*/*"))  # nothing was prepared in vain
 
 
 def test_unknown_key_in_the_study_file_is_refused(eelsflow, study, tmp_path):
@@ -221,6 +232,17 @@ def test_study_init_prints_a_study_file(eelsflow):
     status, out, _ = eelsflow("study", "--init")
     assert status == 0
     assert "elnes_window" in out
+
+
+def test_interrupted_study_says_that_it_can_go_on(eelsflow, study, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eelsflow.study.run.run_study", interrupt)
+    study_file = study({"a.zarr": ("FeO", None), "b.zarr": ("Fe3O4", None)})
+    status, _, error = eelsflow("study", study_file, "--out", tmp_path / "out", "--runner", "loop")
+    assert status == 130
+    assert error == "interrupted; what was finished is kept, and the same command goes on from there\n"
 
 
 def test_report_of_what_is_no_results_directory_is_refused(eelsflow, tmp_path):

@@ -10,6 +10,7 @@ import yaml
 
 from eelsflow.dataset.register import register_table
 from eelsflow.edges import SHIPPED
+from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EdgeOutOfRangeError, UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.read import read_spectrum_image
@@ -17,10 +18,10 @@ from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.maps import check_model, classify_file, find_model, register_model
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.presets import resolve_preset
-from eelsflow.simulate import PRESETS, simulate_directory
+from eelsflow.simulate import PRESETS, simulate_acquisition, simulate_directory
 from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
-from eelsflow.store import Store
+from eelsflow.store import Store, read_json, write_json
 from eelsflow.study.config import load_study
 from eelsflow.study.run import run_study
 from eelsflow.study.stages import Place
@@ -134,6 +135,37 @@ def test_relative_path_of_a_registered_model_holds_from_another_working_director
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert check_model("cubes", edge="O_K")[0] == saved_model
     assert find_model("default", edge="O_K") == saved_model
+
+
+def test_default_model_is_the_champion_or_newest_of_an_edge_that_the_file_shows(saved_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+    for number, edge in enumerate(("O_K", "O_K", "Fe_L3", "Mn_L3")):
+        model = shutil.copytree(saved_model, tmp_path / f"{number}-{edge}")
+        description = read_json(model / "model.json") | {"edge": SHIPPED[edge].model_dump(mode="json")}
+        write_json(model / "model.json", description)
+        register_model(model, name=edge, registered=f"2026-01-0{number + 1}T00:00:00+00:00")
+    oxygen, both = EnergyAxis(480.0, 0.1, 1000), EnergyAxis(480.0, 0.2, 1800)
+    assert find_model("default").name == "3-Mn_L3"
+    assert find_model("default", axis=oxygen).name == "1-O_K"
+    assert find_model("default", axis=both).name == "3-Mn_L3"
+    register_model(tmp_path / "0-O_K", name="O_K", registered="2026-01-01T00:00:00+00:00", champion=True)
+    assert find_model("default", axis=oxygen).name == find_model("default", axis=both).name == "0-O_K"
+    with pytest.raises(UnusableModelError, match=r"models are for Fe_L3, Mn_L3, O_K, and the energy axis 100.0.*none"):
+        find_model("default", axis=EnergyAxis(100.0, 0.1, 1000))
+
+
+def test_default_model_for_a_file_is_chosen_by_its_axis(saved_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+    newest = shutil.copytree(saved_model, tmp_path / "newest")
+    description = read_json(newest / "model.json") | {"edge": SHIPPED["Fe_L3"].model_dump(mode="json")}
+    write_json(newest / "model.json", description)
+    register_model(saved_model, name="oxygen", registered="2026-01-01T00:00:00+00:00")
+    register_model(newest, name="iron", registered="2026-01-02T00:00:00+00:00")
+    axis = AxisParameters(start=470.0, n_channels=520)
+    parameters = PRESETS["paper"].model_copy(update={"shape": (16, 16), "axis": axis})
+    write_spectrum_image(simulate_acquisition(parameters, 3).image, tmp_path / "cube.zarr")
+    summary = classify_file(tmp_path / "cube.zarr", model="default", out=tmp_path / "maps")
+    assert summary["model"]["edge"] == "O_K"
 
 
 @pytest.mark.slow

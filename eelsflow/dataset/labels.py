@@ -60,6 +60,37 @@ def read_phase_fraction(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     return phases, fraction
 
 
+def require_label(label: str, classes: Sequence[str], *, name: str) -> None:
+    """Refuse the label of an acquisition that is not a class of the study.
+
+    Raises
+    ------
+    DataSetError
+        Naming the acquisition.
+    """
+    if label not in classes:
+        raise DataSetError(
+            f"acquisition {name} is labelled {label!r}, which is not one of the classes {list(classes)}; "
+            "correct the manifest or add the class to the study"
+        )
+
+
+def require_phases(phases: Sequence[str], fraction: NDArray[np.float32], classes: Sequence[str], *, name: str) -> None:
+    """Refuse the truth of an acquisition that holds a phase which is not a class of the study.
+
+    Raises
+    ------
+    DataSetError
+        Naming the acquisition.
+    """
+    unknown = [phase for phase, part in zip(phases, fraction, strict=True) if phase not in classes and (part > 0).any()]
+    if unknown:
+        raise DataSetError(
+            f"the truth of {name} names the phases {unknown}, which are not classes of the study {list(classes)}; "
+            "add them or leave the acquisition unlabelled"
+        )
+
+
 def label_pixels(
     vacuum_mask: NDArray[np.bool_], *, label: str, truth: Path | None, classes: Sequence[str], name: str
 ) -> NDArray[Any]:
@@ -90,11 +121,7 @@ def label_pixels(
     """
     labels = np.full(vacuum_mask.shape, UNLABELLED, dtype=f"<U{max(map(len, [*classes, MIXED]))}")
     if label:
-        if label not in classes:
-            raise DataSetError(
-                f"acquisition {name} is labelled {label!r}, which is not one of the classes {list(classes)}; "
-                "correct the manifest or add the class to the study"
-            )
+        require_label(label, classes, name=name)
         labels[~vacuum_mask] = label
         return labels
     if truth is None:
@@ -105,12 +132,7 @@ def label_pixels(
             f"the truth of {name} has {fraction.shape[1:]} pixels but the acquisition {vacuum_mask.shape}; "
             "they must show the same scan"
         )
-    unknown = [phase for phase in phases if phase not in classes and (fraction[phases.index(phase)] > 0).any()]
-    if unknown:
-        raise DataSetError(
-            f"the truth of {name} names the phases {unknown}, which are not classes of the study {list(classes)}; "
-            "add them or leave the acquisition unlabelled"
-        )
+    require_phases(phases, fraction, classes, name=name)
     labels[~vacuum_mask] = MIXED
     for index, phase in enumerate(phases):
         labels[~vacuum_mask & (fraction[index] >= PURE_FRACTION)] = phase

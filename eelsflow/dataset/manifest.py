@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from eelsflow.dataset.labels import PURE_FRACTION, read_phase_fraction, require_label, require_phases
+from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import digest_file
-from eelsflow.errors import StudyFileError, UnreadableFileError
+from eelsflow.errors import DataSetError, StudyFileError, UnreadableFileError
 
 REQUIRED = ("path", "label", "group")
 COLUMNS = (*REQUIRED, "session", "truth", "low_loss")
@@ -68,16 +72,16 @@ def read_manifest(path: Path) -> list[Acquisition]:
     if not rows:
         raise StudyFileError(f"manifest {path} names no acquisition; write one row a file")
 
+    values = [{column: (row.get(column) or "").strip() for column in COLUMNS} for row in rows]
+    shared = Counter((path.parent / value["path"]).resolve().stem for value in values)
     acquisitions: list[Acquisition] = []
     seen: dict[str, int] = {}
-    names: set[str] = set()
-    for number, row in enumerate(rows, start=2):
+    for number, (row, value) in enumerate(zip(rows, values, strict=True), start=2):
         if None in row:  # where csv puts the cells that have no column
             raise StudyFileError(
                 f"manifest {path}, line {number}: {len(header) + len(row[None])} cells for {len(header)} columns, the "
                 f"first without a column being {row[None][0]!r}; a comma inside a cell needs quotes around it"
             )
-        value = {column: (row.get(column) or "").strip() for column in COLUMNS}
         if not value["path"]:
             raise StudyFileError(f"manifest {path}, line {number}: the path is empty")
         file = (path.parent / value["path"]).resolve()
@@ -94,10 +98,9 @@ def read_manifest(path: Path) -> list[Acquisition]:
                 f"{path.parent}; correct the name or leave the cell empty"
             )
         truth = (path.parent / value["truth"]).resolve() if value["truth"] else None
-        name = file.name.removesuffix(file.suffix)
-        if name in names:  # another file of this name in another folder
+        name = file.stem
+        if shared[name] > 1:  # files of this name in several folders: all of them, so that their order does not matter
             name = f"{name}-{sha256[:8]}"
-        names.add(name)
         acquisitions.append(
             Acquisition(
                 name=name,
@@ -111,3 +114,53 @@ def read_manifest(path: Path) -> list[Acquisition]:
             )
         )
     return acquisitions
+
+
+def check_labels(acquisitions: Sequence[Acquisition], classes: Sequence[str], *, split_by: Sequence[SplitBy]) -> None:
+    """Refuse labels that no study can be made of, as far as that is known before hours of preparation.
+
+    Parameters
+    ----------
+    acquisitions
+        Of a manifest.
+    classes
+        Of the study.
+    split_by
+        How spectra are held out; empty: by group where there are two groups or more.
+
+    Raises
+    ------
+    DataSetError
+        If a label or a phase of the truth is no class of the study, no acquisition can hold spectra of a class, or
+        only one group can where whole groups are held out.
+    UnreadableFileError
+        If a truth cannot be read.
+
+    Notes
+    -----
+    What is vacuum is known after the preparation only, so there may be fewer spectra than this assumes.
+    """
+    holding = {name: [acquisition for acquisition in acquisitions if acquisition.label == name] for name in classes}
+    for acquisition in acquisitions:
+        if acquisition.label:
+            require_label(acquisition.label, classes, name=acquisition.name)
+        elif acquisition.truth is not None:
+            phases, fraction = read_phase_fraction(acquisition.truth)
+            require_phases(phases, fraction, classes, name=acquisition.name)
+            for phase, part in zip(phases, fraction, strict=True):
+                if (part >= PURE_FRACTION).any():
+                    holding[phase].append(acquisition)
+    counts = {name: len(found) for name, found in holding.items()}
+    if not all(counts.values()):
+        raise DataSetError(
+            f"acquisitions with spectra of each class: {counts}; a classifier needs at least two classes with spectra "
+            "of each: add labelled acquisitions of the missing class or take it out of the study"
+        )
+    groups = {name: {acquisition.group for acquisition in found} for name, found in holding.items()}
+    by_group = "group" in split_by or (not split_by and len(set.union(*groups.values())) > 1)
+    if by_group and min(map(len, groups.values())) < 2:
+        raise DataSetError(
+            f"groups that hold each class: { ({name: len(found) for name, found in groups.items()}) }; where whole "
+            "groups are held out, each class needs at least 2, one to train on and one to test with: record another "
+            "acquisition of it, or split by pixel (`split: {by: pixel}`)"
+        )

@@ -83,14 +83,14 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
     path
         npz with ``spectra`` (n, channels), ``energy_loss`` (channels,) in eV, ``label`` (n,), optional ``group`` (n,).
     classes
-        Classes to keep; empty keeps all.
+        Classes to keep; empty keeps all, and then every spectrum must have one.
 
     Raises
     ------
     UnreadableFileError
         If the file cannot be read, or an array is missing.
     DataSetError
-        If shapes disagree, spectra are not finite, or a class has no spectra.
+        If shapes disagree, spectra are not finite or show nothing, labels are of no class, or a class has no spectra.
     InputError
         If the energies are not uniform.
     """
@@ -122,24 +122,47 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
         EnergyAxis.from_values(energy_loss)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
-    not_finite = int((~np.isfinite(spectra).all(axis=1)).sum())
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+        intensity = np.ascontiguousarray(spectra, dtype=np.float32)
+    not_finite = int((~np.isfinite(intensity).all(axis=1)).sum())
     if not_finite:
         raise DataSetError(
             f"{path}: {not_finite} of {len(spectra)} spectra hold NaN or infinite values; remove or repair them first"
         )
     keep = np.isin(label, classes) if classes else np.ones(label.size, bool)
-    group = table["group"].astype(np.str_)[keep] if "group" in table else None
     try:
-        check_classes(label, list(classes) or sorted(set(label.tolist())))
+        check_classes(label, list(classes) or sorted(set(label.tolist()) - {MIXED, UNLABELLED}))
     except DataSetError as error:
         raise DataSetError(f"{path}: {error}") from error
+    _check_every_spectrum(path, intensity, label, keep)
     return LabelledSpectra(
-        intensity=np.ascontiguousarray(spectra[keep], dtype=np.float32),
+        intensity=intensity[keep],
         variance=None,
         energy_loss=energy_loss.astype(np.float64),
         label=label[keep],
-        group=group,
+        group=table["group"].astype(np.str_)[keep] if "group" in table else None,
     )
+
+
+def _check_every_spectrum(
+    path: Path, intensity: NDArray[np.float32], label: NDArray[np.str_], keep: NDArray[np.bool_]
+) -> None:
+    """Refuse, among the spectra to keep, those of no class and those that show nothing."""
+    classless = np.flatnonzero(keep & np.isin(label, [MIXED, UNLABELLED]))
+    if classless.size:
+        raise DataSetError(
+            f"{path}: {classless.size} of {label.size} spectra are labelled {MIXED!r} or {UNLABELLED!r}, the first is "
+            f"number {classless[0]}; these stand for spectra of no single class, which are never trained on: remove "
+            "them, or name the classes to keep in the study file (`classes: [...]`)"
+        )
+    highest = intensity.max(axis=1)
+    empty = np.flatnonzero(keep & ((highest <= 0) | (highest == intensity.min(axis=1))))
+    if empty.size:
+        raise DataSetError(
+            f"{path}: {empty.size} of {label.size} spectra show no signal (constant, or nowhere above zero), the first "
+            f"is number {empty[0]}, labelled {str(label[empty[0]])!r}; they would be learned as if they were of their "
+            "class: remove these rows (vacuum, dead pixels, a wrong sign?)"
+        )
 
 
 def gather_spectra(

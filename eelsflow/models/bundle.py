@@ -18,6 +18,9 @@ from eelsflow.store import read_json, write_json
 
 SCHEMA = "eelsflow-model/1"
 
+KEYS: dict[str, type] = {"schema": str, "name": str, "edge": dict, "preset": dict, "classes": list, "provenance": dict}
+"""What ``model.json`` holds."""
+
 
 @dataclass(frozen=True)
 class ModelBundle:
@@ -105,7 +108,8 @@ class ModelBundle:
             raise UnusableModelError(f"the model in {directory} is damaged: {error}") from error
         except Exception as error:  # the readers of zip, skops, keras and npz each raise their own
             raise UnusableModelError(
-                f"the model in {directory} is damaged ({type(error).__name__}: {error}); train or copy it again"
+                f"the model in {directory} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); "
+                "train or copy it again"
             ) from error
         if bundle.transform.n_channels != bundle.classifier.n_features_in_:
             raise UnusableModelError(
@@ -127,17 +131,34 @@ def read_description(directory: Path) -> dict[str, Any]:
     Raises
     ------
     UnusableModelError
-        If the directory holds no model, or one of another version of eelsflow.
+        If the directory holds no model, one of another version of eelsflow, or one whose description is damaged.
     """
+    path = directory / "model.json"
     try:
-        description: dict[str, Any] = read_json(directory / "model.json")
+        description = read_json(path)
     except (OSError, ValueError) as error:
         raise UnusableModelError(
             f"{directory} holds no model ({error}); name the model folder of a study's results, or a saved model"
         ) from error
+    if not isinstance(description, dict):
+        raise _damaged(path, f"it holds {type(description).__name__}, expected keys and values")
     if description.get("schema") != SCHEMA:
         raise UnusableModelError(
-            f"{directory}/model.json has the schema {description.get('schema')!r}, expected {SCHEMA!r}; "
+            f"{path} has the schema {description.get('schema')!r}, expected {SCHEMA!r}; "
             "it was written by another version of eelsflow: train the model again"
         )
+    missing = [name for name in KEYS if name not in description]
+    if missing:
+        raise _damaged(path, f"it lacks {', '.join(missing)}")
+    for name, kind in KEYS.items():
+        if not isinstance(description[name], kind):
+            raise _damaged(path, f"{name} is {type(description[name]).__name__}, expected {kind.__name__}")
+    try:
+        Edge.model_validate(description["edge"])
+    except ValueError as error:
+        raise _damaged(path, f"its edge is not one: {' '.join(str(error).split())}") from error
     return description
+
+
+def _damaged(path: Path, reason: str) -> UnusableModelError:
+    return UnusableModelError(f"the model in {path.parent} is damaged: {path}: {reason}; train or copy it again")

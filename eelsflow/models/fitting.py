@@ -172,11 +172,7 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
         search_seconds = time.perf_counter() - start
         best = best_cell(search)
         params |= best.params
-        warnings += [
-            f"the best {name}, {best.params[name]:g}, is on the edge of its grid ({min(grid[name]):g} to "
-            f"{max(grid[name]):g}): a better value may lie outside; extend the grid"
-            for name in best.on_edge
-        ]
+        warnings += [_edge_warning(name, best.params[name], grid[name]) for name in best.on_edge]
         n_open = int((~search["converged"]).sum())
         if n_open:
             warnings.append(
@@ -229,6 +225,13 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
     return FittedModel(data.classifier(model, params), params, search, None, search_seconds, whole.seconds, warnings)
 
 
+def _edge_warning(name: str, value: float, values: Sequence[float]) -> str:
+    return (
+        f"the best {name}, {value:g}, is on the edge of its grid ({min(values):g} to {max(values):g}): a better value "
+        "may lie outside; extend the grid"
+    )
+
+
 def _fit_network(
     data: _TrainingData, validation: tuple[NDArray[np.intp], NDArray[np.intp]], limits: dict[str, float]
 ) -> FittedModel:
@@ -258,6 +261,11 @@ def _fit_network(
             attrs={"n_spectra": len(data.codes)},
         )
     best = trainings[chosen]
+    edges = [
+        _edge_warning(name, cells[chosen][name], values)
+        for name, values in data.grid.items()
+        if len(values) > 1 and cells[chosen][name] in (min(values), max(values))
+    ]
     return FittedModel(
         data.classifier(best.network, cells[chosen]),
         cells[chosen],
@@ -265,5 +273,5 @@ def _fit_network(
         best.history,
         seconds if data.grid else None,
         best.seconds,
-        best.warnings,
+        [*edges, *best.warnings],
     )

@@ -239,7 +239,7 @@ def _lines(text: str, n_letters: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class GridPanel:
-    """Cross-validation accuracy over one or two parameters.
+    """Accuracy of a search over one or two parameters.
 
     `scores` has the parameters as dimensions, (vertical, horizontal) or one; `best` is the best cell by parameter,
     or None where the best cell lies in another panel.
@@ -251,10 +251,10 @@ class GridPanel:
 
 
 @figure_style()
-def grid_scores(panels: Sequence[GridPanel], *, columns: int = 3) -> Figure:
+def grid_scores(panels: Sequence[GridPanel], *, columns: int = 3, measure: str = "Cross-validation accuracy") -> Figure:
     """Draw a grid search: heat maps of two parameters, lines of one, the best cell marked [Fig. 4].
 
-    All panels share one color scale, so that they can be compared.
+    All panels share one color scale, so that they can be compared; `measure` is what it is called.
     """
     columns = min(columns, len(panels))
     n_rows = -(-len(panels) // columns)
@@ -269,7 +269,7 @@ def grid_scores(panels: Sequence[GridPanel], *, columns: int = 3) -> Figure:
     image = None
     for axes, panel in zip(grid.ravel(), panels, strict=False):
         if panel.scores.ndim == 1:
-            _grid_line(axes, panel)
+            _grid_line(axes, panel, measure)
         else:
             image = _grid_map(axes, panel, low, high, cell_width=(panel_width - 0.8) / panel.scores.shape[1])
         axes.set_title(plain(panel.title))
@@ -282,7 +282,7 @@ def grid_scores(panels: Sequence[GridPanel], *, columns: int = 3) -> Figure:
     for axes in grid.ravel()[len(panels) :]:
         axes.set_axis_off()
     if image is not None:
-        figure.colorbar(image, ax=grid, label="Cross-validation accuracy", shrink=min(1.0, 1.2 / n_rows), aspect=25)
+        figure.colorbar(image, ax=grid, label=measure, shrink=min(1.0, 1.2 / n_rows), aspect=25)
     return figure
 
 
@@ -318,7 +318,7 @@ def _grid_map(axes: Axes, panel: GridPanel, low: float, high: float, *, cell_wid
     return image
 
 
-def _grid_line(axes: Axes, panel: GridPanel) -> None:
+def _grid_line(axes: Axes, panel: GridPanel, measure: str) -> None:
     (name,) = (str(dimension) for dimension in panel.scores.dims)
     values, scores = panel.scores[name].values.tolist(), panel.scores.values
     positions: Any = range(len(values))
@@ -339,7 +339,7 @@ def _grid_line(axes: Axes, panel: GridPanel) -> None:
             markeredgecolor=VERMILION,
             mew=1.8,
         )
-    axes.set(xlabel=_parameter_label(name), ylabel="Cross-validation accuracy")
+    axes.set(xlabel=_parameter_label(name), ylabel=measure)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
 
 

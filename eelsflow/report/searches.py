@@ -38,7 +38,10 @@ def _grid_search(model: str, dataset: xr.Dataset, gallery: Gallery) -> dict[str,
 
     batches: list[tuple[str, list[GridPanel]]] = []
     optima = []
-    n_folds = counted(dataset.sizes["fold"], "fold") if "fold" in dataset.sizes else "the validation part"
+    # A network's sweep is scored once, on the part of the training spectra that its best epoch is chosen on.
+    n_folds = dataset.sizes.get("fold", 1)
+    measure = "Cross-validation accuracy" if n_folds > 1 else "Accuracy on the validation part"
+    averaged = f"mean accuracy over {counted(n_folds, 'fold')} and" if n_folds > 1 else f"{measure.lower()}, mean over"
     n_seeds = dataset.sizes.get("seed", 1)
     for preset, split, accuracy in by_preset_and_split(dataset["accuracy"]):
         # The mean over seeds, because each seed's own optimum need not be the same cell.
@@ -67,9 +70,9 @@ def _grid_search(model: str, dataset: xr.Dataset, gallery: Gallery) -> dict[str,
     pictures = [
         gallery.add(
             f"search-{model}{suffix}",
-            figures.grid_scores(panels, columns=3 if suffix else 2),
-            alt=f"Cross-validation accuracy of {model} over its grid, {counted(len(panels), 'panel')}",
-            caption=f"{model}: mean accuracy over {n_folds} and {counted(n_seeds, 'seed')}; the best cell is outlined.",
+            figures.grid_scores(panels, columns=3 if suffix else 2, measure=measure),
+            alt=f"{measure} of {model} over its grid, {counted(len(panels), 'panel')}",
+            caption=f"{model}: {averaged} {counted(n_seeds, 'seed')}; the best cell is outlined.",
         )
         for suffix, panels in batches
     ]

@@ -52,15 +52,16 @@ def add_poisson_noise(vectors: Vectors, *, peak_counts: float, rng: np.random.Ge
     ----------
     vectors
         Normalised spectra, shape (n, channels); not modified. Negative values expect nothing and are kept as an
-        offset, so that a spectrum's mean does not change.
+        offset, so that a spectrum's mean does not change; a spectrum without a positive value stays as it is.
     peak_counts
         Expected counts in the highest channel.
     rng
         Source of the draws.
     """
-    expected = np.maximum(vectors, 0)
-    scale = peak_counts / np.maximum(expected.max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    noisy = rng.poisson(expected * scale) / scale
+    expected = np.maximum(vectors, 0, dtype=np.float64)
+    peak = expected.max(axis=1, keepdims=True)
+    counts = peak_counts * np.divide(expected, peak, out=np.zeros_like(expected), where=peak > 0)
+    noisy = rng.poisson(counts) * (peak / peak_counts)
     return np.asarray(noisy + np.minimum(vectors, 0), dtype=np.float32)
 
 

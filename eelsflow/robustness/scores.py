@@ -14,13 +14,13 @@ BREAKDOWN_FRACTION = 0.9
 
 
 class Score(BaseModel):
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % interval; None for both ends where nothing can be resampled."""
 
     model_config = ConfigDict(frozen=True)
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def bootstrap_score(
@@ -46,7 +46,8 @@ def bootstrap_score(
     Returns
     -------
     Score or None
-        None where there is nothing to compute from.
+        None where there is nothing to compute from; without an interval where one seed has one group (or spectrum) of
+        each class, because every resample is then the same and its width of zero would claim certainty.
 
     Notes
     -----
@@ -59,21 +60,45 @@ def bootstrap_score(
     n_seeds = len(correct)
     rng = np.random.default_rng(20190513)
     means, resampled = [], []
+    varies = n_seeds > 1
     for right, label, group in zip(correct, labels, groups, strict=True):
         classes, code = np.unique(label, return_inverse=True)
         means.append(_accuracy(*_count(right, code, classes.size), balanced=balanced))
+        unit = None if group is None else np.unique(group, return_inverse=True)[1]
+        varies |= _units_of_a_class(code, classes.size, unit) > 1
         draws = N_RESAMPLES * n_seeds  # a seed that is drawn twice is resampled twice, independently
         drawn = (
             _resample_spectra(right, code, classes.size, draws, rng)
-            if group is None
-            else _resample_groups(right, code, classes.size, np.unique(group, return_inverse=True)[1], draws, rng)
+            if unit is None
+            else _resample_groups(right, code, classes.size, unit, draws, rng)
         )
         resampled.append(_accuracy(*drawn, balanced=balanced).reshape(n_seeds, N_RESAMPLES))
     mean = float(np.mean(means))
+    if not varies:
+        return Score(mean=mean, low=None, high=None)
     chosen = rng.integers(0, n_seeds, (n_seeds, N_RESAMPLES))
     slots, numbers = np.arange(n_seeds)[:, None], np.arange(N_RESAMPLES)
     low, high = np.percentile(np.stack(resampled)[chosen, slots, numbers].mean(axis=0), [2.5, 97.5])
     return Score(mean=mean, low=float(min(low, mean)), high=float(max(high, mean)))
+
+
+def _units_of_a_class(code: NDArray[np.intp], n_classes: int, group: NDArray[np.intp] | None) -> int:
+    """Return how many groups, or spectra, can be drawn from the class that has most of them."""
+    if group is None:
+        return int(np.bincount(code).max())
+    return int(np.bincount(_majority(_sizes(code, n_classes, group))).max())
+
+
+def _sizes(code: NDArray[np.intp], n_classes: int, group: NDArray[np.intp]) -> Counts:
+    """Return the number of spectra of each class in each group, (groups, classes)."""
+    n_groups = int(group.max()) + 1
+    sizes = np.bincount(group * n_classes + code, minlength=n_groups * n_classes)
+    return sizes.reshape(n_groups, n_classes).astype(np.float64)
+
+
+def _majority(sizes: Counts) -> NDArray[np.intp]:
+    """Return the class that each group counts to."""
+    return np.asarray(sizes.argmax(axis=1))
 
 
 Counts = NDArray[np.float64]
@@ -112,11 +137,10 @@ def _resample_groups(
 ) -> tuple[Counts, Counts]:
     """Draw whole groups with replacement within each majority class."""
     n_groups = int(group.max()) + 1
-    cell = group * n_classes + code
-    sizes = np.bincount(cell, minlength=n_groups * n_classes).reshape(n_groups, n_classes).astype(np.float64)
-    hits = np.bincount(cell, weights=right, minlength=n_groups * n_classes).reshape(n_groups, n_classes)
+    sizes = _sizes(code, n_classes, group)
+    hits = np.bincount(group * n_classes + code, weights=right, minlength=sizes.size).reshape(sizes.shape)
     times = np.zeros((n_draws, n_groups))
-    majority = sizes.argmax(axis=1)
+    majority = _majority(sizes)
     for stratum in np.unique(majority):
         members = np.flatnonzero(majority == stratum)
         times[:, members] = rng.multinomial(members.size, np.full(members.size, 1 / members.size), n_draws)

@@ -20,6 +20,9 @@ from eelsflow.preprocess.presets import Preset, resolve_preset
 MAX_AMPLITUDES = 1000
 """Steps of a robustness curve; each is another prediction of the whole test part (ours)."""
 
+CLUSTER_KINDS = ("slurm", "kubernetes")
+"""What starts workers for a study, beside a local cluster and the address of a scheduler."""
+
 
 def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -149,6 +152,20 @@ class Study(_Part):
                 )
         return classes
 
+    @field_validator("cluster")
+    @classmethod
+    def _known_cluster(cls, cluster: str | dict[str, dict[str, Any]]) -> str | dict[str, dict[str, Any]]:
+        if isinstance(cluster, str):
+            known = cluster == "local" or ":" in cluster
+        else:
+            known = len(cluster) == 1 and set(cluster) <= set(CLUSTER_KINDS)
+        if not known:
+            raise ValueError(
+                f"{cluster!r} is no cluster; write 'local', the address of a scheduler (tcp://host:8786), or one of "
+                f"{', '.join(f'{{{kind}: {{...}}}}' for kind in CLUSTER_KINDS)}"
+            )
+        return cluster
+
     @field_validator("preprocess")
     @classmethod
     def _named_like_files(cls, presets: tuple[Preset, ...]) -> tuple[Preset, ...]:
@@ -219,6 +236,36 @@ def _expand(text: str) -> str:
     return _VARIABLE.sub(value, text)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # refused below
+            line = key_node.start_mark.line + 1
+            if key_node.value in lines:
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"the key {key_node.value!r} was already given in line {lines[key_node.value]}, and only one of "
+                    "the two can count: remove one",
+                    key_node.start_mark,
+                )
+            lines[key_node.value] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def _explain_yaml(error: yaml.YAMLError) -> str:
+    """Say in one line where the text stops to be YAML, and why."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    reason = ", ".join(part for part in (error.context, error.problem) if part)  # type: ignore[attr-defined]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {reason}"
+
+
 def load_study(path: Path) -> Study:
     """Read a study file.
 
@@ -239,9 +286,9 @@ def load_study(path: Path) -> Study:
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableFileError(f"study file {path} cannot be read: {error}") from error
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_Loader)  # a safe loader
     except yaml.YAMLError as error:
-        raise StudyFileError(f"study file {path} is not YAML: {error}") from error
+        raise StudyFileError(f"study file {path} cannot be read as YAML: {_explain_yaml(error)}") from error
     if not isinstance(content, dict):
         raise StudyFileError(
             f"study file {path} holds {type(content).__name__}, expected keys and values; "

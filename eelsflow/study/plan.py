@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from eelsflow.dataset.manifest import Acquisition, read_manifest
+from eelsflow.dataset.manifest import Acquisition, check_labels, read_manifest
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
@@ -31,6 +31,20 @@ class Step(BaseModel, ABC):
     """A piece of work that a person may want to see, retry or reuse."""
 
     model_config = ConfigDict(frozen=True, ignored_types=(cached_property,))
+
+    def __copy__(self) -> Self:
+        """Copy what the step is, not what was derived from it: `model_copy` would keep the digest of other fields."""
+        return self._forget_derived(super().__copy__())
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """As `__copy__`."""
+        return self._forget_derived(super().__deepcopy__(memo))
+
+    @classmethod
+    def _forget_derived(cls, copied: Self) -> Self:
+        for name in set(copied.__dict__) - set(cls.model_fields):
+            del copied.__dict__[name]
+        return copied
 
     @property
     @abstractmethod
@@ -78,13 +92,23 @@ class BuildDataSet(Step):
         """What the step does."""
         return f"build data set ({self.preset_name})"
 
+    @property
+    def inputs(self) -> list[tuple[str, Acquisition]]:
+        """The prepared products, each with its acquisition, in the order of the files' bytes.
+
+        Not in the manifest's order, so that the order of its rows does not matter; and not in that of the products'
+        digests, so that a seed splits alike whatever the preset and the version of the code.
+        """
+        pairs = zip(self.prepared, self.acquisitions, strict=True)
+        return sorted(pairs, key=lambda pair: pair[1].sha256)
+
     @cached_property
     def digest(self) -> str:
         """Address: the prepared products and their labels, or the table's bytes."""
-        inputs = sorted(
+        inputs = [
             [digest, acquisition.label, acquisition.group, acquisition.truth_sha256]
-            for digest, acquisition in zip(self.prepared, self.acquisitions, strict=True)
-        )
+            for digest, acquisition in self.inputs
+        ]
         return digest_of("data set", inputs, self.table_sha256, self.classes, code_version("dataset", "study.stages"))
 
 
@@ -182,7 +206,7 @@ def plan_data(study: Study) -> Plan:
     Raises
     ------
     EelsflowError
-        If an input cannot be read.
+        If an input cannot be read, or the labels are not those of a study.
     """
     if study.data.spectra is not None:
         sha256 = digest_file(study.data.spectra)
@@ -194,6 +218,7 @@ def plan_data(study: Study) -> Plan:
 
     assert study.data.manifest is not None  # the study model has one or the other
     acquisitions = tuple(read_manifest(study.data.manifest))
+    check_labels(acquisitions, study.classes, split_by=study.split.by)
     prepare: list[PrepareAcquisition] = []
     datasets_: list[BuildDataSet] = []
     for preset in study.preprocess:

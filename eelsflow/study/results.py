@@ -201,7 +201,7 @@ def write_results(
     Parameters
     ----------
     directory
-        Exists. Files of an earlier run of the same study are replaced.
+        Exists, and is empty.
     plan, steps
         What was computed.
     place
@@ -216,11 +216,6 @@ def write_results(
     """
     study = plan.study
     evidence = directory / "evidence"
-    # What an earlier run left must not stand beside new numbers, whenever this one is interrupted.
-    for earlier in (directory / "results.json", directory / "report.html"):
-        earlier.unlink(missing_ok=True)
-    for earlier in (evidence, directory / "robustness.zarr", *directory.glob("search-*.zarr")):
-        shutil.rmtree(earlier, ignore_errors=True)
     evidence.mkdir()
     rows = score_rows(steps, place)
 

@@ -34,8 +34,11 @@ from eelsflow.study.stages import Place
 
 StepType = TypeVar("StepType", bound=Step)
 
-OWN_NAMES = ("results.json", "model", "maps", "evidence", "figures", "robustness.zarr", "report.html", "study.yaml")
+OWN_NAMES = ("results.json", "model", "maps", "evidence", "figures", "robustness.zarr", "report.html", "study.yaml",
+             "provenance.json")  # fmt: skip
 """What a study replaces in its results directory."""
+
+_UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 
 
 class Runner(Protocol):
@@ -125,7 +128,7 @@ def write_outputs(
     plan: Plan, assessed: Sequence[AssessModel], final: FitModel, place: Place, out: Path, *, run: dict[str, Any],
     promote: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write everything a study leaves behind: results, model, maps, figures and report.
+    """Write everything a study leaves behind: results, model, maps, figures and report; whole, or not at all.
 
     Parameters
     ----------
@@ -138,19 +141,39 @@ def write_outputs(
     promote
         Whether the final model becomes the default one for its edge.
     """
-    results = write_results(out, plan, assessed, place, run=run)
-    shutil.rmtree(out / "model", ignore_errors=True)
-    shutil.copytree(place.store.path(final.digest) / "model", out / "model")
-    rename_model(out / "model", final.model.name)
+    unfinished = out / _UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    unfinished.mkdir()
+    results = write_results(unfinished, plan, assessed, place, run=run)
+    shutil.copytree(place.store.path(final.digest) / "model", unfinished / "model")
+    rename_model(unfinished / "model", final.model.name)
+    _write_maps(plan, final, place, unfinished / "maps")
+    build_report(unfinished, executor=place.executor)
+    _replace_outputs(unfinished, out)
     register_model(out / "model", name=plan.study.name, registered=run["started"], champion=promote)
-    _write_maps(plan, final, place, out / "maps")
-    build_report(out, executor=place.executor)
     return results
+
+
+def _replace_outputs(unfinished: Path, out: Path) -> None:
+    """Put outputs that are whole in the place of earlier ones.
+
+    Each is renamed, not copied or removed in place, and ``results.json`` goes first and comes last: wherever a kill
+    strikes, what has its name is whole, and where ``results.json`` is, everything beside it is of the same study.
+    """
+    replaced = out / _REPLACED
+    shutil.rmtree(replaced, ignore_errors=True)
+    replaced.mkdir()
+    for path in (*(out / name for name in OWN_NAMES), *out.glob("search-*.zarr")):
+        if path.exists():
+            path.rename(replaced / path.name)
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "results.json"):
+        path.rename(out / path.name)
+    unfinished.rmdir()
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _write_maps(plan: Plan, final: FitModel, place: Place, directory: Path) -> None:
     """Map what was prepared but has no label for every pixel: mixed and unknown acquisitions."""
-    shutil.rmtree(directory, ignore_errors=True)
     steps = [step for step in plan.prepare if not step.acquisition.label and step.preset.name == final.preset.name]
     bundle = ModelBundle.load(place.store.path(final.digest) / "model") if steps else None
     for step in steps:

@@ -82,9 +82,10 @@ def build_dataset(step: BuildDataSet, place: Place) -> Path:
         if step.table is not None:
             read_table(step.table, step.classes).save(directory)
             return
-        prepared = [place.store.path(digest) / "prepared.zarr" for digest in step.prepared]
+        prepared = [place.store.path(digest) / "prepared.zarr" for digest, _ in step.inputs]
+        acquisitions = [acquisition for _, acquisition in step.inputs]
         labels: list[NDArray[Any]] = []
-        for path, acquisition in zip(prepared, step.acquisitions, strict=True):
+        for path, acquisition in zip(prepared, acquisitions, strict=True):
             vacuum_mask = open_dataset(path)["vacuum_mask"].values
             labels.append(
                 label_pixels(
@@ -95,7 +96,7 @@ def build_dataset(step: BuildDataSet, place: Place) -> Path:
                     name=acquisition.name,
                 )
             )
-        groups = [acquisition.group for acquisition in step.acquisitions]
+        groups = [acquisition.group for acquisition in acquisitions]
         gather_spectra(prepared, labels, groups, step.classes).save(directory)
 
     return place.store.compute(step.digest, write)

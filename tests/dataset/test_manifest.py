@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
-from eelsflow.dataset.manifest import read_manifest
-from eelsflow.errors import StudyFileError, UnreadableFileError
+from eelsflow.dataset.manifest import check_labels, read_manifest
+from eelsflow.errors import DataSetError, StudyFileError, UnreadableFileError
 
 
 @pytest.fixture
@@ -59,8 +60,38 @@ def test_files_of_one_name_in_two_folders_are_told_apart(manifest, tmp_path):
     first, second = read_manifest(manifest("path,label,group\na.dm3,FeO,\nday2/a.dm3,Fe3O4,\n"))
     assert first.name != second.name
     assert first.group != second.group
+    reverse = read_manifest(manifest("path,label,group\nday2/a.dm3,Fe3O4,\na.dm3,FeO,\n"))
+    assert reverse == [second, first]
 
 
 def test_manifest_saved_by_excel_with_a_byte_order_mark_is_read(manifest):
     [acquisition] = read_manifest(manifest("\ufeffpath,label,group,low_loss\na.dm3,FeO,,b.dm3\n"))
     assert acquisition.label == "FeO"
+
+
+@pytest.mark.parametrize(
+    ("labels", "split_by", "message"),
+    [
+        (["FeO", "FeO3"], ["pixel"], "b is labelled 'FeO3', which is not one of the classes"),
+        (["FeO", "FeO"], ["pixel"], "{'FeO': 2, 'Fe3O4': 0}; a classifier needs at least two classes"),
+        (["FeO", ""], ["pixel"], "{'FeO': 1, 'Fe3O4': 0}; a classifier needs at least two classes"),
+        (["FeO", "Fe3O4"], ["group", "pixel"], "{'FeO': 1, 'Fe3O4': 1}; where whole groups are held out"),
+        (["FeO", "Fe3O4"], [], "where whole groups are held out"),
+    ],
+)
+def test_labels_that_no_study_can_be_made_of_are_refused(manifest, labels, split_by, message):
+    acquisitions = read_manifest(manifest("path,label,group\na.dm3,{},\nb.dm3,{},\n".format(*labels)))
+    with pytest.raises(DataSetError, match=message):
+        check_labels(acquisitions, ["FeO", "Fe3O4"], split_by=split_by)
+
+
+def test_truth_counts_for_the_phases_that_are_pure_somewhere(manifest, tmp_path):
+    fraction = np.zeros((2, 2, 2))
+    fraction[0, 0], fraction[:, 1] = 1, 0.5  # a row of Fe3O4 and one of both
+    np.savez(tmp_path / "truth.npz", phase=["Fe3O4", "FeO"], phase_fraction=fraction)
+    table = "path,label,group,truth\na.dm3,{},,\nb.dm3,,,truth.npz\n"
+    check_labels(read_manifest(manifest(table.format("FeO"))), ["FeO", "Fe3O4"], split_by=["pixel"])
+    with pytest.raises(DataSetError, match=r"{'FeO': 0, 'Fe3O4': 2}"):
+        check_labels(read_manifest(manifest(table.format("Fe3O4"))), ["FeO", "Fe3O4"], split_by=["pixel"])
+    with pytest.raises(DataSetError, match=r"truth of b names the phases .'FeO'."):
+        check_labels(read_manifest(manifest(table.format("Fe3O4"))), ["Fe3O4", "Fe2O3"], split_by=["pixel"])

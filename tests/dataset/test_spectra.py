@@ -35,6 +35,18 @@ def test_classes_choose_spectra(table):
     assert read_table(table(label=labels), ["Mn2+", "Mn3+"]).label.tolist() == ["Mn2+", "Mn3+"]
 
 
+def test_spectra_of_no_class_or_without_signal_do_not_matter_where_classes_are_chosen(table):
+    labels = np.array(["Mn2+", "Mn3+", "", "mixed"])
+    spectra = np.arange(40.0).reshape(4, 10) * [[1], [1], [0], [1]]
+    assert read_table(table(label=labels, spectra=spectra), ["Mn2+", "Mn3+"]).label.tolist() == ["Mn2+", "Mn3+"]
+
+
+def test_partly_negative_spectra_are_taken_as_they_are(table):
+    spectra = np.arange(40.0).reshape(4, 10) - 38.5 + 12 * np.arange(4.0)[:, np.newaxis]
+    spectra[:, -1] = 1
+    assert (read_table(table(spectra=spectra)).intensity < 0).any()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -42,6 +54,11 @@ def test_classes_choose_spectra(table):
         ({"label": None}, r"lacks \['label'\]"),
         ({"spectra": np.zeros((4, 9))}, "expected .labels, energies."),
         ({"spectra": np.full((4, 10), np.nan)}, "4 of 4 spectra hold NaN"),
+        ({"spectra": np.full((4, 10), 1e300)}, "4 of 4 spectra hold NaN or infinite"),
+        ({"spectra": -1 - np.arange(40.0).reshape(4, 10)}, r"table.npz: 4 of 4 spectra show no signal.* number 0"),
+        ({"spectra": np.zeros((4, 10))}, "4 of 4 spectra show no signal"),
+        ({"spectra": np.arange(40.0).reshape(4, 10) * [[1], [1], [0], [0]]}, "2 of 4 .* number 2, labelled 'Mn3.'"),
+        ({"label": np.array(["Mn2+", "Mn3+", "", "mixed"])}, "2 of 4 spectra are labelled 'mixed' or ''.* number 2"),
     ],
 )
 def test_table_that_cannot_be_used_is_refused(table, changes, message):

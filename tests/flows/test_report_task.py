@@ -12,12 +12,20 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from eelsflow.store import Store
 from flows.server import Server
-from tasks.report import record_in_artifact_store, write_report
+from tasks.report import SHOWN_ACQUISITIONS, record_in_artifact_store, write_report
 
 pytestmark = pytest.mark.server
 
 SCORE = {"mean": 0.9, "low": 0.8, "high": 1.0}
-FIGURES = ("search-My_net.v2+.png", "architecture-CNN_2.png", "robustness-shift_ev.png", "example-Fe_L3--mine-.png")
+FIGURES = (
+    "search-My_net.v2+.png",
+    "architecture-CNN_2.png",
+    "training-mine-pixel.png",
+    "robustness-shift_ev.png",
+    "example-Fe_L3--mine-.png",
+    *(f"acquisition-{number:02d}-mine.png" for number in range(20)),
+)
+SHOWN = {name for name in FIGURES if not name.startswith("acquisition")} | set(FIGURES[5 : 5 + SHOWN_ACQUISITIONS])
 
 
 def write_outputs(plan: Any, assessed: Any, final: Any, place: Any, out: Path, **about: Any) -> dict[str, Any]:
@@ -25,7 +33,8 @@ def write_outputs(plan: Any, assessed: Any, final: Any, place: Any, out: Path, *
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
         (out / "figures" / name).write_bytes(b"png")
-    scores = dict.fromkeys(("accuracy", "balanced_accuracy", "translation"), SCORE) | {"noise": None}
+    scores: dict[str, Any] = dict.fromkeys(("accuracy", "balanced_accuracy", "translation"), SCORE) | {"noise": None}
+    scores["balanced_accuracy"] = {"mean": 0.9, "low": None, "high": None}
     return {"models": [{"model": "My_net.v2+", "preprocess": "mine_1", "split": "pixel", "seeds": 2, **scores}]}
 
 
@@ -33,7 +42,8 @@ def test_names_of_studies_models_and_presets_may_have_characters_that_artifact_k
     prefect_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.report.write_outputs", write_outputs)
-    place = {"experiment": "1", "run": "ab12", "uri": "sqlite:///mlflow.db"}
+    link = "http://127.0.0.1:5000/#/experiments/1/runs/ab12"
+    place = {"experiment": "1", "run": "ab12", "uri": "sqlite:///mlflow.db", "link": link}
     monkeypatch.setattr("tasks.report.record_study", lambda *steps, tags: place)
     plan: Any = SimpleNamespace(study=SimpleNamespace(name="Oxides of Mn_2.0"))
     store = str(Store(tmp_path / "store").root)
@@ -51,7 +61,14 @@ def test_names_of_studies_models_and_presets_may_have_characters_that_artifact_k
         artifacts = client.read_artifacts(flow_run_filter=run)
     keys = [str(artifact.key) for artifact in artifacts]
     figures = {"search-my-net-v2", "architecture-cnn-2", "robustness-shift-ev", "example-fe-l3-mine"}
+    figures |= {"training-mine-pixel", *(f"acquisition-{number:02d}-mine" for number in range(SHOWN_ACQUISITIONS))}
     assert set(keys) == {"models", "report", "artifact-store"} | figures
     assert all(re.fullmatch("[a-z0-9-]+", key) for key in keys)
     described = {artifact.description for artifact in artifacts}
-    assert {Path(name).stem for name in FIGURES} <= described  # the names themselves are shown as they are
+    assert {Path(name).stem for name in SHOWN} <= described  # the names themselves are shown as they are
+    (where,) = (artifact.data for artifact in artifacts if artifact.key == "artifact-store")
+    assert f"]({link})" in str(where)
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in str(where)
+    (table,) = (str(artifact.data) for artifact in artifacts if artifact.key == "models")
+    assert "0.900 (0.800-1.000)" in table
+    assert '"balanced_accuracy": "0.900"' in table  # a score without an interval

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -59,3 +60,32 @@ def test_model_that_lacks_a_dependency_is_not_called_damaged(model, monkeypatch)
 def test_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(UnusableModelError, match="holds no model"):
         read_description(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["name", "edge", "preset", "classes", "provenance"])
+def test_description_that_lacks_a_key_or_has_another_type_is_refused_as_damaged(model, key):
+    whole = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps({name: value for name, value in whole.items() if name != key}))
+    with pytest.raises(UnusableModelError, match=rf"damaged: .*model\.json: it lacks {key}; train or copy it again"):
+        read_description(model)
+    (model / "model.json").write_text(json.dumps(whole | {key: 3}))
+    with pytest.raises(UnusableModelError, match=rf"damaged: .*model\.json: {key} is int, expected"):
+        read_description(model)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "holds list"), ("null", "holds NoneType"), ("3", "holds int"), ("{}", "has the schema None")],
+)
+def test_description_that_is_something_else_is_refused(model, content, message):
+    (model / "model.json").write_text(content)
+    with pytest.raises(UnusableModelError, match=message):
+        read_description(model)
+
+
+def test_description_with_an_edge_that_is_none_is_refused(model):
+    whole = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(whole | {"edge": {"name": "O_K"}}))
+    with pytest.raises(UnusableModelError, match=r"damaged: .*its edge is not one.*reference_energy") as refused:
+        read_description(model)
+    assert "\n" not in str(refused.value)

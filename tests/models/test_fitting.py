@@ -87,6 +87,15 @@ def test_a_sweep_takes_the_training_with_the_best_validation_accuracy(labelled, 
     assert alone.history == fitted.history
 
 
+def test_an_optimum_on_the_edge_of_a_sweep_is_a_warning(labelled, folds, tmp_path):
+    fitted = fit("fcnn-1", *labelled, folds, tmp_path, grid={"learning_rate": (1e-6, 1e-5, 1e-2)}, epochs=12)
+    edge = "the best learning_rate, 0.01, is on the edge of its grid (1e-06 to 0.01)"
+    assert any(edge in text for text in fitted.warnings)
+    fitted = fit("fcnn-1", *labelled, folds, tmp_path, grid={"dropout": (0.0, 0.2, 0.9)}, epochs=12)
+    assert fitted.best_params["dropout"] == 0.2
+    assert not any("edge of its grid" in text for text in fitted.warnings)
+
+
 @pytest.mark.parametrize("base", ["svm-rbf", "fcnn-1"])
 def test_threads_give_the_same_numbers_as_a_loop(base, labelled, test_spectra, folds, tmp_path):
     grid = {"C": [1.0, 10.0], "gamma": [0.01, 0.1]} if base == "svm-rbf" else {"learning_rate": [1e-3, 1e-2]}

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,6 +106,17 @@ def test_tables_hold_the_numbers_rounded_rightly(full_report: Path, html: str):
     acquisitions = page.table("Energy offset")
     for entry in results["acquisitions"]:
         assert f"{entry['energy_offset']['value']:+.2f} ± 0.03 eV".replace("-", "\N{MINUS SIGN}") in acquisitions
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_score_without_an_interval_is_shown_alone(results_factory: Factory, tmp_path):
+    directory = results_factory(tmp_path, models=("svm-sgd",), presets=("paper",), splits=("group",), n_seeds=1)
+    results = json.loads((directory / "results.json").read_text())
+    for score in ("accuracy", "balanced_accuracy", "translation", "noise"):
+        results["models"][0][score] = {"mean": 0.5703, "low": None, "high": None}
+    (directory / "results.json").write_text(json.dumps(results))
+    page = Page(build_report(directory).read_text())
+    assert "0.570 0.570 0.570 0.570" in page.table("Balanced accuracy")
 
 
 def test_the_papers_values_stand_beside_those_of_its_presets(html: str):
@@ -280,3 +292,18 @@ def test_a_grid_of_three_parameters_becomes_panels_with_the_best_cell_in_one(res
     assert {panel.scores.dims for panel in panels} == {("C", "gamma")}
     figure = grid_scores(panels)
     assert [len(axes.patches) for axes in figure.axes[:3]] == [0, 0, 1]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_sweep_on_a_validation_part_is_not_called_cross_validation(results_factory: Factory, tmp_path):
+    directory = results_factory(tmp_path / "out", **{**SMALL, "models": ("svm-linear",)})
+    with xr.open_zarr(directory / "search-svm-linear.zarr", consolidated=False) as search:
+        sweep = search.isel(fold=[0]).load()
+    shutil.rmtree(directory / "search-svm-linear.zarr")
+    sweep.to_zarr(directory / "search-svm-linear.zarr", consolidated=False, zarr_format=3)
+    html = build_report(directory).read_text()
+    assert "Accuracy on the validation part of svm-linear over its grid" in html
+    assert "accuracy on the validation part, mean over" in html
+    assert "1 fold" not in html
+    panels = cut_panels(sweep["accuracy"][0, 0, 0, :, 0], {"C": float(sweep.C[0])}, title="")
+    assert grid_scores(panels, measure="Mine").axes[0].get_ylabel() == "Mine"

@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from eelsflow.robustness.perturb import (
     add_gaussian_noise,
@@ -66,3 +69,19 @@ def test_leading_components_agree_with_scikit_learn(vectors):
     reference = PCA(1, svd_solver="full").fit(noisy)
     assert np.allclose(mean, reference.mean_, atol=1e-5)
     assert abs(components[0] @ reference.components_[0]) == pytest.approx(1, abs=1e-4)
+
+
+@given(
+    arrays.arrays(np.float32, (3, 8), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
+    st.sampled_from([1000.0, 10.0]),
+)
+def test_poisson_noise_takes_spectra_of_any_sign_and_height(spectra, peak_counts):
+    noisy = add_poisson_noise(spectra, peak_counts=peak_counts, rng=np.random.default_rng(0))
+    assert np.isfinite(noisy).all()
+    assert np.array_equal(noisy[spectra <= 0], spectra[spectra <= 0])  # nothing is expected there
+
+
+def test_poisson_noise_keeps_the_mean_of_partly_negative_spectra(vectors):
+    repeated = np.repeat(vectors[:1] - vectors[0].max() / 2, 4000, axis=0)
+    noisy = add_poisson_noise(repeated, peak_counts=100, rng=np.random.default_rng(0))
+    assert np.allclose(noisy.mean(axis=0), repeated[0], atol=0.01 * repeated[0].max())

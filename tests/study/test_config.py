@@ -77,6 +77,9 @@ def test_resolved_study_is_a_study_file_that_means_the_same(study_file):
         ({"robustness": {"noise_sigma": [-0.1, 0.3, 0.1]}}, r"robustness\.noise_sigma: .* begins at -0\.1"),
         ({"classes": ["mixed", "FeO"]}, "classes.*'mixed' is what"),
         ({"classes": ["", "FeO"]}, "classes.*'' is what"),
+        ({"cluster": {"slurmx": {}}}, r"cluster.*'slurmx'.*is no cluster; write 'local'.*{slurm: {...}}"),
+        ({"cluster": {"slurm": {}, "kubernetes": {}}}, "cluster.*is no cluster"),
+        ({"cluster": "lokal"}, "cluster.*'lokal' is no cluster"),
         ({"preprocess": {"name": "a/b", "steps": ["background", "rebin"]}}, "preprocess.*'a/b'.*names of files"),
         ({"models": [{"base": "svm-rbf", "params": {"C": -1}}]}, r"models\.0: model 'svm-rbf': C is -1; it must be"),
     ],
@@ -90,6 +93,27 @@ def test_study_file_that_cannot_be_used_is_refused_by_key(study_file, change, me
 def test_file_that_is_not_a_study_is_refused(study_file, content):
     with pytest.raises(StudyFileError, match=r"study\.yaml"):
         load_study(study_file(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: a\nedge: O_K\nname: b\n", r"line 3, column 1: the key 'name' was already given in line 1"),
+        ("split:\n  folds: 3\n  seeds: 2\n  folds: 4\n", r"line 4, column 3: the key 'folds' .* in line 2"),
+        ("split: {folds: 3, folds: 4}\n", r"line 1, column 19: the key 'folds' .* in line 1"),
+        ("name: [a\nedge: O_K\n", r"line 2, column 5: .*expected ',' or '\]'"),
+        ("name: a\n\tedge: O_K\n", r"line 2, column 1: .*'\\t' that cannot start any token"),
+    ],
+)
+def test_what_is_wrong_with_the_yaml_is_said_in_one_line_with_its_place(study_file, content, message):
+    with pytest.raises(StudyFileError, match=message) as refused:
+        load_study(study_file(content))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("cluster", ["local", "tcp://host:8786", {"slurm": {"cores": 4}}, {"kubernetes": {}}])
+def test_clusters_that_exist_are_accepted(study_file, cluster):
+    assert load_study(study_file({**MINIMAL, "cluster": cluster})).cluster == cluster
 
 
 def test_missing_study_file_is_named(tmp_path):

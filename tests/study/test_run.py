@@ -1,4 +1,8 @@
+import contextlib
+import itertools
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from eelsflow.simulate import PRESETS, simulate_directory
 from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.store import Store
 from eelsflow.study.config import load_study
-from eelsflow.study.run import run_study
+from eelsflow.study.run import _replace_outputs, run_study
 from eelsflow.study.stages import Place
 
 
@@ -70,6 +74,20 @@ def test_table_study_writes_every_result(table_study, tmp_path):
     assert {"preprocess", "split", "seed", "C", "gamma", "fold"} == set(search["accuracy"].dims)
     for name in ("report.html", "study.yaml", "provenance.json", "model/model.json"):
         assert (out / name).is_file()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_model_that_leaves_a_study_is_fitted_on_all_labelled_spectra(table_study, labelled_table, tmp_path):
+    results, _ = run(table_study(models=["svm-rbf"]), tmp_path / "out", store=tmp_path / "store")
+    bundle = ModelBundle.load(tmp_path / "out" / "model")
+    assert bundle.provenance["split"] == "all"
+    assert bundle.provenance["n_train"] == results["n_spectra"] == 144
+    with np.load(labelled_table) as table:
+        predicted, probability = bundle.predict(table["spectra"].astype(np.float32))
+        novelty = bundle.transform.novelty(table["spectra"].astype(np.float32))
+        assert (predicted == table["label"]).mean() > 0.95
+    assert np.allclose(probability.sum(axis=1), 1)
+    assert (novelty > bundle.transform.novelty_threshold).mean() < 0.1
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -133,6 +151,66 @@ def test_models_renamed_in_the_study_file_run_through_to_the_results_and_nothing
     assert (chosen.name, chosen.classifier.base) == ("Mine_v2.0", "svm-linear")
 
 
+@pytest.fixture
+def acquisition_study(tmp_path):
+    """Write a study over four small simulated acquisitions, with the rows of the manifest in any order."""
+    axis = AxisParameters(start=485.0, n_channels=400)
+    preset = PRESETS["paper"].model_copy(update={"axis": axis})
+    for directory, seed in (("acquisitions", 3), ("others", 4)):
+        simulate_directory(tmp_path / directory, n_acquisitions=4, seed=seed, shape=(16, 16), preset=preset)
+    manifest = tmp_path / "acquisitions" / "manifest.csv"
+    header, *rows = manifest.read_text().splitlines()
+
+    def write(*, reverse=False):
+        manifest.write_text("\n".join([header, *(rows[::-1] if reverse else rows)]) + "\n")
+        content = {
+            "name": "cubes",
+            "edge": "O_K",
+            "classes": ["FeO", "Fe3O4"],
+            "data": {"manifest": str(manifest)},
+            "preprocess": {"name": "nominal", "steps": ["vacuum_mask", "background", "rebin", "normalize"]},
+            "models": ["svm-sgd"],
+            "split": {"by": ["group", "pixel"], "folds": 2, "seeds": 1},
+            "robustness": {"shift_ev": [-5, 5, 5], "noise_sigma": [0, 0.3, 0.15]},
+        }
+        study_file = tmp_path / "study.yaml"
+        study_file.write_text(json.dumps(content))  # JSON is YAML
+        return study_file
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
+def test_order_of_the_manifests_rows_does_not_matter(acquisition_study, tmp_path):
+    first, computed = run(acquisition_study(), tmp_path / "one", store=tmp_path / "store-1")
+    again, same = run(acquisition_study(reverse=True), tmp_path / "two", store=tmp_path / "store-2")
+    assert scores(first) == scores(again)
+    assert computed == same
+    (dataset,) = (path.parent for path in (tmp_path / "store-1").glob("entries/*/*/intensity.npy"))
+    for array in dataset.glob("*.npy"):
+        other = tmp_path / "store-2" / array.relative_to(tmp_path / "store-1")
+        assert np.array_equal(np.load(array), np.load(other))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
+def test_changed_acquisition_recomputes_only_what_depends_on_it(acquisition_study, tmp_path):
+    study_file = acquisition_study()
+    _, computed = run(study_file, tmp_path / "out", store=tmp_path / "store")
+    # 4 acquisitions, the data set, then features and model for each of two splits and of the final model, and two
+    # assessments
+    assert len(computed) == 4 + 1 + 2 * 3 + 2
+    one = sorted((tmp_path / "acquisitions").glob("*[!h].zarr"))[0]
+    shutil.rmtree(one)
+    shutil.copytree(tmp_path / "others" / one.name, one)
+    _, computed = run(study_file, tmp_path / "out", store=tmp_path / "store")
+    assert len(computed) == 1 + 1 + 2 * 3 + 2
+    prepared = {path.parent.name for path in (tmp_path / "store").glob("entries/*/*/prepared.zarr")}
+    assert len(prepared) == 4 + 1
+    assert len(prepared & computed) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("figures_not_rendered")
 def test_preset_without_an_align_step_takes_the_nominal_axis_and_is_reported(tmp_path):
@@ -164,6 +242,73 @@ def test_too_few_spectra_for_the_folds_end_the_study_and_leave_no_results(table_
         run(study, tmp_path / "out", store=tmp_path / "store")
     assert not (tmp_path / "out" / "results.json").exists()
     assert not list((tmp_path / "store" / "temporary").glob("*"))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_partly_negative_spectra_are_studied_and_spectra_without_signal_refused(table_study, labelled_table, tmp_path):
+    with np.load(labelled_table) as table:
+        arrays = dict(table)
+    path, about = tmp_path / "mine.npz", {"models": ["svm-sgd"], "split": {"by": "pixel", "folds": 3, "seeds": 1}}
+    np.savez(path, **arrays | {"spectra": arrays["spectra"] - 0.3})
+    study = table_study(data={"spectra": str(path)}, **about)
+    results, _ = run(study, tmp_path / "out", store=tmp_path / "store")
+    assert results["models"][0]["accuracy"]["mean"] > 0.9
+    np.savez(path, **arrays | {"spectra": arrays["spectra"] - 30})
+    with pytest.raises(DataSetError, match=r"mine\.npz: 144 of 144 spectra show no signal"):
+        run(study, tmp_path / "out", store=tmp_path / "store")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_interrupted_writing_leaves_the_earlier_results_whole_or_no_results(table_study, tmp_path, monkeypatch):
+    def small(name):
+        return table_study(name=name, models=["svm-sgd"], split={"by": "pixel", "folds": 3, "seeds": 1})
+
+    out = tmp_path / "out"
+    run(small("first"), out, store=tmp_path / "store")
+    (out / "search-of-before.zarr").mkdir()
+    written = {path.name for path in out.iterdir()}
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eelsflow.study.run.build_report", interrupt)  # all but the report is written
+        with pytest.raises(KeyboardInterrupt):
+            run(small("second"), out, store=tmp_path / "store")
+    assert {path.name for path in out.iterdir()} == written | {".unfinished"}
+    assert json.loads((out / "results.json").read_text())["study"] == "first"
+    ModelBundle.load(out / "model")
+
+    run(small("second"), out, store=tmp_path / "store")
+    assert {path.name for path in out.iterdir()} == written - {"search-of-before.zarr"}
+    assert json.loads((out / "results.json").read_text())["study"] == "second"
+
+
+@pytest.mark.parametrize("stop", range(12))
+def test_results_json_stands_beside_outputs_of_its_own_study_alone_wherever_a_kill_strikes(tmp_path, monkeypatch, stop):
+    out, unfinished = tmp_path / "out", tmp_path / "out" / ".unfinished"
+    for directory, content in ((out, "old"), (unfinished, "new")):
+        for name in ("results.json", "report.html", "model/model.json", f"search-{content}.zarr/zarr.json"):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_text(content)
+    rename, calls = Path.rename, itertools.count()
+
+    def kill(path, target):
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", kill)
+    with contextlib.suppress(KeyboardInterrupt):
+        _replace_outputs(unfinished, out)
+    found = {path.relative_to(out).as_posix(): path.read_text() for path in out.glob("[!.]*/*")}
+    found |= {path.name: path.read_text() for path in out.iterdir() if path.is_file()}
+    assert len(found) == 4 or "results.json" not in found
+    if "results.json" in found and stop > 0:
+        assert set(found.values()) == {"new"}
+    if stop >= 8:
+        assert sorted(found) == ["model/model.json", "report.html", "results.json", "search-new.zarr/zarr.json"]
+        assert [path.name for path in out.glob(".*")] == []
 
 
 def test_directory_of_somebody_else_is_refused_before_anything_is_computed(table_study, tmp_path):
