@@ -29,6 +29,7 @@ import yaml
 from flows.server import running_server
 
 INTERVAL_SECONDS = 10
+WORKER_QUERY_SECONDS = 2
 CRON = "0 7 * * 1-5"
 LIMIT_SECONDS = 240
 POOL = "eelsflow"
@@ -46,7 +47,7 @@ def main() -> int:
         inbox, out, worker_log = home / "inbox", home / "maps", home / "worker.log"
         inbox.mkdir(parents=True, exist_ok=True)
         os.environ |= {"EELSFLOW_HOME": str(home), "EELSFLOW_INBOX": str(inbox), "EELSFLOW_OUT": str(out)}
-        os.environ |= {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        os.environ |= {"PREFECT_WORKER_QUERY_SECONDS": str(WORKER_QUERY_SECONDS)}
         if options.acquisition is not None:
             copy_acquisition(options.acquisition, inbox)
         started = time.monotonic()
@@ -58,6 +59,7 @@ def main() -> int:
                 print(f"{time.monotonic() - started:5.1f} s  deployed")
                 with worker(worker_log):
                     wait_for_scheduled_run(worker_log)
+                    wait_until_idle(worker_log)
                 print(f"{time.monotonic() - started:5.1f} s  a scheduled run completed, and cron runs are planned")
                 if options.acquisition is not None:
                     check_map(out, options.acquisition)
@@ -161,6 +163,27 @@ def wait_for_scheduled_run(log: Path) -> None:
         f"runs by interval: {[str(state) for state in states]}, runs planned by cron: {len(planned)}; "
         "expected one COMPLETED, and some planned\n" + "\n".join(lines) + "\n" + log.read_text(errors="replace")
     )
+
+
+def wait_until_idle(log: Path) -> None:
+    """Give the worker no more runs, and wait for those it has: one that it is just starting would outlive it."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    run_prefect("work-pool", "pause", POOL)
+    begun = filters.FlowRunFilter(
+        state=filters.FlowRunFilterState(
+            type=filters.FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+        )
+    )
+    deadline = time.monotonic() + LIMIT_SECONDS
+    with get_client(sync_client=True) as client:
+        time.sleep(2 * WORKER_QUERY_SECONDS)  # what it had asked for before shows as pending by then
+        while runs := client.read_flow_runs(flow_run_filter=begun):
+            if time.monotonic() > deadline:
+                raise CheckFailedError(f"{len(runs)} runs do not end\n{log.read_text(errors='replace')}")
+            time.sleep(1)
 
 
 def left_behind(home: Path) -> list[str]:
