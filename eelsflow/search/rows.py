@@ -21,7 +21,7 @@ MOST_FREE = 6000
 
 Fewer would do in turn what is done at once here, and for narrow kernels take ten times as long."""
 
-VIOLATORS = 128
+VIOLATORS = 64
 """Variables at each end of the violation that join a working set."""
 
 STALE = 1.25
@@ -103,7 +103,7 @@ class SharedKernel(ABC):
                 return float(highest - lowest), n_steps
             rows, block = self.working_set(_choose(error, rises, falls, highest, lowest))
             moved = b[rows]
-            goal = max(0.5 * tolerance, 0.02 * (highest - lowest))
+            goal = max(0.5 * tolerance, 0.002 * (highest - lowest))
             n_steps += solver.solve_block(
                 block, error[rows], moved, lower[rows], upper[rows], goal, max_steps - n_steps
             )

@@ -23,13 +23,13 @@ LEAST, MOST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 REFINEMENTS = 3
 """Newton steps with one factor, each from the errors that the last one really left."""
 
-PART, PART_GOAL = 256, 0.1
+PART, PART_GOAL = 192, 0.1
 """Variables of a block among which pairs are moved at once, and to what share of the violation."""
 
 MOST_FIXED = 64
 """Variables that may meet their bound in one Newton step."""
 
-BURST = 20_000
+BURST = 10_000
 """Pairs are moved for as long as a Newton step takes, about: the cube of the number of free variables over this."""
 
 RIDGE = 1e-14
