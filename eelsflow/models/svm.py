@@ -16,9 +16,10 @@ from eelsflow.errors import UnreadableFileError
 from eelsflow.models.spec import with_defaults
 from eelsflow.search.gram import Products
 from eelsflow.search.grid import MAX_PASSES, load_fold
-from eelsflow.search.path import MAX_STEPS, TOLERANCE, vote
+from eelsflow.search.path import TOLERANCE, vote
 
 _SPECTRA_AT_ONCE = 4096  # bounds the kernel matrix of a prediction
+MAX_LIBSVM_STEPS = 2_000_000  # of a sigmoid machine, whose kernel is not positive semidefinite: libsvm may never end
 
 TRUSTED_TYPES: tuple[str, ...] = ()
 """Types beyond skops' own list of harmless ones that a saved machine may hold."""
@@ -53,7 +54,7 @@ def build_svm(base: str, params: Mapping[str, float] | None = None, *, seed: int
         kernel=kernel,
         class_weight="balanced",
         decision_function_shape="ovo",
-        max_iter=MAX_STEPS if kernel == "sigmoid" else -1,
+        max_iter=MAX_LIBSVM_STEPS if kernel == "sigmoid" else -1,
         **settings,
     )
 

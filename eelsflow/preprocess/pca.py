@@ -7,8 +7,10 @@ moments are kept for two halves of the pixels, because the rank is chosen by wha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import ctypes
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -215,15 +217,10 @@ class PilotSums:
 
     def _multiply(self) -> None:
         """Turn the deviations into products; add these to the sums in double where they are of enough spectra."""
-        from scipy.linalg.blas import ssyrk
-
         assert self._deviations is not None
         if self._products is None:
             self._products = np.empty((self.pilot.size, self.pilot.size), dtype=np.float32)
-        # transposed, C order is Fortran order: nothing is copied, and its lower triangle is our upper one
-        deviations = self._deviations[: self._n_deviations].T
-        keep = 1.0 if self._n_products else 0.0
-        ssyrk(1.0, deviations, beta=keep, c=self._products.T, lower=True, overwrite_c=True)
+        add_products(self._deviations[: self._n_deviations], self._products, keep=self._n_products > 0)
         self._n_products += self._n_deviations
         self._n_deviations = 0
         if self._n_products >= _ROWS_IN_SINGLE:
@@ -255,6 +252,40 @@ class PilotSums:
         scatter_about_mean(self.second, float(self.n), rest, scatter)
         mean = self.pilot + rest if self.n else np.zeros(self.pilot.size)
         return Moments(self.n, mean, scatter, np.zeros(self.pilot.size))
+
+
+def add_products(rows: NDArray[np.float32], total: NDArray[np.float32], *, keep: bool) -> None:
+    """Add ``rows.T @ rows`` to the upper triangle of `total`, or set it where nothing is to be kept.
+
+    Parameters
+    ----------
+    rows
+        Shape (n, channels), in C order.
+    total
+        Shape (channels, channels), in C order; changed in place.
+    keep
+        Whether what `total` holds counts.
+
+    Notes
+    -----
+    BLAS ssyrk, called by its address: SciPy's own wrapper keeps the interpreter's lock, so that two threads would
+    multiply one after the other.
+    """
+    n, channels = rows.shape
+    size, depth = ctypes.c_int(channels), ctypes.c_int(n)
+    one, before = ctypes.c_float(1.0), ctypes.c_float(1.0 if keep else 0.0)
+    # Read in Fortran order, as BLAS does, rows are transposed already, and the lower triangle is our upper one.
+    _ssyrk()(b"L", b"N", size, depth, one, rows.ctypes.data, size, before, total.ctypes.data, size)
+
+
+@lru_cache(maxsize=1)
+def _ssyrk() -> Callable[..., None]:
+    from numba.extending import get_cython_function_address
+
+    integer, number = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_float)
+    letters, array = ctypes.c_char_p, ctypes.c_void_p
+    call = ctypes.CFUNCTYPE(None, letters, letters, integer, integer, number, array, integer, number, array, integer)
+    return call(get_cython_function_address("scipy.linalg.cython_blas", "ssyrk"))
 
 
 def moments_of(spectra: ArrayLike, *, variance: ArrayLike | None = None) -> Moments:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 """Largest violation of the optimality conditions that is left: libsvm's default."""
 
-MAX_STEPS = 2_000_000
-"""Most steps of one fit. Only kernels that are not positive semidefinite come near it: they may go in circles."""
+MAX_STEPS = 10_000_000
+"""Most steps of one fit: where libsvm warns too; some seconds here.
+
+Only kernels that are not positive semidefinite come near it: they may go in circles."""
 
 LARGE_C = 100.0
 """From here on a machine on all rows that no smaller C led to starts where its kernel proposes."""

@@ -29,7 +29,7 @@ PART, PART_GOAL = 192, 0.1
 MOST_FIXED = 64
 """Variables that may meet their bound in one Newton step."""
 
-BURST = 10_000
+BURST = 20_000
 """Pairs are moved for as long as a Newton step takes, about: the cube of the number of free variables over this."""
 
 RIDGE = 1e-14

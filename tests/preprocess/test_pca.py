@@ -10,7 +10,7 @@ from scipy.ndimage import convolve1d
 
 from eelsflow.errors import InputError
 from eelsflow.io.read import read_spectrum_image
-from eelsflow.preprocess.pca import Pca, fit_pca, merge, merge_split, moments_of, split_moments
+from eelsflow.preprocess.pca import Pca, add_products, fit_pca, merge, merge_split, moments_of, split_moments
 
 POINT_SPREAD = np.array([0.04, 0.13, 0.22, 0.35, 0.18, 0.06, 0.02])
 
@@ -227,3 +227,14 @@ def test_leading_components_of_many_channels_are_those_of_the_whole_decompositio
     values, vectors = np.linalg.eigh(np.cov(spectra.T))
     np.testing.assert_allclose(pca.eigenvalues, values[::-1][: pca.eigenvalues.size], rtol=1e-9)
     np.testing.assert_allclose(np.abs(np.sum(pca.components * vectors[:, ::-1][:, :3].T, axis=1)), 1.0, rtol=1e-9)
+
+
+def test_products_are_added_to_the_upper_triangle():
+    random = np.random.default_rng(0)
+    rows, more = random.normal(size=(2, 30, 12)).astype(np.float32)
+    total = np.full((12, 12), np.nan, dtype=np.float32)
+    add_products(rows, total, keep=False)
+    add_products(more, total, keep=True)
+    expected = np.triu(rows.T @ rows + more.T @ more)
+    np.testing.assert_allclose(np.triu(total), expected, rtol=1e-5, atol=1e-5)
+    assert np.isnan(total[np.tril_indices(12, -1)]).all()
