@@ -53,6 +53,8 @@ def private():
 before = private()
 matrix = np.load(sys.argv[1], mmap_mode="r") if sys.argv[2] == "mapped" else np.load(sys.argv[1])
 total = float(sum(matrix[first : first + 256].sum() for first in range(0, len(matrix), 256)))
+print("read", flush=True)
+sys.stdin.readline()  # a page counts as private until the other worker has read it too
 print(json.dumps({"private": private() - before, "total": total}), flush=True)
 sys.stdin.read()
 """
@@ -115,7 +117,17 @@ def _private_bytes(path: Path, how: str) -> float:
     command = [sys.executable, "-c", _WORKER, str(path), how]
     workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     try:
-        return float(np.mean([json.loads(worker.stdout.readline())["private"] for worker in workers if worker.stdout]))
+        for worker in workers:
+            assert worker.stdout
+            worker.stdout.readline()
+        private = []
+        for worker in workers:
+            assert worker.stdin
+            assert worker.stdout
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+            private.append(json.loads(worker.stdout.readline())["private"])
+        return float(np.mean(private))
     finally:
         for worker in workers:
             worker.communicate("")
