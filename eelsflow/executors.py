@@ -56,8 +56,7 @@ class ThreadExecutor:
 
     Notes
     -----
-    Meanwhile a BLAS product has one thread. Threads of its own beside ours wait for each other in turns of the
-    scheduler: products of channel covariances took three times the processor time.
+    Meanwhile a BLAS product has one thread: threads of its own beside ours would wait for each other.
     """
 
     shares_memory = True
