@@ -39,9 +39,10 @@ AXES: dict[str, tuple[str, ...]] = {
 MAX_PASSES = 10_000  # of gradient descent over the spectra; it stops by itself after some hundred at most
 
 FEW_KERNELS = 8
-"""Up to so many kernels, each is two jobs of half of the folds; of more, only the eighth with the largest gamma is.
+"""Up to so many kernels, each is two jobs of half of the folds.
 
-Two jobs are balanced better by two workers, but each finds the machine on all rows for itself.
+Two jobs are balanced better by two workers, but each finds the machine on all rows for itself. How a search is cut
+depends on nothing else, so that its numbers do not depend on who does the work.
 """
 
 
@@ -119,8 +120,9 @@ def search_grid(
     Returns
     -------
     xarray.Dataset
-        ``accuracy`` (0-1), ``fit_seconds`` and ``converged`` (whether the fit met libsvm's tolerance; only kernels that
-        are not positive semidefinite may fail to), over the parameters and ``fold``. Values ascend.
+        ``accuracy`` (0-1), ``fit_seconds`` (0 where a smaller C has given the machine of this one already) and
+        ``converged`` (whether the fit met libsvm's tolerance; only kernels that are not positive semidefinite may fail
+        to), over the parameters and ``fold``. Values ascend.
 
     Raises
     ------
@@ -147,13 +149,10 @@ def search_grid(
         matrix, from_spectra = products.path, products.from_spectra
     files = save_folds(folds, scratch)
     n_folds = len(folds)
-    n_split = len(kernels) if len(kernels) <= FEW_KERNELS else max(1, len(kernels) // FEW_KERNELS)
+    n_groups = min(2, n_folds) if len(kernels) <= FEW_KERNELS else 1
     # Kernels of a large gamma take longest: they go first, so that no worker is left alone with one at the end.
     order = [
-        (number, slice(first, None, n_groups))
-        for number in reversed(range(len(kernels)))
-        for n_groups in (min(2, n_folds) if number >= len(kernels) - n_split else 1,)
-        for first in range(n_groups)
+        (number, slice(first, None, n_groups)) for number in reversed(range(len(kernels))) for first in range(n_groups)
     ]
     jobs = [
         _Job(

@@ -26,6 +26,10 @@ LARGE_C = 100.0
 """From here on a machine on all rows that no smaller C led to starts where its kernel proposes."""
 
 Vector = NDArray[np.float64]
+"""Values of all rows, (n,)."""
+
+Matrix = NDArray[np.float64]
+"""Values of all rows for each of several problems, (n_problems, n)."""
 
 ClassWeight = Literal["balanced"] | Mapping[int, float] | None
 """Factors of C: inverse to the frequency of the class, a factor for each class number (else 1), or 1 for all."""
@@ -204,12 +208,10 @@ def follow_path(
             start = time.perf_counter()
             problem.advance(C, tolerance, max_steps)
             whole_seconds += time.perf_counter() - start
-            for number, fold in enumerate(folds):
-                start = time.perf_counter()
-                solution = problem.leave_out(number, fold, tolerance, max_steps)
-                held_out[number][:, column] = solution.decision[fold.held_out]
+            for number, (solution, took) in enumerate(problem.leave_out(folds, tolerance, max_steps)):
+                held_out[number][:, column] = solution.decision[folds[number].held_out]
                 converged[number] &= solution.violation <= tolerance
-                seconds[number] += time.perf_counter() - start
+                seconds[number] += took
             problem.rest()
         yield Fits(C, [problem.solution for problem in problems], held_out, converged, seconds, whole_seconds)
         whole_seconds = 0.0
@@ -271,7 +273,9 @@ class _Problem:
             self.rows.add(F, weighs, b[weighs])
             self._balance(b, F, lower, upper)
         self.C, self.lower, self.upper = C, lower, upper
-        self.solution = self._solve(lower, upper, b, F, tolerance, max_steps)
+        (self.solution,), _ = self._solve(
+            lower[np.newaxis], upper[np.newaxis], b[np.newaxis], F[np.newaxis], tolerance, max_steps
+        )
 
     def positive_part(self) -> Vector:
         """Return what the positive weights add to the decision values: folds weigh the two classes differently."""
@@ -281,11 +285,28 @@ class _Problem:
             self.rows.add(self._F_positive, positive, self.solution.b[positive])
         return self._F_positive
 
-    def leave_out(self, number: int, fold: Fold, tolerance: float, max_steps: int) -> Solution:
-        """Solve on a fold's training rows, from the solution on all rows."""
-        if number in self._settled:
-            return self._settled[number]
-        lower, upper = self.bounds(fold.train, self.C)
+    def leave_out(self, folds: Sequence[Fold], tolerance: float, max_steps: int) -> list[tuple[Solution, float]]:
+        """Solve on each fold's training rows, from the solution on all rows; return solutions and their seconds."""
+        numbers = [number for number in range(len(folds)) if number not in self._settled]
+        seconds = np.zeros(len(folds))
+        lower, upper, b, F = np.zeros((4, len(numbers), len(self.y)))
+        for place, number in enumerate(numbers):
+            start = time.perf_counter()
+            lower[place], upper[place] = self.bounds(folds[number].train, self.C)
+            b[place], F[place] = self._without(lower[place], upper[place])
+            seconds[number] = time.perf_counter() - start
+        solutions, took = self._solve(lower, upper, b, F, tolerance, max_steps)
+        seconds[numbers] += took
+        found = {**self._settled, **dict(zip(numbers, solutions, strict=True))}
+        for place, number in enumerate(numbers):
+            solution = solutions[place]
+            at_bound = (solution.b != 0) & ((solution.b == lower[place]) | (solution.b == upper[place]))
+            if solution.violation <= tolerance and not at_bound.any():
+                self._settled[number] = solution  # no bound is felt, so no larger C changes it
+        return [(found[number], float(seconds[number])) for number in range(len(folds))]
+
+    def _without(self, lower: Vector, upper: Vector) -> tuple[Vector, Vector]:
+        """Return feasible weights and decision values of a fold with these bounds, from the solution on all rows."""
         whole = self.solution
         # The weights of the classes differ a little from fold to fold, and the bounds with them.
         growth_up = _ratio(upper.max(), self.upper.max())
@@ -299,12 +320,7 @@ class _Problem:
         b[outside] = 0.0
         b = np.where(at_upper, upper, np.where(at_lower, lower, b))
         self._balance(b, F, lower, upper)
-        solution = self._solve(lower, upper, b, F, tolerance, max_steps)
-        weighs = solution.b != 0
-        at_bound = weighs & ((solution.b == lower) | (solution.b == upper))
-        if solution.violation <= tolerance and not at_bound.any():
-            self._settled[number] = solution  # no bound is felt, so no larger C changes it
-        return solution
+        return b, F
 
     def rest(self) -> None:
         """Forget what only the folds of the last C needed."""
@@ -329,9 +345,16 @@ class _Problem:
         b[order] = np.where(moved >= room, bound[order], b[order] + steps)
         self.rows.add(F, order, steps)
 
-    def _solve(self, lower: Vector, upper: Vector, b: Vector, F: Vector, tolerance: float, max_steps: int) -> Solution:
-        violation, n_steps = self.rows.solve(self.y, lower, upper, b, F, tolerance=tolerance, max_steps=max_steps)
-        return Solution(b, F, self._bias(b, F, lower, upper), violation, n_steps)
+    def _solve(
+        self, lower: Matrix, upper: Matrix, b: Matrix, F: Matrix, tolerance: float, max_steps: int
+    ) -> tuple[list[Solution], Vector]:
+        """Solve problems that differ in their bounds; return their solutions and the seconds of each."""
+        found = self.rows.solve(self.y, lower, upper, b, F, tolerance=tolerance, max_steps=max_steps)
+        solutions = [
+            Solution(b[p], F[p], self._bias(b[p], F[p], lower[p], upper[p]), float(violation), int(n_steps))
+            for p, (violation, n_steps) in enumerate(zip(*found[:2], strict=True))
+        ]
+        return solutions, found[2]
 
     def _bias(self, b: Vector, F: Vector, lower: Vector, upper: Vector) -> float:
         """Return the mean error of the free rows or, if there are none, the middle of what is as good; as libsvm does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +66,7 @@ class SharedKernel(ABC):
 
     @abstractmethod
     def add(self, F: NDArray[np.float64], rows: NDArray[np.integer[Any]], steps: NDArray[np.float64]) -> None:
-        """Add ``K[:, rows] @ steps`` to `F`."""
+        """Add ``steps @ K[rows]`` to `F`: (n_problems, n), from steps (n_problems, n_rows), or one problem's (n,)."""
 
     def start(
         self, y: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArray[np.float64]
@@ -83,32 +84,83 @@ class SharedKernel(ABC):
         *,
         tolerance: float,
         max_steps: int,
-    ) -> tuple[float, int]:
-        """Solve the dual problem from a feasible `b` with ``F = K b``, both changed in place.
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+        """Solve dual problems that differ in their bounds, from feasible `b` with ``F = b @ K``, changed in place.
+
+        Parameters
+        ----------
+        y
+            What all have in common, (n,).
+        lower, upper, b, F
+            Of each problem, (n_problems, n).
+        tolerance
+            Largest violation.
+        max_steps
+            Of each problem.
 
         Returns
         -------
-        violation, n_steps
-            libsvm's measure of what is left: the largest error y - F of a row that may rise less the smallest of one
-            that may fall. Steps are pairs and Newton steps.
+        violation, n_steps, seconds
+            Of each problem, (n_problems,). The violation is libsvm's measure of what is left: the largest error y - F
+            of a row that may rise less the smallest of one that may fall. Steps are pairs and Newton steps.
+
+        Notes
+        -----
+        Problems take turns, one working set each. What their steps change elsewhere is added up for all at once: mostly
+        the same rows move, and reading them is what takes the time.
         """
-        n_steps = 0
+        n_problems = len(b)
+        violation, n_steps = np.zeros(n_problems), np.zeros(n_problems, np.int64)
+        seconds, steps = np.zeros(n_problems), np.zeros((n_problems, self.n))
         while True:
-            error = y - F
-            rises, falls = b < upper, b > lower
-            if not (rises.any() and falls.any()):
-                return 0.0, n_steps
-            highest, lowest = error[rises].max(), error[falls].min()
-            if highest - lowest <= tolerance or n_steps >= max_steps:
-                return float(highest - lowest), n_steps
-            rows, block = self.working_set(_choose(error, rises, falls, highest, lowest))
-            moved = b[rows]
-            goal = max(0.5 * tolerance, 0.002 * (highest - lowest))
-            n_steps += solver.solve_block(
-                block, error[rows], moved, lower[rows], upper[rows], goal, max_steps - n_steps
-            )
-            self.add(F, rows, moved - b[rows])
-            b[rows] = moved
+            start = time.perf_counter()
+            wanted = {}
+            for p in range(n_problems):
+                error = y - F[p]
+                rises, falls = b[p] < upper[p], b[p] > lower[p]
+                highest = error[rises].max() if rises.any() else -np.inf
+                lowest = error[falls].min() if falls.any() else np.inf
+                violation[p] = max(highest - lowest, 0.0)
+                if violation[p] > tolerance and n_steps[p] < max_steps:
+                    wanted[p] = _choose(error, rises, falls, highest, lowest)
+            if not wanted:
+                return violation, n_steps, seconds
+            for group in self._groups(wanted):
+                rows, block = self.working_set(np.unique(np.concatenate([wanted[p] for p in group])))
+                for p in group:
+                    begun = time.perf_counter()
+                    moved = b[p, rows]
+                    n_steps[p] += solver.solve_block(
+                        block,
+                        y[rows] - F[p, rows],
+                        moved,
+                        lower[p, rows],
+                        upper[p, rows],
+                        max(0.5 * tolerance, 0.002 * violation[p]),
+                        max_steps - n_steps[p],
+                    )
+                    steps[p, rows] = moved - b[p, rows]
+                    b[p, rows] = moved
+                    took = time.perf_counter() - begun
+                    seconds[p] += took
+                    start += took
+            changed = np.flatnonzero(steps.any(axis=0))
+            self.add(F, changed, steps[:, changed])
+            steps[:, changed] = 0.0
+            seconds[list(wanted)] += (time.perf_counter() - start) / len(wanted)
+
+    def _groups(self, wanted: dict[int, NDArray[np.int64]]) -> list[list[int]]:
+        """Return the problems in groups whose rows make one working set."""
+        groups: list[list[int]] = []
+        taken = np.zeros(self.n, np.bool_)
+        for p, rows in wanted.items():
+            taken[rows] = True
+            if not groups or np.count_nonzero(taken) > self.most_rows:
+                groups.append([])
+                taken[:] = False
+                taken[rows] = True
+            groups[-1].append(p)
+        return groups
 
 
 class LinearKernel(SharedKernel):
@@ -131,9 +183,9 @@ class LinearKernel(SharedKernel):
         return wanted, some @ some.T
 
     def add(self, F: NDArray[np.float64], rows: NDArray[np.integer[Any]], steps: NDArray[np.float64]) -> None:
-        """Add ``K[:, rows] @ steps`` to `F`."""
+        """Add ``steps @ K[rows]`` to `F`, of one problem or several."""
         if rows.size:
-            F += self.spectra @ (steps @ self.spectra[rows])
+            F += steps @ self.spectra[rows] @ self.spectra.T
 
     def start(
         self, y: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArray[np.float64]
@@ -239,12 +291,12 @@ class KernelRows(SharedKernel):
             np.tanh(out, out=out)
 
     def add(self, F: NDArray[np.float64], rows: NDArray[np.integer[Any]], steps: NDArray[np.float64]) -> None:
-        """Add ``K[:, rows] @ steps`` to `F`."""
-        moved = np.flatnonzero(steps)
-        wanted, steps = np.asarray(rows[moved], dtype=np.int64), steps[moved]
+        """Add ``steps @ K[rows]`` to `F`, of one problem or several."""
+        moved = np.flatnonzero(np.atleast_2d(steps).any(axis=0))
+        wanted, steps = np.asarray(rows[moved], dtype=np.int64), np.atleast_2d(steps)[:, moved]
         for first in range(0, wanted.size, MOST_FREE):
             part = slice(first, first + MOST_FREE)
-            solver.add_rows(F, self._cache, self.fill(wanted[part]), steps[part])
+            solver.add_rows(np.atleast_2d(F), self._cache, self.fill(wanted[part]), steps[:, part])
 
 
 def _choose(

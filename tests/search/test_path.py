@@ -179,6 +179,40 @@ def test_rows_are_computed_again_after_the_cache_was_emptied(monkeypatch):
         np.testing.assert_allclose(one, other, atol=2e-2)
 
 
+@pytest.mark.parametrize("most_rows", [None, 40])
+def test_folds_solved_in_turns_are_those_solved_alone(monkeypatch, most_rows):
+    X, codes = problem(4, 240, 2)
+    folds = folds_of(codes, 5)
+    if most_rows:
+        # Two folds never fit into one working set.
+        monkeypatch.setattr("eelsflow.search.rows.MOST_FREE", most_rows - 20)
+        monkeypatch.setattr("eelsflow.search.rows.VIOLATORS", 10)
+    values = [0.1, 10.0, 1e3, 1e5]
+    together = list(follow_path(kernel_rows(X, "rbf", 3.0), codes, values, folds, tolerance=1e-8))
+    for number, fold in enumerate(folds):
+        whole = np.unique(np.concatenate([each.train for each in folds]))
+        alone = list(follow_path(kernel_rows(X, "rbf", 3.0), codes, values, [fold], whole=whole, tolerance=1e-8))
+        for one, some in zip(alone, together, strict=True):
+            assert one.converged.all()
+            assert some.converged.all()
+            np.testing.assert_allclose(some.held_out[number], one.held_out[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 4, 11])
+@pytest.mark.parametrize("n", [3, 10, 25])
+def test_rows_are_added_to_every_problem(monkeypatch, n_rows, n):
+    monkeypatch.setattr(solver, "STRETCH", 10)  # read by the plain function, not by one that is compiled already
+    random = np.random.default_rng(0)
+    cache, slots = random.normal(size=(12, n)), random.permutation(12)[:n_rows]
+    steps = random.normal(size=(3, n_rows)) * (random.random((3, n_rows)) < 0.5)
+    F = random.normal(size=(3, n))
+    expected = F + steps @ cache[slots]
+    for add in (solver.add_rows, solver.add_rows.py_func):
+        added = F.copy()
+        add(added, cache, slots, steps)
+        np.testing.assert_allclose(added, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("n_copies", [0, 350])
 def test_a_large_block_is_solved_part_after_part(n_copies):
     X, codes = problem(2, 800, 2, n_copies=n_copies)
