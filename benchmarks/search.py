@@ -250,7 +250,8 @@ def compare_linear(train: Table, *, quick: bool, centred: bool) -> Row:
             limit = 200_000 if quick else -1
             return SVC(kernel="linear", C=C, class_weight="balanced", cache_size=2000, max_iter=limit).fit(X, y)
 
-    own_seconds, peer_seconds, machine, reference = take_turns(own, peer, repetitions=1 if quick else REPETITIONS)
+    with threadpool_limits(THREADS):  # of BLAS; libsvm has but one
+        own_seconds, peer_seconds, machine, reference = take_turns(own, peer, repetitions=1 if quick else REPETITIONS)
     objectives = [hinge_objective(fitted, X, y, C) for fitted in (machine, reference)]
     return Row(
         work=f"linear, C=1e5, {len(y)} x {X.shape[1]}, {'less the mean spectrum' if centred else 'as they are'}",
