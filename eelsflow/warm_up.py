@@ -33,7 +33,7 @@ def warm_up() -> None:
         labels = np.repeat(["a", "b"], 60)
         spectra = (random.normal(size=(120, 300)) + 0.2 * (labels == "b")[:, None]).astype(np.float32)
         rows = np.arange(120)
-        folds = [(rows[rows % 2 == side], rows[rows % 2 != side]) for side in (0, 1)]
+        folds = [(rows[rows % 4 != part], rows[rows % 4 == part]) for part in range(4)]
         # At a large C the solver takes Newton steps as well.
         grids = {
             "svm-rbf": {"C": [1.0, 1e5], "gamma": [0.01, 1.0]},

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eelsflow.errors import InputError, MissingDependencyError
+from eelsflow.executors import keep_freed_memory
 from eelsflow.store import make_directory
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def cluster_client(
         if isinstance(config, str):
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         _check_versions(client)
+        client.register_worker_callbacks(keep_freed_memory)
         stack.enter_context(_worker_logs(client))
         try:
             yield client

@@ -57,7 +57,7 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes
     ----------
     results_ : xarray.Dataset
-        ``accuracy`` (0-1), ``fit_seconds`` and ``converged``, over the parameters and ``fold``.
+        ``accuracy`` (0-1), ``fit_seconds`` and ``converged`` of `search_grid`, over the parameters and ``fold``.
     best_params_ : dict
         Of the highest mean accuracy; of equal ones the smallest C, then gamma.
     best_score_ : float

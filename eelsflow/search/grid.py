@@ -1,7 +1,7 @@
 """Grid search with cross-validation: exact machines, found together rather than one after the other.
 
 The work is cut into one job or two a kernel; a job follows all C on its kernel, see
-`eelsflow.search.path`. Gradient descent, which has no kernel, is cut into (alpha, fold) and done by scikit-learn.
+`eelsflow.search.path`. Gradient descent, which has no kernel, is one job a half of the folds, done by scikit-learn.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ MAX_PASSES = 10_000  # of gradient descent over the spectra; it stops by itself 
 FEW_KERNELS = 8
 """Up to so many kernels, each is two jobs of half of the folds.
 
-Two jobs are balanced better by two workers, but each finds the machine on all rows for itself. How a search is cut
-depends on nothing else, so that its numbers do not depend on who does the work.
+Two jobs are balanced better by two workers, but each finds the machine on all rows for itself. More kernels are one
+job each: the largest gamma of a grid takes a third of the time, so a single search keeps three workers busy. How it is
+cut does not depend on the workers, so that its numbers do not either.
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -86,7 +86,7 @@ class Fits:
     converged
         Whether each fold met the tolerance, (n_folds,).
     seconds
-        Of each fold, (n_folds,).
+        Of each fold, with its share of what is done for several, (n_folds,); 0 where a smaller C gave its machine.
     whole_seconds
         Of the machine on all rows, since the last C.
     """
@@ -302,7 +302,8 @@ class _Problem:
             solution = solutions[place]
             at_bound = (solution.b != 0) & ((solution.b == lower[place]) | (solution.b == upper[place]))
             if solution.violation <= tolerance and not at_bound.any():
-                self._settled[number] = solution  # no bound is felt, so no larger C changes it
+                # No bound is felt, so no larger C changes it. A copy, which does not keep all folds in memory.
+                self._settled[number] = replace(solution, b=solution.b.copy(), F=solution.F.copy())
         return [(found[number], float(seconds[number])) for number in range(len(folds))]
 
     def _without(self, lower: Vector, upper: Vector) -> tuple[Vector, Vector]:

@@ -102,12 +102,14 @@ class SharedKernel(ABC):
         -------
         violation, n_steps, seconds
             Of each problem, (n_problems,). The violation is libsvm's measure of what is left: the largest error y - F
-            of a row that may rise less the smallest of one that may fall. Steps are pairs and Newton steps.
+            of a row that may rise less the smallest of one that may fall. Steps are pairs and Newton steps. Seconds are
+            a problem's own and its share of what is done for several.
 
         Notes
         -----
-        Problems take turns, one working set each. What their steps change elsewhere is added up for all at once: mostly
-        the same rows move, and reading them is what takes the time.
+        Problems take turns on one working set, which holds what any of them wants. What their steps change elsewhere is
+        added up for all at once: mostly the same rows move, and reading them is what takes the time. Where the rows
+        they want are too many for one working set, they are solved one after the other.
         """
         n_problems = len(b)
         violation, n_steps = np.zeros(n_problems), np.zeros(n_problems, np.int64)
@@ -124,43 +126,42 @@ class SharedKernel(ABC):
                 if violation[p] > tolerance and n_steps[p] < max_steps:
                     wanted[p] = _choose(error, rises, falls, highest, lowest)
             if not wanted:
+                seconds += (time.perf_counter() - start) / max(n_problems, 1)
                 return violation, n_steps, seconds
-            for group in self._groups(wanted):
-                rows, block = self.working_set(np.unique(np.concatenate([wanted[p] for p in group])))
-                for p in group:
-                    begun = time.perf_counter()
-                    moved = b[p, rows]
-                    n_steps[p] += solver.solve_block(
-                        block,
-                        y[rows] - F[p, rows],
-                        moved,
-                        lower[p, rows],
-                        upper[p, rows],
-                        max(0.5 * tolerance, 0.002 * violation[p]),
-                        max_steps - n_steps[p],
-                    )
-                    steps[p, rows] = moved - b[p, rows]
-                    b[p, rows] = moved
-                    took = time.perf_counter() - begun
-                    seconds[p] += took
-                    start += took
+            together = np.unique(np.concatenate(list(wanted.values())))
+            if together.size > self.most_rows:
+                for p in wanted:
+                    alone = slice(p, p + 1)
+                    found = self.solve(
+                        y, lower[alone], upper[alone], b[alone], F[alone],
+                        tolerance=tolerance, max_steps=max_steps - int(n_steps[p]),
+                    )  # fmt: skip
+                    violation[alone] = found[0]
+                    n_steps[alone] += found[1]
+                    seconds[alone] += found[2]
+                return violation, n_steps, seconds
+            rows, block = self.working_set(together)
+            for p in wanted:
+                begun = time.perf_counter()
+                moved = b[p, rows]
+                n_steps[p] += solver.solve_block(
+                    block,
+                    y[rows] - F[p, rows],
+                    moved,
+                    lower[p, rows],
+                    upper[p, rows],
+                    max(0.5 * tolerance, 0.002 * violation[p]),
+                    max_steps - n_steps[p],
+                )
+                steps[p, rows] = moved - b[p, rows]
+                b[p, rows] = moved
+                took = time.perf_counter() - begun
+                seconds[p] += took
+                start += took
             changed = np.flatnonzero(steps.any(axis=0))
             self.add(F, changed, steps[:, changed])
             steps[:, changed] = 0.0
             seconds[list(wanted)] += (time.perf_counter() - start) / len(wanted)
-
-    def _groups(self, wanted: dict[int, NDArray[np.int64]]) -> list[list[int]]:
-        """Return the problems in groups whose rows make one working set."""
-        groups: list[list[int]] = []
-        taken = np.zeros(self.n, np.bool_)
-        for p, rows in wanted.items():
-            taken[rows] = True
-            if not groups or np.count_nonzero(taken) > self.most_rows:
-                groups.append([])
-                taken[:] = False
-                taken[rows] = True
-            groups[-1].append(p)
-        return groups
 
 
 class LinearKernel(SharedKernel):
@@ -237,7 +238,7 @@ class KernelRows(SharedKernel):
     def working_set(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return rows that hold those wanted, and the kernel among them in the first columns.
 
-        The kernel is kept: the rows of one working set are mostly those of the last, for the next C and fold as well.
+        The kernel is kept: the rows of one working set are mostly those of the last, for the next C as well.
         """
         new = wanted[~self._is_member[wanted]]
         if self._members.size + new.size > min(self.most_rows, int(STALE * wanted.size) + VIOLATORS):
@@ -296,7 +297,9 @@ class KernelRows(SharedKernel):
         wanted, steps = np.asarray(rows[moved], dtype=np.int64), np.atleast_2d(steps)[:, moved]
         for first in range(0, wanted.size, MOST_FREE):
             part = slice(first, first + MOST_FREE)
-            solver.add_rows(np.atleast_2d(F), self._cache, self.fill(wanted[part]), steps[:, part])
+            solver.add_rows(
+                np.atleast_2d(F), self._cache, self.fill(wanted[part]), np.ascontiguousarray(steps[:, part])
+            )
 
 
 def _choose(

@@ -51,6 +51,21 @@ def test_local_cluster_agrees_with_a_loop(client: Any) -> None:
     assert DaskExecutor(client).map(str, items, label="text") == LoopExecutor().map(str, items)
 
 
+def test_workers_use_the_memory_of_small_arrays_again(client: Any) -> None:
+    def pages_of_arrays() -> int:
+        import resource
+
+        import numpy as np
+
+        np.ones(1 << 17)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(100):
+            np.ones(1 << 17)  # 1 MiB: 256 pages, which would be mapped anew each time
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert max(client.run(pages_of_arrays).values()) < 100 * 256 / 4
+
+
 def test_local_cluster_finishes_when_a_worker_is_killed(client: Any) -> None:
     before = workers_of(client)
     futures = client.map(time.sleep, [2.0] * 4, pure=False)

@@ -70,6 +70,17 @@ def test_search_equals_scikit_learn_on_every_cell_and_fold(kernel, spectra, fold
     assert compared >= 6
 
 
+def test_a_search_of_many_kernels_is_one_job_each(spectra, folds, tmp_path, monkeypatch):
+    X, y = spectra
+    run = {"kernel": "rbf", "grid": GRIDS["rbf"], "folds": folds, "executor": LoopExecutor(), "scratch": tmp_path}
+    halves = search_grid(X, y, **run)
+    monkeypatch.setattr("eelsflow.search.grid.FEW_KERNELS", 0)
+    whole = search_grid(X, y, **run)
+    assert whole["converged"].all()
+    # Each is within the tolerance of one optimum, so a spectrum at the boundary may be decided either way.
+    assert float(abs(whole["accuracy"] - halves["accuracy"]).max()) <= 2 / min(len(held_out) for _, held_out in folds)
+
+
 def test_gradient_descent_is_scikit_learns(spectra, folds, tmp_path):
     X, y = spectra
     run = {"grid": GRIDS["sgd"], "folds": folds, "executor": LoopExecutor(), "scratch": tmp_path, "seed": 5}

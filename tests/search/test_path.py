@@ -179,38 +179,70 @@ def test_rows_are_computed_again_after_the_cache_was_emptied(monkeypatch):
         np.testing.assert_allclose(one, other, atol=2e-2)
 
 
-@pytest.mark.parametrize("most_rows", [None, 40])
-def test_folds_solved_in_turns_are_those_solved_alone(monkeypatch, most_rows):
+@pytest.mark.parametrize("fit_together", [True, False])
+def test_folds_solved_in_turns_are_those_solved_alone(monkeypatch, fit_together):
     X, codes = problem(4, 240, 2)
     folds = folds_of(codes, 5)
-    if most_rows:
-        # Two folds never fit into one working set.
-        monkeypatch.setattr("eelsflow.search.rows.MOST_FREE", most_rows - 20)
+    if not fit_together:
+        monkeypatch.setattr("eelsflow.search.rows.MOST_FREE", 20)
         monkeypatch.setattr("eelsflow.search.rows.VIOLATORS", 10)
+    rows = kernel_rows(X, "rbf", 3.0)
+    together, seen = rows.solve, []
+    monkeypatch.setattr(rows, "solve", lambda *args, **kwargs: seen.append(len(args[3])) or together(*args, **kwargs))
     values = [0.1, 10.0, 1e3, 1e5]
-    together = list(follow_path(kernel_rows(X, "rbf", 3.0), codes, values, folds, tolerance=1e-8))
+    whole = np.unique(np.concatenate([fold.train for fold in folds]))
+    found = list(follow_path(rows, codes, values, folds, tolerance=1e-8))
+    # A fold alone is solved within the call for all, if these do not fit.
+    assert (seen.count(1) > len(values)) == (not fit_together)
     for number, fold in enumerate(folds):
-        whole = np.unique(np.concatenate([each.train for each in folds]))
-        alone = list(follow_path(kernel_rows(X, "rbf", 3.0), codes, values, [fold], whole=whole, tolerance=1e-8))
-        for one, some in zip(alone, together, strict=True):
+        alone = follow_path(kernel_rows(X, "rbf", 3.0), codes, values, [fold], whole=whole, tolerance=1e-8)
+        for one, some in zip(alone, found, strict=True):
             assert one.converged.all()
             assert some.converged.all()
             np.testing.assert_allclose(some.held_out[number], one.held_out[0], atol=1e-5)
 
 
+def test_problems_that_are_solved_already_or_none_at_all_take_no_step():
+    X, codes = problem(4, 60, 2)
+    rows, y = kernel_rows(X, "rbf", 1.0), np.where(codes == 1, 1.0, -1.0)
+    none = np.zeros((0, 60))
+    violation, n_steps, seconds = rows.solve(y, none, none, none, none, tolerance=1e-3, max_steps=10)
+    assert violation.size == n_steps.size == seconds.size == 0
+    lower, upper = np.minimum(y, 0.0)[np.newaxis], np.maximum(y, 0.0)[np.newaxis]
+    b, F = np.zeros((2, 1, 60))
+    rows.solve(y, lower, upper, b, F, tolerance=1e-3, max_steps=10_000)
+    solved = b.copy()
+    violation, n_steps, _ = rows.solve(y, lower, upper, b, F, tolerance=1e-3, max_steps=10_000)
+    assert violation[0] <= 1e-3
+    assert n_steps[0] == 0
+    np.testing.assert_array_equal(b, solved)
+
+
+def test_a_fold_that_takes_too_many_steps_leaves_the_others_as_they_are():
+    X, codes = problem(4, 120, 2)
+    rows, y = kernel_rows(X, "rbf", 1.0), np.where(codes == 1, 1.0, -1.0)
+    small, large = (C * np.ones((1, 120)) for C in (1e-3, 1e4))
+    lower, upper = (
+        np.where(y < 0, -1.0, 0.0) * np.vstack([small, large]),
+        np.where(y > 0, 1.0, 0.0) * np.vstack([small, large]),
+    )
+    b, F = np.zeros((2, 2, 120))
+    violation, n_steps, _ = rows.solve(y, lower, upper, b, F, tolerance=1e-3, max_steps=100)
+    assert violation[0] <= 1e-3 < violation[1]
+    assert n_steps[0] <= 100 <= n_steps[1]
+    assert np.abs(b.sum(axis=1)).max() < 1e-6
+
+
 @pytest.mark.parametrize("n_rows", [0, 1, 4, 11])
-@pytest.mark.parametrize("n", [3, 10, 25])
-def test_rows_are_added_to_every_problem(monkeypatch, n_rows, n):
-    monkeypatch.setattr(solver, "STRETCH", 10)  # read by the plain function, not by one that is compiled already
+@pytest.mark.parametrize("n", [3, solver.STRETCH, 2 * solver.STRETCH + 3])
+def test_rows_are_added_to_every_problem(n_rows, n):
     random = np.random.default_rng(0)
     cache, slots = random.normal(size=(12, n)), random.permutation(12)[:n_rows]
     steps = random.normal(size=(3, n_rows)) * (random.random((3, n_rows)) < 0.5)
     F = random.normal(size=(3, n))
     expected = F + steps @ cache[slots]
-    for add in (solver.add_rows, solver.add_rows.py_func):
-        added = F.copy()
-        add(added, cache, slots, steps)
-        np.testing.assert_allclose(added, expected, atol=1e-12)
+    solver.add_rows(F, cache, slots, steps)
+    np.testing.assert_allclose(F, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_copies", [0, 350])
