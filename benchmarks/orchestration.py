@@ -200,7 +200,7 @@ def write_tiny(directory: Path, number: int) -> Path:
         source = directory / model["path"]
         with xr.open_zarr(source, consolidated=False) as store:
             image = store["counts"].load()
-        image = image.copy(data=np.roll(image.values, (copy // TINY_PIXELS, copy % TINY_PIXELS), axis=(0, 1)))
+        image = image.copy(data=np.roll(image.values, divmod(copy // few, TINY_PIXELS), axis=(0, 1)))
         name = f"copy-{copy:04d}"
         write_spectrum_image(image, directory / f"{name}.zarr")
         row = {**model, "path": f"{name}.zarr", "group": name, "truth": ""}
