@@ -79,8 +79,8 @@ def keep_freed_memory() -> None:
 
     Dask starts its workers with ``MALLOC_TRIM_THRESHOLD_=65536``, so that they give memory back at once. By that glibc
     also maps every array beyond 128 KiB anew, and the kernel clears it page by page: a study of many small trainings
-    and scores took one and a half times as long. The sizes here are the largest that glibc chooses by itself. Where the
-    C library is another one nothing happens.
+    and scores took nearly half as much processor time again. The sizes here are the largest that glibc chooses by
+    itself. Where the C library is another one nothing happens.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
