@@ -100,6 +100,12 @@ def cluster_client(
             stack.callback(logging.getLogger("distributed").setLevel, logging.WARNING)
 
 
+def count_workers(client: Client) -> int:
+    """Return how many workers a cluster has, or will have as far as it was asked for them."""
+    planned = getattr(client.cluster, "plan", ())  # of the clusters that start their workers themselves
+    return max(len(planned), len(client.scheduler_info(n_workers=-1)["workers"]))
+
+
 @contextlib.contextmanager
 def _local_cluster(
     home: Path, n_workers: int | None, memory_limit: str, resources: Mapping[str, float] | None

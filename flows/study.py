@@ -23,7 +23,7 @@ from eelsflow.study.config import Study
 from eelsflow.study.plan import Step, plan_data
 from eelsflow.study.run import claim_directory, run_stages
 from eelsflow.study.stages import Place
-from flows.cluster import cluster_client
+from flows.cluster import cluster_client, count_workers
 from flows.server import running_server
 from tasks.assess import assess_model
 from tasks.options import CANCELLED, executor_at
@@ -42,8 +42,9 @@ TASKS: dict[Callable[..., Path], Task[..., str]] = {
 OnStep = Callable[[str, int, int], None]
 _on_step: ContextVar[OnStep | None] = ContextVar("on_step", default=None)
 
-# Tasks wait for the cluster most of the time; a few more of them than workers keep it busy.
 TASKS_AT_ONCE = 4
+"""At least. A task waits for the cluster most of its time; with a task a worker, also those of a single piece of work, a
+small image or a model's assessment, keep all workers busy."""
 
 
 @flow(name="eelsflow-study", flow_run_name="{study.name}", task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE))
@@ -136,7 +137,8 @@ def run_study(
             with running_server(home()) as server:
                 say(f"watch this study: {server.ui_url}")
                 client = starting.result()
-                study(
+                n_tasks = max(TASKS_AT_ONCE, count_workers(client))
+                study.with_options(task_runner=ThreadPoolTaskRunner(max_workers=n_tasks))(
                     resolved,
                     out=str(out.resolve()),
                     store=str(store.root.resolve()),
