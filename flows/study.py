@@ -43,8 +43,8 @@ OnStep = Callable[[str, int, int], None]
 _on_step: ContextVar[OnStep | None] = ContextVar("on_step", default=None)
 
 TASKS_AT_ONCE = 4
-"""At least. A task waits for the cluster most of its time; with a task a worker, also those of a single piece of work, a
-small image or a model's assessment, keep all workers busy."""
+"""At least. A task waits for the cluster most of its time; with one a worker, also tasks of a single piece of work, a
+small image or the assessment of a model, keep all workers busy."""
 
 
 @flow(name="eelsflow-study", flow_run_name="{study.name}", task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE))
