@@ -32,8 +32,8 @@ from benchmarks.measure import Row, print_rows, ratio
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.simulate import simulate_directory
 
-N_ACQUISITIONS, PIXELS = 6, 48
-STUDY = {"split": {"by": "pixel", "folds": 10, "seeds": 42}, "grids": "paper", "training": {"epochs": 200}}
+N_ACQUISITIONS, PIXELS = 6, 64
+STUDY = {"split": {"by": "pixel", "folds": 10, "seeds": 20}, "grids": "paper", "training": {"epochs": 200}}
 QUICK = {"split": {"by": "pixel", "folds": 3, "seeds": 1}, "grids": "small", "training": {"epochs": 5}}
 QUICK_MODELS = ["svm-linear", "svm-rbf"]
 SHORTEST = 600.0  # seconds of the plain loop

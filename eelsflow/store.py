@@ -50,6 +50,13 @@ def make_directory(path: Path) -> Path:
     return path
 
 
+def empty_directory(path: Path) -> Path:
+    """Make a directory of ours empty: work that is begun again after a worker was lost meets nothing half written."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
+
+
 class Store:
     """Entries by digest below `root`.
 

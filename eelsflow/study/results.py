@@ -23,7 +23,7 @@ from eelsflow.digest import code_version, digest_of
 from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_score, breakdown_point
-from eelsflow.store import read_json, write_json
+from eelsflow.store import Store, read_json, write_json
 from eelsflow.study.evidence import EXAMPLE_SHIFT_EV, example_spectra
 from eelsflow.study.plan import AssessModel, FitFeatures, Plan
 from eelsflow.study.stages import Place, read_fit
@@ -252,8 +252,10 @@ def write_results(
             histories.append({**_identity(step), **read_json(path)})
     write_json(evidence / "histories.json", histories)
     write_json(evidence / "architectures.json", _architectures(steps, place, n_classes=len(first_counts)))
-    for preset in study.preprocess:
-        _write_examples(evidence / f"examples-{preset.name}.npz", preset.name, steps, place)
+    firsts = {step.fit.preset.name: step.fit.features for step in reversed(steps)}
+    items = [(firsts[preset.name], place.store.root) for preset in study.preprocess]
+    for preset, arrays in zip(study.preprocess, place.executor.map(_examples, items, label="examples"), strict=True):
+        np.savez(evidence / f"examples-{preset.name}.npz", allow_pickle=False, **arrays)
 
     write_dataset(robustness_dataset(steps, place), directory / "robustness.zarr")
     for model in study.models:
@@ -333,14 +335,15 @@ def _architecture(item: tuple[str, str, int, int, dict[str, Any]]) -> dict[str, 
     return {"model": name, "parameters": int(network.count_params()), "layers": architecture_table(network)}
 
 
-def _write_examples(path: Path, preset: str, steps: Sequence[AssessModel], place: Place) -> None:
-    step = next(step for step in steps if step.fit.preset.name == preset)
-    features = place.store.path(step.fit.features.digest)
-    spectra = LabelledSpectra.load(place.store.path(step.fit.features.dataset))
+def _examples(item: tuple[FitFeatures, Path]) -> dict[str, NDArray[Any]]:
+    step, root = item
+    store = Store(root)
+    features = store.path(step.digest)
+    spectra = LabelledSpectra.load(store.path(step.dataset))
     test = np.load(features / "test.npy")
     transform = FeatureTransform.load(features / "transform")
     raw = spectra.intensity[test]
-    arrays = example_spectra(
+    return example_spectra(
         transform.apply(raw),
         transform.apply(raw, shift_ev=EXAMPLE_SHIFT_EV),
         np.asarray(spectra.label[test]),
@@ -348,7 +351,6 @@ def _write_examples(path: Path, preset: str, steps: Sequence[AssessModel], place
         raw=raw,
         raw_energy_loss=np.asarray(spectra.energy_loss),
     )
-    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _provenance(plan: Plan, steps: Sequence[AssessModel]) -> dict[str, Any]:

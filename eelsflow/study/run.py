@@ -15,7 +15,7 @@ from eelsflow.errors import OutputPathError
 from eelsflow.maps import map_product, register_model
 from eelsflow.models.bundle import ModelBundle, rename_model
 from eelsflow.report.page import build_report
-from eelsflow.store import Store, make_directory
+from eelsflow.store import Store, empty_directory, make_directory
 from eelsflow.study import stages
 from eelsflow.study.config import Study
 from eelsflow.study.plan import (
@@ -175,13 +175,29 @@ def _replace_outputs(unfinished: Path, out: Path) -> None:
 def _write_maps(plan: Plan, final: FitModel, place: Place, directory: Path) -> None:
     """Map what was prepared but has no label for every pixel: mixed and unknown acquisitions."""
     steps = [step for step in plan.prepare if not step.acquisition.label and step.preset.name == final.preset.name]
-    bundle = ModelBundle.load(place.store.path(final.digest) / "model") if steps else None
-    for step in steps:
-        target = directory / step.acquisition.name
-        target.mkdir(parents=True)
-        assert bundle is not None  # loaded because there are steps
-        prepared = place.store.path(step.digest) / "prepared.zarr"
-        map_product(prepared, bundle, target, title=step.acquisition.path.name)
+    if not steps:
+        return
+    store = place.store
+    work = store.temporary()  # every worker sees the store, and perhaps not the results directory
+    try:
+        items = [
+            (
+                store.path(step.digest) / "prepared.zarr",
+                store.path(final.digest) / "model",
+                work / step.acquisition.name,
+                step.acquisition.path.name,
+            )
+            for step in steps
+        ]
+        place.executor.map(_write_map, items, label="map")
+        shutil.copytree(work, directory)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_map(item: tuple[Path, Path, Path, str]) -> None:
+    prepared, model, target, title = item
+    map_product(prepared, ModelBundle.load(model), empty_directory(target), title=title)
 
 
 def run_study(

@@ -17,15 +17,15 @@ from eelsflow.dataset.labels import label_pixels
 from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
 from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validation_split
 from eelsflow.errors import EelsflowError
-from eelsflow.executors import Executor
-from eelsflow.io.zarr_store import open_dataset, write_dataset, write_spectrum_image
+from eelsflow.executors import Executor, LoopExecutor
+from eelsflow.io.zarr_store import blocks, open_dataset, remove_unfinished, write_dataset, write_spectrum_image
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.models.fitting import fit_model as search_and_fit
 from eelsflow.models.spec import Augment
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.robustness.curves import assess
 from eelsflow.robustness.perturb import add_gaussian_noise, draw_shifts
-from eelsflow.store import Store, read_json, write_json
+from eelsflow.store import Store, empty_directory, read_json, write_json
 from eelsflow.study.evidence import summarize_prepared
 from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition
 
@@ -52,21 +52,36 @@ def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path:
         Naming the acquisition.
     """
     from eelsflow.io.read import read_spectrum_image
-    from eelsflow.preprocess.blocks import prepare_blocks
 
     def write(directory: Path) -> None:
+        raw = directory / "counts.zarr"
         try:
-            raw = directory / "counts.zarr"
-            write_spectrum_image(read_spectrum_image(step.acquisition.path), raw)
-            prepare_blocks(
-                raw, directory / "prepared.zarr", edge=step.edge, preset=step.preset, executor=place.executor
-            )
-            summarize_prepared(directory / "prepared.zarr", directory, edge=step.edge)
-            shutil.rmtree(raw)
+            image = read_spectrum_image(step.acquisition.path)
+            write_spectrum_image(image, raw)
+            n_y, n_x, _ = image.shape
+            if len(blocks(n_y, n_x)) == 1:  # nothing in it to share among workers
+                place.executor.map(_prepare_alone, [(step, directory)], label="prepare")
+            else:
+                _prepare(step, directory, place.executor)
         except EelsflowError as error:
             raise type(error)(f"acquisition {step.acquisition.path.name}: {error}") from error
+        shutil.rmtree(raw)
 
     return place.store.compute(step.digest, write)
+
+
+def _prepare_alone(item: tuple[PrepareAcquisition, Path]) -> None:
+    step, directory = item
+    remove_unfinished(directory / "prepared.zarr")  # of a worker that was lost
+    _prepare(step, directory, LoopExecutor())
+
+
+def _prepare(step: PrepareAcquisition, directory: Path, executor: Executor) -> None:
+    from eelsflow.preprocess.blocks import prepare_blocks
+
+    prepared = directory / "prepared.zarr"
+    prepare_blocks(directory / "counts.zarr", prepared, edge=step.edge, preset=step.preset, executor=executor)
+    summarize_prepared(prepared, directory, edge=step.edge)
 
 
 def build_dataset(step: BuildDataSet, place: Place) -> Path:
@@ -112,28 +127,34 @@ def fit_features(step: FitFeatures, place: Place) -> Path:
     """
 
     def write(directory: Path) -> None:
-        spectra = LabelledSpectra.load(place.store.path(step.dataset))
-        if step.split == "all":
-            train, test = np.arange(spectra.label.size), np.arange(0)
-        else:
-            train, test = split_spectra(
-                spectra.label, spectra.group, by=step.split, test_fraction=step.test_fraction, seed=step.seed
-            )
-        wide = spectra.intensity[train]
-        transform = FeatureTransform.fit(
-            wide,
-            spectra.energy_loss,
-            edge=step.edge,
-            preset=step.preset,
-            variance=None if spectra.variance is None else spectra.variance[train],
-        )
-        np.save(directory / "train.npy", train)
-        np.save(directory / "test.npy", test)
-        np.save(directory / "vectors.npy", transform.apply(wide))
-        (directory / "transform").mkdir()
-        transform.save(directory / "transform")
+        place.executor.map(_fit_features, [(step, place.store.root, directory)], label="fit features")
 
     return place.store.compute(step.digest, write)
+
+
+def _fit_features(item: tuple[FitFeatures, Path, Path]) -> None:
+    step, root, directory = item
+    empty_directory(directory)
+    spectra = LabelledSpectra.load(Store(root).path(step.dataset))
+    if step.split == "all":
+        train, test = np.arange(spectra.label.size), np.arange(0)
+    else:
+        train, test = split_spectra(
+            spectra.label, spectra.group, by=step.split, test_fraction=step.test_fraction, seed=step.seed
+        )
+    wide = spectra.intensity[train]
+    transform = FeatureTransform.fit(
+        wide,
+        spectra.energy_loss,
+        edge=step.edge,
+        preset=step.preset,
+        variance=None if spectra.variance is None else spectra.variance[train],
+    )
+    np.save(directory / "train.npy", train)
+    np.save(directory / "test.npy", test)
+    np.save(directory / "vectors.npy", transform.apply(wide))
+    (directory / "transform").mkdir()
+    transform.save(directory / "transform")
 
 
 def fit_model(step: FitModel, place: Place) -> Path:
@@ -196,9 +217,10 @@ def fit_model(step: FitModel, place: Place) -> Path:
             "best_params": fitted.best_params,
             "n_train": int(train.size),
         }
-        (directory / "model").mkdir()
         bundle = ModelBundle(step.model.name, step.features.edge, step.preset, transform, fitted.classifier, provenance)
-        bundle.save(directory / "model")
+        # A network is small, and the workers have loaded TensorFlow already; a machine may hold all spectra.
+        saver = place.executor if step.model.is_network else LoopExecutor()
+        saver.map(_save_bundle, [(bundle, directory / "model")], label="save")
         if fitted.search is not None:
             write_dataset(fitted.search, directory / "search.zarr")
         if fitted.history is not None:
@@ -214,6 +236,11 @@ def fit_model(step: FitModel, place: Place) -> Path:
         )
 
     return place.store.compute(step.digest, write)
+
+
+def _save_bundle(item: tuple[ModelBundle, Path]) -> None:
+    bundle, directory = item
+    bundle.save(empty_directory(directory))
 
 
 def _augmented(
