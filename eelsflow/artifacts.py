@@ -6,9 +6,11 @@ repeat after a crash resumes it and never doubles it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,9 @@ def open_client() -> MlflowClient:
         ) from error
     if "MLFLOW_TRACKING_URI" not in os.environ:
         make_directory(home() / "mlflow" / "artifacts")
+        # Stays with the file: each of the many small commits then waits for the disk once, not three times.
+        with contextlib.closing(sqlite3.connect(home() / "mlflow" / "mlflow.db")) as database:
+            database.execute("PRAGMA journal_mode = WAL")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=tracking_uri())
@@ -77,18 +82,22 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _find_run(client: MlflowClient, experiment: str, digest: str) -> tuple[str, bool] | None:
-    """Return the run of this digest and whether it is finished."""
-    runs = client.search_runs([experiment], filter_string=f"tags.`{DIGEST_TAG}` = '{digest}'", max_results=1)
-    if not runs:
-        return None
-    return str(runs[0].info.run_id), runs[0].info.status == "FINISHED"
+def _runs_of(client: MlflowClient, experiment: str) -> dict[str, tuple[str, bool]]:
+    """Return the runs of an experiment by their digest: id, and whether it is finished."""
+    found: dict[str, tuple[str, bool]] = {}
+    token = None
+    while True:
+        page = client.search_runs([experiment], page_token=token)
+        for run in page:
+            if DIGEST_TAG in run.data.tags:
+                found[run.data.tags[DIGEST_TAG]] = (str(run.info.run_id), run.info.status == "FINISHED")
+        token = page.token
+        if not token:
+            return found
 
 
-def log_study(
-    study: str, *, digest: str, models: Sequence[LoggedModel], directory: Path, tags: dict[str, str]
-) -> dict[str, str]:
-    """Log a study and its models; what is there already is not logged again.
+def log_models(study: str, *, digest: str, models: Iterable[LoggedModel], tags: dict[str, str]) -> str:
+    """Log the models of a study; what is there already is not logged again.
 
     Parameters
     ----------
@@ -98,69 +107,81 @@ def log_study(
         Of the study's results: the parent run's key.
     models
         Fitted and assessed models: a child run each.
-    directory
-        The results directory: tables, grids, curves, figures and the report go to the parent run.
     tags
         Of the parent run, such as the link to the Prefect run.
 
     Returns
     -------
-    dict
-        "experiment", "run" (ids), "uri" (the store's address) and "link" (the run's page).
+    str
+        The parent run's id, for `log_results`.
     """
     from mlflow.entities import Metric, Param, RunTag
 
     client = open_client()
     experiment = _experiment(client, study)
-    parent = _find_run(client, experiment, digest)
-    parent_id = parent[0] if parent else str(
+    runs = _runs_of(client, experiment)
+    parent = runs[digest][0] if digest in runs else str(
         client.create_run(experiment, run_name=f"{study} study", tags={DIGEST_TAG: digest, **tags}).info.run_id
     )  # fmt: skip
 
     for model in models:
-        found = _find_run(client, experiment, model.digest)
-        if found is not None and found[1]:
-            client.set_tag(found[0], "mlflow.parentRunId", parent_id)
-            client.set_tag(found[0], "mlflow.runName", model.name)
+        run, finished = runs.get(model.digest, ("", False))
+        if finished:
+            client.set_tag(run, "mlflow.parentRunId", parent)
+            client.set_tag(run, "mlflow.runName", model.name)
             continue
-        run_id = found[0] if found else str(
-            client.create_run(
-                experiment,
-                run_name=model.name,
-                tags={DIGEST_TAG: model.digest, "mlflow.parentRunId": parent_id},
-            ).info.run_id
-        )  # fmt: skip
+        if not run:
+            keys = {DIGEST_TAG: model.digest, "mlflow.parentRunId": parent}
+            run = str(client.create_run(experiment, run_name=model.name, tags=keys).info.run_id)
         metrics = [Metric(name, value, 0, 0) for name, value in model.metrics.items()]
         metrics += [
             Metric(name, value, 0, step) for name, values in model.series.items() for step, value in enumerate(values)
         ]
         for first in range(0, max(len(metrics), 1), 1000):  # MLflow's limit a batch
             client.log_batch(
-                run_id,
+                run,
                 metrics=metrics[first : first + 1000],
                 params=[Param(*item) for item in model.params.items()] if first == 0 else [],
                 tags=[RunTag(*item) for item in model.tags.items()] if first == 0 else [],
             )
         for artifact in model.artifacts:
-            client.log_artifact(run_id, str(artifact)) if artifact.is_file() else client.log_artifacts(
-                run_id, str(artifact), artifact.name
-            )
-        client.set_terminated(run_id, "FINISHED")
+            _log_path(client, run, artifact)
+        client.set_terminated(run, "FINISHED")
+    return parent
 
+
+def log_results(study: str, run: str, directory: Path) -> dict[str, str]:
+    """Log a study's results directory: tables, grids, curves, figures and the report go to its run.
+
+    Parameters
+    ----------
+    study
+        Name of the experiment.
+    run
+        The id that `log_models` returned.
+    directory
+        The results directory.
+
+    Returns
+    -------
+    dict
+        "experiment", "run" (ids), "uri" (the store's address) and "link" (the run's page).
+    """
+    client = open_client()
     for path in sorted(directory.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_file():
-            client.log_artifact(parent_id, str(path))
-        else:
-            client.log_artifacts(parent_id, str(path), path.name)
-    client.set_terminated(parent_id, "FINISHED")
-    return {
-        "experiment": experiment,
-        "run": parent_id,
-        "uri": tracking_uri(),
-        "link": _page(tracking_uri(), experiment, parent_id),
-    }
+        if not path.name.startswith("."):
+            _log_path(client, run, path)
+    client.set_terminated(run, "FINISHED")
+    experiment = _experiment(client, study)
+    link = _page(tracking_uri(), experiment, run)
+    return {"experiment": experiment, "run": run, "uri": tracking_uri(), "link": link}
+
+
+def _log_path(client: MlflowClient, run: str, path: Path) -> None:
+    if path.is_file():
+        client.log_artifact(run, str(path))
+    else:
+        client.log_artifacts(run, str(path), path.name)
 
 
 def _page(uri: str, experiment: str, run: str) -> str:

@@ -28,7 +28,7 @@ from flows.server import running_server
 from tasks.assess import assess_model
 from tasks.options import CANCELLED, executor_at
 from tasks.prepare import build_dataset, fit_features, prepare_acquisition
-from tasks.report import record_in_artifact_store, write_report
+from tasks.report import record_in_artifact_store, record_report, write_report
 from tasks.train import fit_model
 
 TASKS: dict[Callable[..., Path], Task[..., str]] = {
@@ -78,17 +78,19 @@ def study(
     CANCELLED.clear()
     try:
         assessed, final = run_stages(plan, place, run)
+        about = {
+            "runner": "prefect",
+            "started": started,
+            "seconds": time.perf_counter() - clock,
+            "links": {"prefect": flow_run.ui_url or ""},
+        }
+        # Beside each other: the workers draw figures while the artifact store waits for its database.
+        recorded = record_in_artifact_store.submit(plan, assessed, final, store=root, prefect_run=flow_run.ui_url or "")
+        write_report(plan, assessed, final, out=out, store=root, scheduler=scheduler, run=about, promote=promote)
+        record_report(plan, recorded.result(), out=out)
     except BaseException:
         CANCELLED.set()
         raise
-    about = {
-        "runner": "prefect",
-        "started": started,
-        "seconds": time.perf_counter() - clock,
-        "links": {"prefect": flow_run.ui_url or ""},
-    }
-    write_report(plan, assessed, final, out=out, store=root, scheduler=scheduler, run=about, promote=promote)
-    record_in_artifact_store(plan, assessed, final, out=out, store=root, prefect_run=flow_run.ui_url or "")
 
 
 def _run_tasks(task: Task[..., str], steps: Sequence[Step], *, store: str, scheduler: str | None) -> None:

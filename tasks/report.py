@@ -18,10 +18,10 @@ from prefect.artifacts import (
 
 from eelsflow.store import Store
 from eelsflow.study.plan import AssessModel, FitModel, Plan
-from eelsflow.study.record import record_study
+from eelsflow.study.record import record_models, record_results
 from eelsflow.study.run import write_outputs
 from eelsflow.study.stages import Place
-from tasks.options import executor_at, task_options
+from tasks.options import CANCELLED, executor_at, task_options
 
 KINDS = ("leakage", "robustness", "search", "training", "architecture", "perturbed", "example", "acquisition")
 """Figures of a study by how their names begin, in the order in which the Prefect run shows them: results first."""
@@ -81,12 +81,19 @@ def _table_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("model", "preprocess", "split", "seeds")} | scores
 
 
-@task(**task_options("keep models, grids and figures in the artifact store", tags=("report",), cached=False))
+@task(**task_options("keep the models in the artifact store", tags=("report",), cached=False))
 def record_in_artifact_store(
-    plan: Plan, assessed: Sequence[AssessModel], final: FitModel, *, out: str, store: str, prefect_run: str
-) -> dict[str, str]:
-    """Log the study to MLflow and say in the Prefect run where it is."""
-    place = record_study(plan, assessed, final, Store(Path(store)), Path(out), tags={"prefect.run": prefect_run})
+    plan: Plan, assessed: Sequence[AssessModel], final: FitModel, *, store: str, prefect_run: str
+) -> str:
+    """Log the models to MLflow; return the study's run there."""
+    tags = {"prefect.run": prefect_run}
+    return record_models(plan, assessed, final, Store(Path(store)), tags=tags, cancelled=CANCELLED)
+
+
+@task(**task_options("keep results and figures in the artifact store", tags=("report",), cached=False))
+def record_report(plan: Plan, run: str, *, out: str) -> dict[str, str]:
+    """Log the results directory to the study's run in MLflow, and say in the Prefect run where it is."""
+    place = record_results(plan, run, Path(out))
     create_markdown_artifact(key="artifact-store", description="MLflow", markdown=_where(plan.study.name, place))
     return place
 

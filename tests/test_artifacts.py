@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("mlflow", reason="the artifact store needs the extra 'orchestration'")
 
-from eelsflow.artifacts import LoggedModel, log_study, open_client
+from eelsflow.artifacts import LoggedModel, log_models, log_results, open_client
 
 pytestmark = pytest.mark.slow  # MLflow sets up its database
 
@@ -36,7 +36,8 @@ def test_relative_paths_are_logged_once_and_found_from_another_working_directory
     )
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        place = log_study("Oxides of Mn, 2.0", digest="cd34", models=[model], directory=Path("results"), tags={})
+        run = log_models("Oxides of Mn, 2.0", digest="cd34", models=iter([model]), tags={})
+        place = log_results("Oxides of Mn, 2.0", run, Path("results"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
     client = open_client()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
-from eelsflow.artifacts import LoggedModel, log_study
+from eelsflow.artifacts import LoggedModel, log_models, log_results
 from eelsflow.digest import digest_of
 from eelsflow.store import Store, read_json
 from eelsflow.study.plan import AssessModel, FitModel, Plan
@@ -44,14 +46,33 @@ def logged_model(step: AssessModel, store: Store) -> LoggedModel:
     )
 
 
-def record_study(
-    plan: Plan, assessed: Sequence[AssessModel], final: FitModel, store: Store, directory: Path, *, tags: dict[str, str]
-) -> dict[str, str]:
-    """Log a finished study: one run for it, one below it for each model."""
-    return log_study(
-        plan.study.name,
-        digest=digest_of("study", [step.digest for step in assessed], final.digest),
-        models=[logged_model(step, store) for step in assessed],
-        directory=directory,
-        tags=tags,
-    )
+def record_models(
+    plan: Plan,
+    assessed: Sequence[AssessModel],
+    final: FitModel,
+    store: Store,
+    *,
+    tags: dict[str, str],
+    cancelled: Event | None = None,
+) -> str:
+    """Log a study and, below it, a run for each of its models; return the study's run, for `record_results`.
+
+    Raises
+    ------
+    CancelledError
+        Between two models, when `cancelled` is set; the next try goes on from there.
+    """
+
+    def models() -> Iterator[LoggedModel]:
+        for step in assessed:
+            if cancelled is not None and cancelled.is_set():
+                raise CancelledError("the study was interrupted while its models were logged")
+            yield logged_model(step, store)
+
+    digest = digest_of("study", [step.digest for step in assessed], final.digest)
+    return log_models(plan.study.name, digest=digest, models=models(), tags=tags)
+
+
+def record_results(plan: Plan, run: str, directory: Path) -> dict[str, str]:
+    """Log the results directory of a study to its run; return where that is."""
+    return log_results(plan.study.name, run, directory)

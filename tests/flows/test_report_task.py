@@ -12,7 +12,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from eelsflow.store import Store
 from flows.server import Server
-from tasks.report import SHOWN_ACQUISITIONS, record_in_artifact_store, write_report
+from tasks.report import SHOWN_ACQUISITIONS, record_report, write_report
 
 pytestmark = pytest.mark.server
 
@@ -44,7 +44,7 @@ def test_names_of_studies_models_and_presets_may_have_characters_that_artifact_k
     monkeypatch.setattr("tasks.report.write_outputs", write_outputs)
     link = "http://127.0.0.1:5000/#/experiments/1/runs/ab12"
     place = {"experiment": "1", "run": "ab12", "uri": "sqlite:///mlflow.db", "link": link}
-    monkeypatch.setattr("tasks.report.record_study", lambda *steps, tags: place)
+    monkeypatch.setattr("tasks.report.record_results", lambda plan, run, out: {**place, "run": run})
     plan: Any = SimpleNamespace(study=SimpleNamespace(name="Oxides of Mn_2.0"))
     store = str(Store(tmp_path / "store").root)
 
@@ -52,7 +52,7 @@ def test_names_of_studies_models_and_presets_may_have_characters_that_artifact_k
     def report() -> None:
         about = {"out": str(tmp_path / "out"), "store": store}
         write_report(plan, [], None, scheduler=None, run={}, promote=False, **about)
-        record_in_artifact_store(plan, [], None, prefect_run="", **about)
+        record_report(plan, "ab12", out=about["out"])
 
     state = report(return_state=True)
     state.result()
