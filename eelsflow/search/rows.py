@@ -25,13 +25,6 @@ Fewer would do in turn what is done at once here, and for narrow kernels take te
 VIOLATORS = 64
 """Variables at each end of the violation that join a working set."""
 
-CANDIDATES = 512
-"""Variables at each end of the violation that are candidates, with the free ones: a linear machine is solved among them
-before all rows are looked at again."""
-
-COARSE = 0.1
-"""Of the largest violation, what may be left among the candidates while others have yet to be looked at."""
-
 STALE = 1.25
 """Rows that a working set may keep from those before, as a multiple of the rows wanted."""
 
@@ -125,10 +118,13 @@ class SharedKernel(ABC):
             start = time.perf_counter()
             wanted = {}
             for p in range(n_problems):
-                error, rises, falls, highest, lowest = _errors(y, lower[p], upper[p], b[p], F[p])
+                error = y - F[p]
+                rises, falls = b[p] < upper[p], b[p] > lower[p]
+                highest = error[rises].max() if rises.any() else -np.inf
+                lowest = error[falls].min() if falls.any() else np.inf
                 violation[p] = max(highest - lowest, 0.0)
                 if violation[p] > tolerance and n_steps[p] < max_steps:
-                    wanted[p] = _choose(error, rises, falls, highest, lowest, VIOLATORS)
+                    wanted[p] = _choose(error, rises, falls, highest, lowest)
             if not wanted:
                 seconds += (time.perf_counter() - start) / max(n_problems, 1)
                 return violation, n_steps, seconds
@@ -171,9 +167,6 @@ class SharedKernel(ABC):
 class LinearKernel(SharedKernel):
     """Products of spectra, which are quicker computed than looked up.
 
-    Most of the time would go into what steps change elsewhere, for which all spectra are read. So problems are solved
-    among candidates first, and the change is added up for all that was done there.
-
     Parameters
     ----------
     spectra
@@ -184,48 +177,6 @@ class LinearKernel(SharedKernel):
         self.spectra = np.ascontiguousarray(spectra, dtype=np.float64)
         n = len(self.spectra)
         super().__init__(n, patience=PATIENCE * n)
-
-    def solve(
-        self,
-        y: NDArray[np.float64],
-        lower: NDArray[np.float64],
-        upper: NDArray[np.float64],
-        b: NDArray[np.float64],
-        F: NDArray[np.float64],
-        *,
-        tolerance: float,
-        max_steps: int,
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-        """Solve as `SharedKernel.solve`, among candidates of all rows at a time."""
-        n_problems = len(b)
-        violation, n_steps, seconds = np.zeros(n_problems), np.zeros(n_problems, np.int64), np.zeros(n_problems)
-        while True:
-            start = time.perf_counter()
-            wanted = {}
-            for p in range(n_problems):
-                error, rises, falls, highest, lowest = _errors(y, lower[p], upper[p], b[p], F[p])
-                violation[p] = max(highest - lowest, 0.0)
-                if violation[p] > tolerance and n_steps[p] < max_steps:
-                    wanted[p] = _choose(error, rises, falls, highest, lowest, CANDIDATES)
-            if not wanted:
-                seconds += (time.perf_counter() - start) / max(n_problems, 1)
-                return violation, n_steps, seconds
-            rows, some = np.unique(np.concatenate(list(wanted.values()))), np.array(list(wanted))
-            cut = np.ix_(some, rows)
-            moved = b[cut]
-            candidates = _Candidates(self.spectra[rows])
-            _, taken, _ = candidates.solve(
-                y[rows], lower[cut], upper[cut], moved, F[cut],
-                tolerance=max(0.5 * tolerance, COARSE * float(violation[some].max())),
-                max_steps=max_steps - int(n_steps[some].max()),
-            )  # fmt: skip
-            n_steps[some] += taken
-            steps = np.zeros((n_problems, rows.size))
-            steps[some] = moved - b[cut]
-            b[cut] = moved
-            changed = np.flatnonzero(steps.any(axis=0))
-            self.add(F, rows[changed], steps[:, changed])
-            seconds[some] += (time.perf_counter() - start) / len(some)
 
     def working_set(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the rows wanted and the kernel among them, (n_rows, n_rows)."""
@@ -242,12 +193,6 @@ class LinearKernel(SharedKernel):
     ) -> NDArray[np.float64]:
         """Return weights from an interior point, (n,)."""
         return approach_inside(self.spectra, y, lower, upper)
-
-
-class _Candidates(LinearKernel):
-    """Some of the spectra, few enough that all of them are looked at for every working set."""
-
-    solve = SharedKernel.solve
 
 
 class KernelRows(SharedKernel):
@@ -357,29 +302,10 @@ class KernelRows(SharedKernel):
             )
 
 
-def _errors(
-    y: NDArray[np.float64],
-    lower: NDArray[np.float64],
-    upper: NDArray[np.float64],
-    b: NDArray[np.float64],
-    F: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], float, float]:
-    """Return the errors of one problem, what may rise, what may fall, and the highest and the lowest error of these."""
-    error, rises, falls = y - F, b < upper, b > lower
-    highest = float(error[rises].max()) if rises.any() else -np.inf
-    lowest = float(error[falls].min()) if falls.any() else np.inf
-    return error, rises, falls, highest, lowest
-
-
 def _choose(
-    error: NDArray[np.float64],
-    rises: NDArray[np.bool_],
-    falls: NDArray[np.bool_],
-    highest: float,
-    lowest: float,
-    violators: int,
+    error: NDArray[np.float64], rises: NDArray[np.bool_], falls: NDArray[np.bool_], highest: float, lowest: float
 ) -> NDArray[np.int64]:
-    """Return the rows to work on, ascending: the free ones and, of the rest, the `violators` at either end."""
+    """Return the rows to work on, ascending: the free ones and, of the rest, those that violate most."""
     free = np.flatnonzero(rises & falls)
     if free.size > MOST_FREE:
         # The middle of the free face is as good as solved; the ends are not.
@@ -387,8 +313,8 @@ def _choose(
         free = free[np.argpartition(-distance, MOST_FREE)[:MOST_FREE]]
     up = np.flatnonzero(rises & ~falls & (error > lowest))
     down = np.flatnonzero(falls & ~rises & (error < highest))
-    if up.size > violators:
-        up = up[np.argpartition(-error[up], violators)[:violators]]
-    if down.size > violators:
-        down = down[np.argpartition(error[down], violators)[:violators]]
+    if up.size > VIOLATORS:
+        up = up[np.argpartition(-error[up], VIOLATORS)[:VIOLATORS]]
+    if down.size > VIOLATORS:
+        down = down[np.argpartition(error[down], VIOLATORS)[:VIOLATORS]]
     return np.sort(np.concatenate([free, up, down]))

@@ -83,23 +83,6 @@ def test_solutions_meet_the_conditions_of_an_optimum(seed, kernel, log_C, log_ga
     assert -1e-9 <= primal_gap(K, codes, solution, C) / limit.sum() <= TOLERANCE
 
 
-@pytest.mark.parametrize("candidates", [1, 5, 40])
-@pytest.mark.parametrize("C", [0.01, 10.0, 1e3])
-def test_a_linear_machine_is_the_same_however_few_rows_are_solved_at_a_time(candidates, C, monkeypatch):
-    X, codes = problem(7, 300, 2, n_copies=6)
-    centred = X - X.mean(axis=0)
-    products = KernelRows(centred @ centred.T, "linear", {})  # looks at all rows for every working set
-    (expected,) = follow_path(products, codes, [C], folds_of(codes), before=approach(C), tolerance=1e-6)
-    monkeypatch.setattr("eelsflow.search.rows.CANDIDATES", candidates)
-    (fits,) = follow_path(kernel_rows(X, "linear"), codes, [C], folds_of(codes), before=approach(C), tolerance=1e-6)
-    assert fits.converged.all()
-    (found,), (reference,) = fits.whole, expected.whole
-    np.testing.assert_allclose(found.F, centred @ (centred.T @ found.b), atol=1e-9 * np.abs(found.b).sum())
-    np.testing.assert_allclose(found.decision, reference.decision, atol=1e-4)
-    for values, others in zip(fits.held_out, expected.held_out, strict=True):
-        np.testing.assert_allclose(values, others, atol=1e-4)
-
-
 @pytest.mark.parametrize("n_classes", [2, 3, 4])
 @pytest.mark.parametrize(("kernel", "gamma"), [("linear", 1.0), ("rbf", 0.3), ("rbf", 30.0)])
 def test_held_out_decisions_are_those_of_scikit_learn(n_classes, kernel, gamma):
