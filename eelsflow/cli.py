@@ -122,22 +122,23 @@ def study(
     init: Annotated[bool, typer.Option("--init", help="Print a commented study file.")] = False,
 ) -> None:
     """Run a study: prepare, search, train, assess, report."""
-    from eelsflow.study.config import EXAMPLE
+    _one_thread_each()
+    from eelsflow.study.config import EXAMPLE, load_study
 
     if init:
         typer.echo(EXAMPLE, nl=False)
         return
     if study_file is None or out is None:
         raise InputError("a study needs a study file and --out DIR; `eelsflow study --init` prints a study file")
-    _one_thread_each()
-    from eelsflow.study.config import load_study
-
     resolved = load_study(study_file)
     _run_study(resolved.quick() if quick else resolved, out, runner=runner, promote=promote)
 
 
 def _one_thread_each() -> None:
-    """Keep numerical libraries to one thread: parallelism is the cluster's, and sums then round alike everywhere."""
+    """Keep numerical libraries to one thread: parallelism is the cluster's, and sums then round alike everywhere.
+
+    They read it when they are loaded, so this comes before anything that imports NumPy.
+    """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 

@@ -1,6 +1,7 @@
 """What a person types, and what bad input gets: one clear message, exit status 2, nothing that looks whole."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,30 @@ def test_import_of_the_command_line_is_quick_because_nothing_heavy_is_loaded():
     code = f"import sys, eelsflow, eelsflow.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [["study", "missing.yaml", "--out", "out"], ["demo", "missing/file/demo"]])
+def test_numerical_libraries_have_one_thread_in_a_study_so_that_its_numbers_do_not_depend_on_the_cores(
+    command, tmp_path
+):
+    (tmp_path / "missing").write_text("a file, not a directory: the demo ends before it simulates")
+    code = f"""
+import sys
+from eelsflow import cli
+sys.argv = ["eelsflow", *{command}]
+try:
+    cli.main()
+except SystemExit as exit_:
+    assert exit_.code == 2
+import numpy, scipy.linalg
+from threadpoolctl import threadpool_info
+print({{library["num_threads"] for library in threadpool_info()}})
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
+    assert done.stdout == "{1}\n"
 
 
 def test_every_command_explains_itself(eelsflow):
