@@ -20,6 +20,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,12 @@ def compare_study(scratch: Path, *, quick: bool, repetitions: int) -> Iterator[R
                 out = scratch / f"{way}-{repetition}".replace(" ", "-")
                 seconds[way].append(run_study(study, out, cores, options))
                 tables[way] = scores_of(out / "results")
+        limit = "" if quick else f"; {limit_of_machine(content, scratch)}"
     split, side = content["split"], 24 if quick else PIXELS
     note = (
         f"{N_ACQUISITIONS} acquisitions of {side} x {side} pixels, {len(QUICK_MODELS) if quick else 'all'} models, "
         f"{split['seeds']} seed(s), {split['folds']} folds, grids {content['grids']}; {repetitions} repetition(s)"
+        + limit
     )
     for way, target, at_most in (("one worker", 1.05, True), ("two workers", 1.8, False)):
         gates = {"the same numbers as the loop": tables[way] == tables["loop"]}
@@ -110,8 +113,36 @@ def compare_study(scratch: Path, *, quick: bool, repetitions: int) -> Iterator[R
             ours=seconds[way],
             theirs=seconds["loop"],
             gates=gates,
-            note=note,
+            note=f"{note}{differences(tables[way], tables['loop'])}",
         )
+
+
+def differences(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> str:
+    """Name the models and scores that differ."""
+    pairs = zip(found, expected, strict=True)
+    named = [f"{one['model']}: {name}" for one, other in pairs for name in one if one[name] != other[name]]
+    return f"; differing: {', '.join(named)}" if named else ""
+
+
+def limit_of_machine(content: dict[str, Any], scratch: Path) -> str:
+    """Measure what two cores can give: the plain loop alone, and two of it that know nothing of each other."""
+    study = scratch / "one-seed.yaml"
+    study.write_text(yaml.safe_dump({**content, "split": {**content["split"], "seeds": 1}}))
+    seconds = []
+    for cores in ([0], [0, 1]):
+        start = time.perf_counter()
+        with ThreadPoolExecutor(len(cores)) as pool:
+            runs = [
+                pool.submit(run_study, study, scratch / f"limit-{len(cores)}-{core}", [core], ["--runner", "loop"])
+                for core in cores
+            ]
+        for run in runs:
+            run.result()
+        seconds.append(time.perf_counter() - start)
+    return (
+        f"two plain loops of one seed side by side on two cores take {seconds[1]:.0f} s, one alone {seconds[0]:.0f} s, "
+        f"so that no way of running it could be more than {2 * seconds[0] / seconds[1]:.2f} times as fast"
+    )
 
 
 def run_study(study: Path, out: Path, cores: list[int], options: list[str]) -> float:
