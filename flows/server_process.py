@@ -52,8 +52,8 @@ def _wait_for_the_turn_to_write(
     """Begin Prefect's transactions as writers, which wait for each other.
 
     They read first and write then. SQLite refuses the writing at once, without waiting, if another connection has
-    written meanwhile; the server answers 503, and the client sleeps two seconds before it asks again. Of the tasks of
-    a short study every second one did (Prefect 3.8.8). Reading outside of transactions goes on beside a writer.
+    written meanwhile; the server answers 503, and the client sleeps two seconds before it asks again: six of the
+    25 tasks of a short study did (Prefect 3.8.8). Reading outside of transactions goes on beside a writer.
     """
     return ("BEGIN IMMEDIATE" if statement == "BEGIN DEFERRED" else statement), parameters
 

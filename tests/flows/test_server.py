@@ -174,6 +174,25 @@ def test_server_is_stopped_by_its_last_user_when_the_one_that_started_it_was_kil
     assert processes_of(fresh_home) == []
 
 
+def test_transactions_of_the_server_begin_as_writers(tmp_path: Path) -> None:
+    """One that reads first would be refused to write, at once and not after waiting, once another has written."""
+    code = f"""
+import sqlite3
+import sqlalchemy
+import flows.server_process
+url = {str(tmp_path / "prefect.db")!r}
+with sqlalchemy.create_engine(f"sqlite:///{{url}}").connect() as connection:
+    connection.connection.dbapi_connection.isolation_level = None  # as Prefect has it
+    connection.exec_driver_sql("BEGIN DEFERRED")
+    try:
+        sqlite3.connect(url, timeout=0).execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "database is locked\n"
+
+
 def test_port_that_is_taken_is_not_chosen() -> None:
     import socket
 
