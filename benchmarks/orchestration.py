@@ -92,12 +92,12 @@ def compare_study(scratch: Path, *, quick: bool, repetitions: int) -> Iterator[R
                 out = scratch / f"{way}-{repetition}".replace(" ", "-")
                 seconds[way].append(run_study(study, out, cores, options))
                 tables[way] = scores_of(out / "results")
-        limit = "" if quick else f"; {limit_of_machine(content, scratch)}"
+        beside = "" if quick else f"; {two_loops(content, scratch)}"
     split, side = content["split"], 24 if quick else PIXELS
     note = (
         f"{N_ACQUISITIONS} acquisitions of {side} x {side} pixels, {len(QUICK_MODELS) if quick else 'all'} models, "
         f"{split['seeds']} seed(s), {split['folds']} folds, grids {content['grids']}; {repetitions} repetition(s)"
-        + limit
+        + beside
     )
     for way, target, at_most in (("one worker", 1.05, True), ("two workers", 1.8, False)):
         gates = {"the same numbers as the loop": tables[way] == tables["loop"]}
@@ -124,8 +124,8 @@ def differences(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
     return f"; differing: {', '.join(named)}" if named else ""
 
 
-def limit_of_machine(content: dict[str, Any], scratch: Path) -> str:
-    """Measure what two cores can give: the plain loop alone, and two of it that know nothing of each other."""
+def two_loops(content: dict[str, Any], scratch: Path) -> str:
+    """Compare the plain loop alone and two of it side by side, which share the memory and nothing else."""
     study = scratch / "one-seed.yaml"
     study.write_text(yaml.safe_dump({**content, "split": {**content["split"], "seeds": 1}}))
     seconds = []
@@ -140,8 +140,8 @@ def limit_of_machine(content: dict[str, Any], scratch: Path) -> str:
             run.result()
         seconds.append(time.perf_counter() - start)
     return (
-        f"two plain loops of one seed side by side on two cores take {seconds[1]:.0f} s, one alone {seconds[0]:.0f} s, "
-        f"so that no way of running it could be more than {2 * seconds[0] / seconds[1]:.2f} times as fast"
+        f"two plain loops of one seed side by side on two cores take {seconds[1]:.0f} s, one alone {seconds[0]:.0f} s: "
+        f"together {2 * seconds[0] / seconds[1]:.2f} times the work of one"
     )
 
 

@@ -6,10 +6,8 @@ repeat after a crash resumes it and never doubles it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +53,9 @@ def open_client() -> MlflowClient:
     """
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A server that does not answer keeps a study that is over, or interrupted, for a minute; by default a quarter hour.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     try:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
@@ -64,9 +65,6 @@ def open_client() -> MlflowClient:
         ) from error
     if "MLFLOW_TRACKING_URI" not in os.environ:
         make_directory(home() / "mlflow" / "artifacts")
-        # Stays with the file: each of the many small commits then waits for the disk once, not three times.
-        with contextlib.closing(sqlite3.connect(home() / "mlflow" / "mlflow.db")) as database:
-            database.execute("PRAGMA journal_mode = WAL")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=tracking_uri())
@@ -83,14 +81,15 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 
 def _runs_of(client: MlflowClient, experiment: str) -> dict[str, tuple[str, bool]]:
-    """Return the runs of an experiment by their digest: id, and whether it is finished."""
+    """Return the runs of an experiment by their digest, the newest of each: id, and whether it is finished."""
     found: dict[str, tuple[str, bool]] = {}
     token = None
     while True:
         page = client.search_runs([experiment], page_token=token)
         for run in page:
             if DIGEST_TAG in run.data.tags:
-                found[run.data.tags[DIGEST_TAG]] = (str(run.info.run_id), run.info.status == "FINISHED")
+                key = run.data.tags[DIGEST_TAG]
+                found.setdefault(key, (str(run.info.run_id), run.info.status == "FINISHED"))
         token = page.token
         if not token:
             return found
@@ -147,6 +146,7 @@ def log_models(study: str, *, digest: str, models: Iterable[LoggedModel], tags: 
         for artifact in model.artifacts:
             _log_path(client, run, artifact)
         client.set_terminated(run, "FINISHED")
+        runs[model.digest] = (run, True)
     return parent
 
 

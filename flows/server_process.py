@@ -12,10 +12,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sqlalchemy import Engine, event
+from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.pool import Pool
 
 SHUTDOWN_SECONDS = 10  # for an orderly end, in which the server writes out the events it still holds
@@ -45,17 +49,28 @@ def _wait_shortly_for_locks(connection: Any, record: Any, proxy: Any) -> None:
         record.info["timeout_is_set"] = True
 
 
-@event.listens_for(Engine, "before_cursor_execute", retval=True)
-def _wait_for_the_turn_to_write(
-    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-) -> tuple[str, Any]:
+@asynccontextmanager
+async def _begin_as_writer(
+    self: AioSqliteConfiguration, session: AsyncSession, with_for_update: bool = False
+) -> AsyncIterator[AsyncSessionTransaction]:
     """Begin Prefect's transactions as writers, which wait for each other.
 
     They read first and write then. SQLite refuses the writing at once, without waiting, if another connection has
-    written meanwhile; the server answers 503, and the client sleeps two seconds before it asks again: six of the
-    25 tasks of a short study did (Prefect 3.8.8). Reading outside of transactions goes on beside a writer.
+    written meanwhile; the server answers 503, and the client sleeps two seconds before it asks again: six of the 25
+    tasks of a short study did (Prefect 3.8.8). Reading outside of a transaction goes on beside a writer, also in
+    sessions that are opened within one: these see no mode, and begin nothing.
     """
-    return ("BEGIN IMMEDIATE" if statement == "BEGIN DEFERRED" else statement), parameters
+    token = SQLITE_BEGIN_MODE.set("IMMEDIATE")
+    try:
+        async with session.begin() as transaction:
+            await session.connection()  # begins now
+            SQLITE_BEGIN_MODE.set(None)
+            yield transaction
+    finally:
+        SQLITE_BEGIN_MODE.reset(token)
+
+
+AioSqliteConfiguration.begin_transaction = _begin_as_writer  # type: ignore[method-assign]
 
 
 def main(in_use: Path) -> None:

@@ -23,7 +23,7 @@ from eelsflow.study.config import Study
 from eelsflow.study.plan import Step, plan_data
 from eelsflow.study.run import claim_directory, run_stages
 from eelsflow.study.stages import Place
-from flows.cluster import cluster_client, count_workers
+from flows.cluster import cluster_client
 from flows.server import running_server
 from tasks.assess import assess_model
 from tasks.options import CANCELLED, executor_at
@@ -43,8 +43,8 @@ OnStep = Callable[[str, int, int], None]
 _on_step: ContextVar[OnStep | None] = ContextVar("on_step", default=None)
 
 TASKS_AT_ONCE = 4
-"""At least. A task waits for the cluster most of its time; with one a worker, also tasks of a single piece of work, a
-small image or the assessment of a model, keep all workers busy."""
+"""A task waits for the cluster most of its time, but a search writes a matrix of up to 2 GiB in the flow process: more
+workers do not mean more tasks."""
 
 
 @flow(name="eelsflow-study", flow_run_name="{study.name}", task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE))
@@ -139,8 +139,7 @@ def run_study(
             with running_server(home()) as server:
                 say(f"watch this study: {server.ui_url}")
                 client = starting.result()
-                n_tasks = max(TASKS_AT_ONCE, count_workers(client))
-                study.with_options(task_runner=ThreadPoolTaskRunner(max_workers=n_tasks))(
+                study(
                     resolved,
                     out=str(out.resolve()),
                     store=str(store.root.resolve()),

@@ -34,9 +34,10 @@ def test_relative_paths_are_logged_once_and_found_from_another_working_directory
         series={"accuracy_by_shift_ev": [0.8, 0.9]},
         artifacts=(Path("entry"), Path("entry/model.json")),
     )
+    twin = model.model_copy(update={"name": "twin recommended pixel seed 0"})  # equal but for the name: one run
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        run = log_models("Oxides of Mn, 2.0", digest="cd34", models=iter([model]), tags={})
+        run = log_models("Oxides of Mn, 2.0", digest="cd34", models=iter([model, twin]), tags={})
         place = log_results("Oxides of Mn, 2.0", run, Path("results"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))

@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar
 from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.errors import OutputPathError
+from eelsflow.executors import LoopExecutor
+from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps import map_product, register_model
 from eelsflow.models.bundle import ModelBundle, rename_model
 from eelsflow.report.page import build_report
@@ -37,6 +39,9 @@ StepType = TypeVar("StepType", bound=Step)
 OWN_NAMES = ("results.json", "model", "maps", "evidence", "figures", "robustness.zarr", "report.html", "study.yaml",
              "provenance.json")  # fmt: skip
 """What a study replaces in its results directory."""
+
+MOST_PIXELS = 1 << 20
+"""Of a map that a worker makes, whose memory is limited; larger ones are made where the study runs."""
 
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 
@@ -189,7 +194,9 @@ def _write_maps(plan: Plan, final: FitModel, place: Place, directory: Path) -> N
             )
             for step in steps
         ]
-        place.executor.map(_write_map, items, label="map")
+        sizes = [open_dataset(prepared)["vacuum_mask"].size for prepared, *_ in items]
+        executor = place.executor if max(sizes) <= MOST_PIXELS else LoopExecutor()
+        executor.map(_write_map, items, label="map")
         shutil.copytree(work, directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -29,6 +29,9 @@ from eelsflow.store import Store, empty_directory, read_json, write_json
 from eelsflow.study.evidence import summarize_prepared
 from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition
 
+MOST_BYTES = 256 << 20
+"""Of spectra that are given to a worker at once, whose memory is limited; more are worked on where the stage runs."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -57,8 +60,9 @@ def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path:
         raw = directory / "counts.zarr"
         try:
             image = read_spectrum_image(step.acquisition.path)
-            write_spectrum_image(image, raw)
             n_y, n_x, _ = image.shape
+            write_spectrum_image(image, raw)
+            del image  # may be in memory
             if len(blocks(n_y, n_x)) == 1:  # nothing in it to share among workers
                 place.executor.map(_prepare_alone, [(step, directory)], label="prepare")
             else:
@@ -127,7 +131,9 @@ def fit_features(step: FitFeatures, place: Place) -> Path:
     """
 
     def write(directory: Path) -> None:
-        place.executor.map(_fit_features, [(step, place.store.root, directory)], label="fit features")
+        spectra = LabelledSpectra.load(place.store.path(step.dataset)).intensity  # memory-mapped
+        executor = place.executor if spectra.nbytes <= MOST_BYTES else LoopExecutor()
+        executor.map(_fit_features, [(step, place.store.root, directory)], label="fit features")
 
     return place.store.compute(step.digest, write)
 

@@ -16,7 +16,7 @@ import pytest
 from eelsflow.errors import InputError, MissingDependencyError
 from eelsflow.executors import DaskExecutor, LoopExecutor
 from flows import cluster
-from flows.cluster import cluster_client, count_workers
+from flows.cluster import cluster_client
 from flows.server import Server, _free_port
 
 PROGRAM = """
@@ -42,7 +42,6 @@ def workers_of(client: Any) -> list[int]:
 
 def test_local_cluster_has_workers_of_one_thread_in_processes(client: Any) -> None:
     assert list(client.ncores().values()) == [1, 1]
-    assert count_workers(client) == 2
     assert os.getpid() not in workers_of(client)
     assert set(client.run(os.getenv, "OMP_NUM_THREADS").values()) == {"1"}
 
@@ -79,7 +78,6 @@ def test_local_cluster_finishes_when_a_worker_is_killed(client: Any) -> None:
 
 def test_a_scheduler_can_be_named_by_its_address(client: Any, tmp_path: Path) -> None:
     with cluster_client(client.scheduler.address, home=tmp_path) as second:
-        assert count_workers(second) == 2
         assert second.submit(int, "7").result() == 7
     assert client.submit(int, "8").result() == 8
 
@@ -131,7 +129,6 @@ def test_a_queue_gets_its_options_and_is_scaled(tmp_path: Path, monkeypatch: pyt
     module.SLURMCluster = Queue  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dask_jobqueue", module)
     with cluster_client({"slurm": {"queue": "short", "n_workers": 2}}, home=tmp_path) as client:
-        assert count_workers(client) == 2  # though they may not be there yet
         assert client.submit(int, "7").result() == 7
         assert len(client.ncores()) == 2
     assert seen == {"queue": "short"}

@@ -9,6 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from prefect import flow, get_run_logger, task
@@ -177,20 +178,38 @@ def test_server_is_stopped_by_its_last_user_when_the_one_that_started_it_was_kil
 def test_transactions_of_the_server_begin_as_writers(tmp_path: Path) -> None:
     """One that reads first would be refused to write, at once and not after waiting, once another has written."""
     code = f"""
-import sqlite3
+import asyncio, sqlite3
 import sqlalchemy
 import flows.server_process
-url = {str(tmp_path / "prefect.db")!r}
-with sqlalchemy.create_engine(f"sqlite:///{{url}}").connect() as connection:
-    connection.connection.dbapi_connection.isolation_level = None  # as Prefect has it
-    connection.exec_driver_sql("BEGIN DEFERRED")
-    try:
-        sqlite3.connect(url, timeout=0).execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:
-        print(error)
+from prefect.server.database.configurations import AioSqliteConfiguration
+
+async def main(path):
+    configuration = AioSqliteConfiguration(f"sqlite+aiosqlite:///{{path}}")
+    engine = await configuration.engine()
+    async with await configuration.session(engine) as session, configuration.begin_transaction(session):
+        try:
+            sqlite3.connect(path, timeout=0).execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            print(error)
+        async with await configuration.session(engine) as within:  # reads, and does not wait for the one around it
+            print((await within.execute(sqlalchemy.text("SELECT 7"))).scalar())
+    sqlite3.connect(path, timeout=0).execute("BEGIN IMMEDIATE")
+
+asyncio.run(main({str(tmp_path / "prefect.db")!r}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "database is locked\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "database is locked\n7\n"
+
+
+def test_work_queue_is_paused_and_resumed(prefect_server: Server) -> None:
+    """The server reads the pool in a session of its own while the transaction that changes the queue goes on."""
+    name = f"pool-{time.monotonic_ns()}"
+    with httpx.Client(base_url=prefect_server.api_url) as client:
+        client.post("/work_pools/", json={"name": name, "type": "process"}).raise_for_status()
+        queue = f"/work_pools/{name}/queues/default"
+        for paused in (True, False):
+            client.patch(queue, json={"is_paused": paused}).raise_for_status()
+            assert client.get(queue).json()["is_paused"] is paused
 
 
 def test_port_that_is_taken_is_not_chosen() -> None:
