@@ -54,8 +54,8 @@ ROUNDS = {"sigmoid": 2}
 """Repetitions, where one fold takes scikit-learn's two processes eight minutes."""
 
 PEER_STEPS = 10_000_000
-"""Of scikit-learn for a sigmoid machine: libsvm's own limit, which scikit-learn takes away. Without it a cell had not
-ended after half an hour."""
+"""Of scikit-learn for a sigmoid machine: libsvm's own limit, which scikit-learn takes away. Without it the row
+had not ended after half an hour, one of the two processes still busy."""
 
 QUICK: dict[str, dict[str, list[float]]] = {
     "rbf": {"C": [1.0, 100.0, 1e4], "gamma": [0.01, 0.3, 10.0]},

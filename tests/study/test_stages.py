@@ -70,6 +70,20 @@ def test_image_of_one_block_is_prepared_by_one_worker_and_a_larger_one_by_all(tm
 
 
 @pytest.mark.slow
+def test_features_of_more_spectra_than_a_worker_may_get_stay_where_the_study_runs(table_study, tmp_path, monkeypatch):
+    monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
+    study = load_study(table_study(models=["svm-sgd"], split={"by": "pixel", "folds": 3, "seeds": 1}))
+    labels = {}
+    for most in (stages.MOST_BYTES, 0):
+        monkeypatch.setattr(stages, "MOST_BYTES", most)
+        executor = LosingWorkers()
+        run_study(study, tmp_path / f"out-{most}", place=Place(Store(tmp_path / f"store-{most}"), executor))
+        labels[most] = set(executor.labels)
+    (usual, none) = labels.values()
+    assert usual - none == {"fit features"}
+
+
+@pytest.mark.slow
 def test_study_is_the_same_when_every_worker_was_lost_once(table_study, tmp_path, monkeypatch):
     monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
     models = ["svm-rbf", "svm-sgd", {"name": "net", "base": "fcnn-1", "params": {"epochs": 2, "batch_size": 16}}]
