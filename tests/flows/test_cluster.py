@@ -66,6 +66,27 @@ def test_workers_use_the_memory_of_small_arrays_again(client: Any) -> None:
     assert max(client.run(pages_of_arrays).values()) < 100 * 256 / 4
 
 
+def test_workers_use_the_memory_of_many_arrays_again(client: Any) -> None:
+    """Heaps of a thread's own would be mapped anew in part."""
+
+    def pages_of_arrays(_: int) -> int:
+        import resource
+
+        import numpy as np
+
+        mebibyte = 1 << 17
+        kept = np.ones(20 * mebibyte)
+        faults = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            arrays = [np.ones(2 * mebibyte) for _ in range(25)]  # 50 MiB: 12,800 pages
+            del arrays
+            faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+        return sum(faults[1:]) if kept.all() else -1
+
+    assert max(DaskExecutor(client).map(pages_of_arrays, [0, 1])) < 4 * 12_800 / 100
+
+
 def test_local_cluster_finishes_when_a_worker_is_killed(client: Any) -> None:
     before = workers_of(client)
     futures = client.map(time.sleep, [2.0] * 4, pure=False)
