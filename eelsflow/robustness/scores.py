@@ -59,26 +59,27 @@ def bootstrap_score(
         return None
     n_seeds = len(correct)
     rng = np.random.default_rng(20190513)
-    means, resampled = [], []
+    chosen = rng.integers(0, n_seeds, (n_seeds, N_RESAMPLES))
+    resampled = np.empty(chosen.shape)
+    means = []
     varies = n_seeds > 1
-    for right, label, group in zip(correct, labels, groups, strict=True):
+    for seed, (right, label, group) in enumerate(zip(correct, labels, groups, strict=True)):
         classes, code = np.unique(label, return_inverse=True)
         means.append(_accuracy(*_count(right, code, classes.size), balanced=balanced))
         unit = None if group is None else np.unique(group, return_inverse=True)[1]
         varies |= _units_of_a_class(code, classes.size, unit) > 1
-        draws = N_RESAMPLES * n_seeds  # a seed that is drawn twice is resampled twice, independently
+        places = chosen == seed  # a seed that is drawn twice is resampled twice, independently
+        draws = int(places.sum())
         drawn = (
             _resample_spectra(right, code, classes.size, draws, rng)
             if unit is None
             else _resample_groups(right, code, classes.size, unit, draws, rng)
         )
-        resampled.append(_accuracy(*drawn, balanced=balanced).reshape(n_seeds, N_RESAMPLES))
+        resampled[places] = _accuracy(*drawn, balanced=balanced)
     mean = float(np.mean(means))
     if not varies:
         return Score(mean=mean, low=None, high=None)
-    chosen = rng.integers(0, n_seeds, (n_seeds, N_RESAMPLES))
-    slots, numbers = np.arange(n_seeds)[:, None], np.arange(N_RESAMPLES)
-    low, high = np.percentile(np.stack(resampled)[chosen, slots, numbers].mean(axis=0), [2.5, 97.5])
+    low, high = np.percentile(resampled.mean(axis=0), [2.5, 97.5])
     return Score(mean=mean, low=float(min(low, mean)), high=float(max(high, mean)))
 
 
