@@ -21,7 +21,7 @@ from eelsflow.store import Store, home
 from eelsflow.study import stages
 from eelsflow.study.config import Study
 from eelsflow.study.plan import Step, plan_data
-from eelsflow.study.run import claim_directory, run_stages
+from eelsflow.study.run import claim_directory, fit_final_model, run_stages
 from eelsflow.study.stages import Place
 from flows.cluster import cluster_client
 from flows.server import running_server
@@ -78,14 +78,15 @@ def study(
     CANCELLED.clear()
     try:
         assessed, final = run_stages(plan, place, run)
+        # Beside the last fit and the figures, which are the workers': the artifact store waits for its database.
+        recorded = record_in_artifact_store.submit(plan, assessed, final, store=root, prefect_run=flow_run.ui_url or "")
+        fit_final_model(final, run)
         about = {
             "runner": "prefect",
             "started": started,
             "seconds": time.perf_counter() - clock,
             "links": {"prefect": flow_run.ui_url or ""},
         }
-        # Beside each other: the workers draw figures while the artifact store waits for its database.
-        recorded = record_in_artifact_store.submit(plan, assessed, final, store=root, prefect_run=flow_run.ui_url or "")
         write_report(plan, assessed, final, out=out, store=root, scheduler=scheduler, run=about, promote=promote)
         record_report(plan, recorded.result(), out=out)
     except BaseException:

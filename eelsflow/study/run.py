@@ -88,10 +88,10 @@ def plan_final_model(assessed: Sequence[AssessModel], rows: Sequence[dict[str, A
 
 
 def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[list[AssessModel], FitModel]:
-    """Compute a study, stage after stage; return its assessments and the final model.
+    """Compute a study, stage after stage; return its assessments and the final model, which is not fitted yet.
 
     Reads as the method section: prepare the acquisitions, build the data sets, split them and fit the features,
-    search and train the models, assess them, fit the best on everything.
+    search and train the models, assess them, choose the best.
     """
     run(stages.prepare_acquisition, plan.prepare)
     run(stages.build_dataset, plan.datasets)
@@ -100,10 +100,13 @@ def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[list[AssessModel]
     run(stages.fit_model, _unique(fits))
     assessed = [plan_assessment(plan.study, fit) for fit in fits]
     run(stages.assess_model, _unique(assessed))
-    final = plan_final_model(assessed, score_rows(assessed, place))
+    return assessed, plan_final_model(assessed, score_rows(assessed, place))
+
+
+def fit_final_model(final: FitModel, run: Runner) -> None:
+    """Fit the model that leaves the study, on all labelled spectra."""
     run(stages.fit_features, [final.features])
     run(stages.fit_model, [final])
-    return assessed, final
 
 
 def _unique(steps: Iterable[StepType]) -> list[StepType]:
@@ -242,6 +245,7 @@ def run_study(
             stage(step, place)
 
     assessed, final = run_stages(plan, place, run)
+    fit_final_model(final, run)
     about = {
         "runner": "loop",
         "started": started,
