@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -174,14 +175,15 @@ def equality(
     found = np.array([float(scores["accuracy"].sel(params).isel(fold=slice(len(folds))).mean()) for params in cells])
     differing = np.flatnonzero(np.abs(found - expected) > MAX_DIFFERENCE)
     wrong, undetermined = [], 0
-    for cell in differing:
-        params = cells[cell]
-        reached = scores["accuracy"].sel(params).values
-        accuracy, is_determined = tight_accuracy(kernel, params, X, y, folds, reached)
+    decided = Parallel(n_jobs=THREADS)(
+        delayed(tight_accuracy)(kernel, cells[cell], X, y, folds, scores["accuracy"].sel(cells[cell]).values)
+        for cell in differing
+    )
+    for cell, (accuracy, is_determined) in zip(differing, decided, strict=True):
         if not is_determined:
             undetermined += 1
         elif abs(found[cell] - accuracy) > MAX_DIFFERENCE:
-            wrong.append({name: float(f"{params[name]:.3g}") for name in names})
+            wrong.append({name: float(f"{cells[cell][name]:.3g}") for name in names})
     best = best_cell(scores).params
     agreement = best_agreement(kernel, best, train, test)
     gates = {
