@@ -121,6 +121,10 @@ def _local_cluster(
         "distributed.worker.profile.cycle": "5s",
         # Whether the event loops of all answer within 3 s: asked every .02 s by default, it takes 4 % of a core.
         "distributed.admin.tick.interval": "1s",
+        "distributed.admin.tick.limit": "4s",  # from one time to the next
+        # By default every .1 and .5 s: another percent of a core.
+        "distributed.worker.memory.monitor-interval": "500ms",
+        "distributed.admin.system-monitor.interval": "2s",
         # Work is done in a thread, to which glibc gives heaps of its own, and takes them away when they are empty.
         "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
     }
