@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 from sklearn.svm import SVC
 from sklearn.utils.multiclass import check_classification_targets
@@ -24,7 +26,7 @@ from eelsflow.executors import Executor, ThreadExecutor
 from eelsflow.search.gram import Kernel, compute_products, keeps_spectra, save_products
 from eelsflow.search.grid import best_cell, search_grid
 from eelsflow.search.machine import build_machine
-from eelsflow.search.path import ClassWeight, approach, follow_path
+from eelsflow.search.path import MAX_STEPS, TOLERANCE, ClassWeight, approach, follow_path
 from eelsflow.search.rows import SharedKernel, open_kernel
 
 
@@ -110,6 +112,11 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         DataSetError
             If the grid does not fit the kernel, a value of it or a weight is not usable, or a fold cannot be trained or
             scored on.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If fits with a kernel that is not positive semidefinite did not reach libsvm's tolerance.
         """
         spectra, labels = validate_data(self, X, y, dtype=[np.float64, np.float32])
         self.classes_, codes = np.unique(labels, return_inverse=True)
@@ -126,6 +133,14 @@ class SvmGridSearch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 spectra, codes, kernel=self.kernel, grid=self.grid, folds=folds, executor=executor, scratch=scratch,
                 class_weight=weights,
             )  # fmt: skip
+            if n_open := int((~self.results_["converged"]).sum()):
+                warnings.warn(
+                    f"{n_open} of {self.results_['converged'].size} fits did not reach the tolerance of {TOLERANCE:g} "
+                    f"in {MAX_STEPS:,} steps: their kernel is not positive semidefinite; `results_['converged']` says "
+                    "which, and their accuracies are those of the machines as they were then",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
             best = best_cell(self.results_)
             self.best_params_, self.best_score_, self.on_edge_ = best.params, best.mean_accuracy, best.on_edge
             if self.refit:
@@ -204,6 +219,11 @@ def fit_machine(
     sklearn.svm.SVC
         Fitted to libsvm's tolerance.
 
+    Warns
+    -----
+    ConvergenceWarning
+        If a kernel that is not positive semidefinite did not let it get there.
+
     Examples
     --------
     >>> X = np.array([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]])
@@ -234,7 +254,15 @@ def _fit_on(
 ) -> SVC:
     C, everything = params["C"], np.arange(len(codes))
     (fits,) = follow_path(rows, codes, [C], [], before=approach(C), whole=everything, class_weight=weights)
-    return build_machine(spectra, codes, fits.whole, kernel=kernel, params=params, class_weight=weights)
+    machine = build_machine(spectra, codes, fits.whole, kernel=kernel, params=params, class_weight=weights)
+    if machine.fit_status_:
+        warnings.warn(
+            f"the machine did not reach the tolerance of {TOLERANCE:g} in {MAX_STEPS:,} steps: its kernel is not "
+            "positive semidefinite; take it as it is, or another gamma and coef0",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return machine
 
 
 def _directory(scratch: Path | None) -> Any:

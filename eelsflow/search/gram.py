@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from eelsflow.digest import digest_of
 from eelsflow.store import make_directory
 
 Kernel = Literal["linear", "rbf", "sigmoid"]
+
+logger = logging.getLogger(__name__)
 
 
 def save_array(values: ArrayLike, scratch: Path, *, name: str) -> Path:
@@ -76,8 +79,8 @@ def save_products(X: ArrayLike, kernel: Kernel, scratch: Path, *, max_bytes: int
     scratch
         A directory that every worker sees.
     max_bytes
-        Past this size of the matrix the spectra are written instead. For ``linear`` they always are, in as few channels
-        as they have independent ones.
+        Past this size of the matrix the spectra are written instead, and the log says so. For ``linear`` they always
+        are, in as few channels as they have independent ones.
     """
     spectra = np.asarray(X)
     from_spectra = keeps_spectra(len(spectra), kernel, max_bytes=max_bytes)
@@ -85,6 +88,14 @@ def save_products(X: ArrayLike, kernel: Kernel, scratch: Path, *, max_bytes: int
     name += "-independent" if kernel == "linear" else ""
     name += "" if kernel == "sigmoid" else "-centred"
     path = make_directory(scratch) / f"{name}-{digest_of(spectra)[:16]}.npy"
+    if from_spectra and kernel != "linear":
+        logger.info(
+            "the products of %d spectra would take %.1f GB, more than the %.1f GB that are kept: rows of the kernel "
+            "are computed from the spectra, which takes longer",
+            len(spectra),
+            8e-9 * len(spectra) ** 2,
+            1e-9 * max_bytes,
+        )
     if not path.exists():
         products = compute_products(spectra, kernel, from_spectra=from_spectra)
         _write(path, products)

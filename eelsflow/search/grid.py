@@ -123,7 +123,8 @@ def search_grid(
     xarray.Dataset
         ``accuracy`` (0-1), ``fit_seconds`` (0 where a smaller C has given the machine of this one already) and
         ``converged`` (whether the fit met libsvm's tolerance; only kernels that are not positive semidefinite may fail
-        to), over the parameters and ``fold``. Values ascend.
+        to), over the parameters and ``fold``. Values ascend. The attribute ``rows_from`` says whether rows of kernels
+        came from the products of all spectra or, past the limit of memory, from the spectra.
 
     Raises
     ------
@@ -186,7 +187,12 @@ def search_grid(
             "converged": (dims, table[..., 2].astype(bool)),
         },
         coords={**{name: list(values[name]) for name in axes}, "fold": np.arange(n_folds)},
-        attrs={"kernel": kernel, "class_weight": str(class_weight), "n_spectra": len(labels)},
+        attrs={
+            "kernel": kernel,
+            "class_weight": str(class_weight),
+            "n_spectra": len(labels),
+            "rows_from": "spectra" if from_spectra else "products of all spectra",
+        },
     )
 
 

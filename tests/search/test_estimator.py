@@ -1,15 +1,18 @@
 """The search as an estimator of scikit-learn, beside scikit-learn's own."""
 
+import functools
+
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.svm import SVC
 
 from eelsflow.errors import DataSetError
 from eelsflow.executors import LoopExecutor
 from eelsflow.search.estimator import SvmGridSearch, fit_machine
+from eelsflow.search.path import follow_path
 
 GRIDS = {
     "linear": {"C": [0.1, 10.0]},
@@ -96,6 +99,21 @@ def test_refuses_what_it_cannot_search(options, message):
     arguments = {"kernel": "rbf", "grid": {"C": [1.0], "gamma": [1.0]}, **options}
     with pytest.raises(DataSetError, match=message):
         SvmGridSearch(**arguments).fit(X, y)
+
+
+def test_says_which_fits_did_not_converge(monkeypatch):
+    impatient = functools.partial(follow_path, max_steps=3)
+    monkeypatch.setattr("eelsflow.search.path.follow_path", impatient)
+    monkeypatch.setattr("eelsflow.search.estimator.follow_path", impatient)
+    X, y = overlapping(2)
+    params = {"C": 1e5, "gamma": 1.0, "coef0": 1.0}
+    grid = {name: [value] for name, value in params.items()}
+    search = SvmGridSearch("sigmoid", grid, cv=3, executor=LoopExecutor(), refit=False)
+    with pytest.warns(ConvergenceWarning, match="of 3 fits did not reach the tolerance"):
+        search.fit(X, y)
+    assert not search.results_["converged"].all()
+    with pytest.warns(ConvergenceWarning, match="the machine did not reach the tolerance"):
+        assert fit_machine(X, y, kernel="sigmoid", params=params).fit_status_ == 1
 
 
 def test_refuses_one_class():

@@ -51,10 +51,12 @@ def test_independent_channels_are_as_few_as_the_spectra_have():
     assert independent_channels(np.zeros((4, 3))).shape[0] == 4
 
 
-def test_past_the_limit_of_memory_the_spectra_are_written_instead(tmp_path):
+def test_past_the_limit_of_memory_the_spectra_are_written_instead_and_the_log_says_so(tmp_path, caplog):
     X = np.random.default_rng(0).random((5, 3))
-    products = save_products(X, "rbf", tmp_path, max_bytes=8 * 25 - 1)
+    with caplog.at_level("INFO", logger="eelsflow"):
+        products = save_products(X, "rbf", tmp_path, max_bytes=8 * 25 - 1)
     assert products.from_spectra
+    assert "rows of the kernel are computed from the spectra" in caplog.text
     np.testing.assert_allclose(np.load(products.path), X - X.mean(axis=0))
 
 

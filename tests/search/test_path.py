@@ -156,6 +156,23 @@ def test_a_kernel_that_is_not_positive_definite_ends_and_says_whether_it_converg
     assert not fits.converged.all()
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000), st.floats(-2, 5), st.floats(-2, 1), st.sampled_from([-1.0, 0.0, 1.0]))
+def test_sigmoid_machines_end_and_say_how_far_they_are_from_an_optimum(seed, log_C, log_gamma, coef0):
+    X, codes = problem(seed, 40, 2)
+    C, gamma = 10**log_C, 10**log_gamma
+    rows = kernel_rows(X, "sigmoid", gamma, coef0)
+    (fits,) = follow_path(rows, codes, [C], folds_of(codes), before=approach(C), max_steps=20_000)
+    (solution,) = fits.whole
+    b, limit = solution.b, C * class_weights(codes, 2, "balanced")
+    error = np.where(codes == 1, 1.0, -1.0) - np.tanh(gamma * X @ X.T + coef0) @ b
+    rises, falls = b < np.where(codes == 1, limit[1], 0.0), b > np.where(codes == 1, 0.0, -limit[0])
+    violation = max(error[rises].max(initial=-np.inf) - error[falls].min(initial=np.inf), 0.0)
+    assert solution.violation == pytest.approx(violation, abs=1e-8 * max(1.0, np.abs(b).sum()))
+    assert abs(b.sum()) <= 1e-9 * max(1.0, np.abs(b).sum())
+    assert np.isfinite(np.concatenate(fits.held_out)).all()
+
+
 def test_rows_from_spectra_and_a_full_cache_give_the_same_machine():
     X, codes = problem(7, 120, 2)
     folds = folds_of(codes)
