@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from eelsflow.artifacts import open_client
 from eelsflow.executors import LoopExecutor
 from eelsflow.store import Store, read_json
 from eelsflow.study.config import load_study
@@ -69,6 +70,14 @@ def test_flow_gives_the_numbers_of_the_loop_though_a_worker_is_killed(
         assert not killer.is_alive()
         assert pids[0] not in client.run(os.getpid).values()
     assert scores(read_json(tmp_path / "out" / "results.json")) == scores(loop_results)
+
+    artifact_store = open_client()
+    experiment = artifact_store.get_experiment_by_name(load_study(study_file).name)
+    assert experiment is not None
+    runs = artifact_store.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    of_models = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert (len(runs), len(of_models)) == (7, 6)  # three models of two seeds below the study
 
 
 def test_killed_study_goes_on_and_computes_nothing_again(study_file, loop_results, tmp_path):

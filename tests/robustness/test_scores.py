@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from eelsflow.robustness.scores import area_under_curve, bootstrap_score, breakdown_point
 
@@ -30,6 +31,22 @@ def test_resampling_groups_gives_a_wider_interval_than_resampling_their_spectra(
     label = np.repeat(label_of(10), 100)
     by_group, by_spectrum = (bootstrap_score([right], [label], [unit]) for unit in (group, None))
     assert by_group.high - by_group.low > 5 * (by_spectrum.high - by_spectrum.low)
+
+
+def test_interval_over_seeds_that_are_all_right_or_all_wrong_is_that_of_drawing_seeds():
+    """How many right ones are among ten draws of ten seeds, five of which are right, is binomial."""
+    correct = [np.full(20, seed < 5) for seed in range(10)]
+    score = bootstrap_score(correct, [label_of(20)] * 10, [None] * 10)
+    assert (score.low, score.mean, score.high) == (binom.ppf(0.025, 10, 0.5) / 10, 0.5, binom.ppf(0.975, 10, 0.5) / 10)
+
+
+def test_interval_of_many_seeds_draws_seeds_and_then_spectra():
+    rng = np.random.default_rng(3)
+    correct = [rng.random(500) < share for share in (0.6, 0.7, 0.8, 0.9)]
+    score = bootstrap_score(correct, [label_of(500)] * 4, [None] * 4)
+    shares = np.array([right.mean() for right in correct])
+    expected = np.sqrt((shares.var() + (shares * (1 - shares)).mean() / 500) / 4)
+    assert score.high - score.low == pytest.approx(2 * 1.96 * expected, rel=0.15)
 
 
 def test_interval_is_none_where_every_resample_would_be_the_same():
