@@ -16,6 +16,7 @@ import textwrap
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks import networks, orchestration, preprocessing, scaling_search, search, storage
 from benchmarks.data import MEASURED_SEED
@@ -32,7 +33,7 @@ SUITES = {
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
-def write(suite: str, row: Row) -> None:
+def write(suite: str, row: Row, machine: dict[str, Any]) -> None:
     """Replace what results.json says of one row, and draw the figure again."""
     path = OUT / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {"rows": []}
@@ -41,7 +42,7 @@ def write(suite: str, row: Row) -> None:
         "suite": suite,
         "date": datetime.now(UTC).date().isoformat(),
         "data_seed": MEASURED_SEED,
-        "machine": describe_machine(),
+        "machine": machine,
     }
     places = {old["work"]: place for place, old in enumerate(results["rows"])}
     if row.work in places:
@@ -84,7 +85,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", help="suites, separated by commas; search:rbf is one row")
     options = parser.parse_args()
-    right = True
+    right, machine = True, describe_machine()
+    print(f"seed of the spectra: {MEASURED_SEED}; {json.dumps(machine)}", flush=True)
     # That the flow gives the numbers of the loop is for the tests to show.
     suites = [suite for suite in SUITES if not (options.quick and suite == "orchestration")]
     for item in options.only.split(",") if options.only else suites:
@@ -97,7 +99,7 @@ def main() -> int:
             print_row(row)
             right &= all(row.gates.values())
             if not options.quick:
-                write(suite, row)
+                write(suite, row, machine)
     if not right:
         print("a gate does not hold: an answer differs from the peer's by more than it may", file=sys.stderr)
     return 0 if right else 1

@@ -19,8 +19,8 @@ THREADS = 2
 """Threads in all that either side may use."""
 
 _PACKAGES = (
-    "numpy", "scipy", "numba", "scikit-learn", "scikit-learn-intelex", "tensorflow", "keras", "hyperspy", "dask",
-    "prefect", "xarray", "zarr",
+    "numpy", "scipy", "numba", "scikit-learn", "scikit-learn-intelex", "tensorflow", "tensorflow-cpu", "keras",
+    "hyperspy", "dask", "distributed", "joblib", "prefect", "mlflow", "xarray", "zarr", "tensorstore",
 )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory, versions and the commit that was measured."""
+    """Return processor, cores, memory, versions and the commit that is measured; "dirty" if files were changed."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -97,7 +97,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, check=False
         ).stdout.strip(),
     }
 

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from benchmarks.data import MEASURED_SEED
 from benchmarks.measure import Row
 from eelsflow.edges import O_K
 from eelsflow.energy import EnergyAxis
@@ -56,7 +57,7 @@ def measure_memory(quick: bool) -> Row:
     parameters = SIMULATED["paper"].model_copy(
         update={"shape": (32, 32) if quick else (64, 64), "axis": AxisParameters(n_channels=n_channels)}
     )
-    image = simulate_acquisition(parameters, 20261122).image
+    image = simulate_acquisition(parameters, MEASURED_SEED).image
     tile = np.clip(image.values, 0, 65535).astype(np.uint16)
     axis = EnergyAxis.from_values(image["energy_loss"].values)
     one = 64 if quick else 64 * round(np.sqrt(WORKERS * MEMORY_LIMIT / (2 * n_channels)) / 64)
@@ -64,7 +65,7 @@ def measure_memory(quick: bool) -> Row:
     with tempfile.TemporaryDirectory(prefix="eelsflow-benchmark-") as scratch:
         for side in (one, 2 * one):
             raw = write_tiled(Path(scratch) / f"raw-{side}.zarr", tile, axis, (side, side))
-            peak, took, same = _prepare_on_cluster(raw)
+            peak, took, same = _prepare_on_cluster(raw, Path(scratch))
             peaks.append(peak)
             seconds.append(took)
             alive &= same
@@ -85,16 +86,11 @@ def measure_memory(quick: bool) -> Row:
     )
 
 
-def _prepare_on_cluster(raw: Path) -> tuple[float, float, bool]:
+def _prepare_on_cluster(raw: Path, home: Path) -> tuple[float, float, bool]:
     """Return the largest peak memory of a worker (bytes), the seconds, and whether the workers are those of before."""
-    from distributed import Client, LocalCluster
+    from flows.cluster import cluster_client
 
-    with (
-        LocalCluster(
-            n_workers=WORKERS, threads_per_worker=1, memory_limit=MEMORY_LIMIT, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_client("local", home=home, n_workers=WORKERS, memory_limit=f"{MEMORY_LIMIT}B") as client:
         client.wait_for_workers(WORKERS)
         before = set(client.run(_process).values())
         start = time.perf_counter()

@@ -60,9 +60,15 @@ sys.stdin.read()
 """
 
 
-def rows(quick: bool) -> Iterator[Row]:
-    """Measure; quick: two small sizes."""
-    yield measure_sharing(500 if quick else 7599)
+def rows(quick: bool, only: str = "") -> Iterator[Row]:
+    """Measure what is shared and how a search grows; quick: two small sizes."""
+    if only in ("", "sharing"):
+        yield measure_sharing(500 if quick else 7599)
+    if only in ("", "growth"):
+        yield from measure_growth(quick)
+
+
+def measure_growth(quick: bool) -> Iterator[Row]:
     sizes = (300, 600) if quick else SIZES
     X, y = training_table(max(sizes), MEASURED_SEED) if not quick else _noise(max(sizes))
     found = {n: _search(X[:n], y[:n]) for n in sizes}
@@ -101,7 +107,7 @@ def measure_sharing(n: int) -> Row:
     """Private memory of two workers that read the distances from a mapped file, beside two that load a copy each."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "distances.npy"
-        np.save(path, np.random.default_rng(0).random((n, n)))
+        np.save(path, np.random.default_rng(MEASURED_SEED).random((n, n)))
         private = {how: _private_bytes(path, how) for how in ("mapped", "copied")}
     return Row(
         work=f"private memory of a worker for the distances of {n} spectra",
