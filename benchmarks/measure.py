@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -104,16 +105,37 @@ def describe_machine() -> dict[str, Any]:
 
 def print_row(row: Row) -> None:
     """Print a row of the table, with what was checked."""
-    target = "-" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
     seconds = ", ".join(
         f"{name} {statistics.median(values):.3g} s"
         for name, values in (("ours", row.ours), ("peer", row.theirs))
         if values
     )
-    print(f"{row.work}\n    {row.peer or 'no peer'}: {row.ratio:.3g} (target {target}), "
+    print(f"{row.work}\n    {row.peer or 'no peer'}: {row.ratio:.3g} (target {_target(row)}), "
           f"{'met' if row.met else 'NOT MET'}; {seconds}\n    {row.note}")  # fmt: skip
     for gate, holds in row.gates.items():
         print(f"    {'ok' if holds else 'DOES NOT HOLD'}: {gate}")
+    sys.stdout.flush()
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print a line a row, then every target that is not met and how much of it was reached."""
+    lines = [("work", "peer", "ratio", "target", "met")]
+    for row in rows:
+        met = "-" if row.target is None else "yes" if row.met else "NO"
+        work = textwrap.shorten(row.work, 80, placeholder=" ...")
+        lines.append((work, row.peer or "no peer", f"{row.ratio:.3g}", _target(row), met))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    print()
+    for work, peer, *figures in lines:
+        right = (figure.rjust(width) for figure, width in zip(figures, widths[2:], strict=True))
+        print("  ".join((work.ljust(widths[0]), peer.ljust(widths[1]), *right)))
+    for row in rows:
+        if row.target is not None and not row.met:
+            share = row.target / row.ratio if row.at_most else row.ratio / row.target
+            print(f"not met: {row.work}: {row.ratio:.3g} (target {_target(row)}), {share:.0%} of the target"
+                  f"{'' if all(row.gates.values()) else ', and a gate does not hold'}")  # fmt: skip
+    if any(row.target is not None and not row.met for row in rows):
+        print("What was tried is in docs/benchmarks/README.md.")
     sys.stdout.flush()
 
 
@@ -121,6 +143,10 @@ def print_rows(rows: Iterable[Row]) -> None:
     """Print rows as they come."""
     for row in rows:
         print_row(row)
+
+
+def _target(row: Row) -> str:
+    return "-" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
 
 
 def _processor() -> str:
