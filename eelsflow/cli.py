@@ -35,6 +35,21 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
 
+class SimulatorPreset(StrEnum):
+    """What the simulator draws from."""
+
+    paper = "paper"
+    wide = "wide"
+
+
+class SimulatorDetector(StrEnum):
+    """What the simulator records with."""
+
+    ccd = "ccd"
+    counting = "counting"
+    both = "both"
+
+
 class RunnerName(StrEnum):
     """Where a study runs."""
 
@@ -92,8 +107,27 @@ def simulate(
     acquisitions: Annotated[int, typer.Option(min=1, help="How many acquisitions.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same spectra.")] = 0,
     pixels: Annotated[int, typer.Option(min=8, help="Pixels along either side of a scan.")] = 48,
+    preset: Annotated[
+        SimulatorPreset,
+        typer.Option(
+            help="paper: nanocubes as one measured microscope shows them; wide: fields of particles with sharp, smooth "
+            "and small boundaries, another oxide among them, edges, thickness, background, film and energy axis "
+            "different in every acquisition."
+        ),
+    ] = SimulatorPreset.paper,
+    detector: Annotated[
+        SimulatorDetector,
+        typer.Option(
+            help="ccd: a camera, about 19 counts per electron, with read-out noise, point spread and spikes; counting: "
+            "whole electrons, one count each; both: either, by chance, for each acquisition."
+        ),
+    ] = SimulatorDetector.ccd,
+    dose: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Beam dose relative to the measured one (1); drawn by the preset if not given."),
+    ] = None,
 ) -> None:
-    """Simulate acquisitions of iron-oxide nanocubes with their ground truth."""
+    """Simulate acquisitions of iron oxides with their ground truth."""
     from eelsflow.simulate import simulate_directory
     from eelsflow.store import make_directory
 
@@ -104,6 +138,9 @@ def simulate(
             n_acquisitions=acquisitions,
             seed=seed,
             shape=(pixels, pixels),
+            preset=preset.value,
+            detector=detector.value,
+            dose=None if dose is None else (dose, dose),
             progress=lambda done, total: on_step("simulate", done, total),
         )
     typer.echo(str(manifest))

@@ -1,15 +1,30 @@
-"""Simulated acquisitions of iron-oxide nanocubes with their ground truth, at measured noise and levels.
+"""Simulated acquisitions of iron oxides with their ground truth, at measured noise and levels.
 
-`specimen` is where the cubes lie, `edges` what they do to the beam, `detector` what the camera makes of it,
-`acquisition` puts the three together and writes them.
+`specimen` is where cubes lie, `scenes` whole fields of particles, `edges` and `generic_edges` what they do to the beam,
+`detector` what the camera makes of it, `parameters` and `presets` how far all of it varies; `acquisition` puts it
+together, `directory` writes many.
 """
 
 from eelsflow.simulate.acquisition import (
-    PRESETS,
     Acquisition,
     AcquisitionParameters,
+    ExpectedCounts,
+    expected_counts,
     simulate_acquisition,
-    simulate_directory,
 )
+from eelsflow.simulate.detector import NoiseModel
+from eelsflow.simulate.directory import PlannedAcquisition, plan_directory, simulate_directory
+from eelsflow.simulate.presets import PRESETS
 
-__all__ = ["PRESETS", "Acquisition", "AcquisitionParameters", "simulate_acquisition", "simulate_directory"]
+__all__ = [
+    "PRESETS",
+    "Acquisition",
+    "AcquisitionParameters",
+    "ExpectedCounts",
+    "NoiseModel",
+    "PlannedAcquisition",
+    "expected_counts",
+    "plan_directory",
+    "simulate_acquisition",
+    "simulate_directory",
+]

@@ -1,16 +1,16 @@
-"""The spectrometer's camera: electrons in, counts out, with the noise that a real one shows.
+"""The spectrometer's detector: electrons in, counts out, with the noise that a real one shows.
 
-Figures come from one measured STEM-EELS acquisition of iron-oxide nanocubes: variance / mean 5.55,
-autocorrelation of the noise over channels .64 .31 .14 .07 .04, read-out noise 6.4 counts rms, spikes in 19 of
-658,920 channels and 3.7 % of the pixels, 1-7 channels wide and up to 5026 counts high. The gain pattern and the
-number of dead channels are assumptions.
+A camera (`DetectorParameters`) or a detector that counts electrons (`CountingParameters`). The camera's figures come
+from one measured STEM-EELS acquisition of iron-oxide nanocubes: variance / mean 5.55, autocorrelation of the noise
+over channels .64 .31 .14 .07 .04, read-out noise 6.4 counts rms, spikes in 19 of 658,920 channels and 3.7 % of the
+pixels, 1-7 channels wide and up to 5026 counts high. The gain pattern and the number of dead channels are assumptions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,12 @@ PositiveRange = Annotated[Range, AfterValidator(_check_positive)]
 
 
 class DetectorParameters(BaseModel):
-    """How electrons become counts.
+    """How electrons become counts in a scintillator camera (CCD).
 
     Parameters
     ----------
+    name
+        ``ccd``.
     variance_to_mean
         Variance / mean of the recorded counts where the read-out noise is negligible. The counts per electron
         follow from it and the point spread: about 19.
@@ -57,6 +59,7 @@ class DetectorParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: Literal["ccd"] = "ccd"
     variance_to_mean: Annotated[float, Field(gt=0)] = 5.55
     autocorrelation: tuple[float, ...] = (0.64, 0.31, 0.14, 0.07, 0.04)
     readout_noise: Annotated[float, Field(ge=0)] = 6.4
@@ -71,6 +74,88 @@ class DetectorParameters(BaseModel):
     def counts_per_electron(self) -> float:
         """Counts per electron before the point spread, which lowers the variance by the sum of its squares."""
         return self.variance_to_mean / float((point_spread(self.autocorrelation) ** 2).sum())
+
+    @property
+    def level_scale(self) -> float:
+        """What the measured levels are multiplied with: they are counts of such a camera."""
+        return 1.0
+
+
+class CountingParameters(BaseModel):
+    """How electrons become counts in a direct detector that counts them: one count each, and nothing else.
+
+    No point spread, no read-out noise, no spikes: the counts are Poisson-distributed whole numbers.
+
+    Parameters
+    ----------
+    name
+        ``counting``.
+    gain_pattern
+        Standard deviation of the channels' relative efficiency, limited to +-2.5 of them.
+    n_dead_channels
+        Smallest and largest number of channels that respond to nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["counting"] = "counting"
+    gain_pattern: Annotated[float, Field(ge=0, lt=0.1)] = 0.002
+    n_dead_channels: Annotated[tuple[int, int], AfterValidator(check_range)] = (0, 3)
+
+    @property
+    def counts_per_electron(self) -> float:
+        """One."""
+        return 1.0
+
+    @property
+    def variance_to_mean(self) -> float:
+        """One: Poisson."""
+        return 1.0
+
+    @property
+    def autocorrelation(self) -> tuple[float, ...]:
+        """None at any lag."""
+        return ()
+
+    @property
+    def readout_noise(self) -> float:
+        """Counts rms: none."""
+        return 0.0
+
+    @property
+    def level_scale(self) -> float:
+        """What the measured levels are multiplied with: they are counts of a camera with about 19 per electron."""
+        return 1.0 / DetectorParameters().counts_per_electron
+
+
+AnyDetectorParameters = Annotated[DetectorParameters | CountingParameters, Field(discriminator="name")]
+"""The detectors there are; ``name`` tells them apart."""
+
+DETECTORS = ("ccd", "counting")
+"""Names of the detectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseModel:
+    """Mean and covariance of what a detector records, for a likelihood.
+
+    The variance of a channel with `expected` counts is ``variance_to_mean * expected + readout_variance`` (nearly so
+    where `expected` changes within the point spread).
+
+    Parameters
+    ----------
+    variance_to_mean
+        Variance per expected count; 1 for counted electrons.
+    readout_variance
+        Variance without any electron, counts squared.
+    point_spread
+        Share of an electron's counts by channel, shape (odd,), sum 1: the noise (but not the read-out noise) is
+        correlated over channels as the correlation of this with itself.
+    """
+
+    variance_to_mean: float
+    readout_variance: float
+    point_spread: NDArray[np.float64]
 
 
 MAX_SPIKE_WIDTH = 7
@@ -137,11 +222,13 @@ class Detector:
         Relative response of each channel, shape (channels,); 0 for a dead one.
     """
 
-    parameters: DetectorParameters
+    parameters: DetectorParameters | CountingParameters
     response: NDArray[np.float32]
 
     @classmethod
-    def draw(cls, parameters: DetectorParameters, *, n_channels: int, rng: np.random.Generator) -> Detector:
+    def draw(
+        cls, parameters: DetectorParameters | CountingParameters, *, n_channels: int, rng: np.random.Generator
+    ) -> Detector:
         """Draw the gain pattern and the dead channels (never the outermost ones, which cannot be interpolated)."""
         response = 1.0 + parameters.gain_pattern * np.clip(rng.normal(size=n_channels), -2.5, 2.5)
         low, high = parameters.n_dead_channels
@@ -153,6 +240,17 @@ class Detector:
     def dead_channels(self) -> NDArray[np.bool_]:
         """Channels that respond to nothing, shape (channels,)."""
         return np.asarray(self.response == 0)
+
+    @property
+    def noise(self) -> NoiseModel:
+        """How far recorded counts stray from `mean_counts`."""
+        kernel = np.asarray(point_spread(self.parameters.autocorrelation))
+        return NoiseModel(self.parameters.variance_to_mean, self.parameters.readout_noise**2, kernel)
+
+    def mean_counts(self, expected: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the mean of what `record` makes of expected counts (spectra, channels), spikes apart."""
+        kernel = point_spread(self.parameters.autocorrelation).astype(np.float32)
+        return np.asarray(convolve1d(expected, kernel, axis=-1, mode="reflect") * self.response)
 
     def record(
         self, expected: NDArray[np.float32], *, rng: np.random.Generator
@@ -175,26 +273,31 @@ class Detector:
         spike_mask
             Shape (spectra, channels): channels that a spike has reached.
         """
+        if isinstance(self.parameters, CountingParameters):
+            # An efficiency, not a factor on the counts: what is counted stays whole.
+            return rng.poisson(expected * self.response).astype(np.int32), np.zeros(expected.shape, dtype=bool)
         gain = self.parameters.counts_per_electron
         electrons = rng.poisson(expected / np.float32(gain)).astype(np.float32)
         kernel = point_spread(self.parameters.autocorrelation) * gain
         counts = convolve1d(electrons, kernel.astype(np.float32), axis=-1, mode="reflect")
         counts *= self.response
-        spikes = self._spikes(expected.shape, rng)
+        spikes = self._spikes(self.parameters, expected.shape, rng)
         spike_mask = spikes > 0
         counts += spikes
         counts += np.float32(self.parameters.readout_noise) * rng.standard_normal(expected.shape, dtype=np.float32)
         return np.rint(counts).astype(np.int32), spike_mask
 
-    def _spikes(self, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    def _spikes(
+        self, parameters: DetectorParameters, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
         """Return the counts that spikes add, shape (spectra, channels); they hit the camera, so no point spread."""
         n_spectra, n_channels = shape
         spikes = np.zeros(shape, dtype=np.float32)
-        low, high = self.parameters.spike_height
-        for _ in range(rng.poisson(self.parameters.spike_rate * n_spectra * n_channels)):
+        low, high = parameters.spike_height
+        for _ in range(rng.poisson(parameters.spike_rate * n_spectra * n_channels)):
             pixel, first = int(rng.integers(n_spectra)), int(rng.integers(n_channels))
             width = 1
-            while width < MAX_SPIKE_WIDTH and rng.random() < self.parameters.spike_continuation:
+            while width < MAX_SPIKE_WIDTH and rng.random() < parameters.spike_continuation:
                 width += 1
             profile = rng.uniform(0.3, 1.0, width)  # shares a channel of the track receives: our choice
             profile *= 1.0 / rng.uniform(1.0 / high, 1.0 / low) / profile.max()

@@ -9,7 +9,7 @@ peak, L3-L2 13.0 eV, L3/L2 2.77, L3 5.0 eV wide. The ranges by phase are assumpt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import factorial
 from typing import Annotated
@@ -96,7 +96,9 @@ class PhaseParameters(BaseModel):
     """The edges of one oxide, as ranges: every acquisition draws its own values.
 
     Heights are those of the detected edge relative to its main peak at nominal conditions; positions are relative
-    to the pre-peak; widths are standard deviations; eV.
+    to the pre-peak; widths are standard deviations; eV. `onset` and `onset_width` are those of the continuum.
+    `error` is the relative standard deviation of a smooth random factor on O K, `error_length` the distance over which
+    it changes, eV: what no sum of six peaks has.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,17 +117,31 @@ class PhaseParameters(BaseModel):
     third_sigma: Range
     fourth_height: Range
     l3_position: Range
+    fourth_position: Range = (43.0, 43.0)
+    onset: Range = (4.5, 4.5)
+    onset_width: Range = (1.6, 1.6)
+    error: Range = (0.0, 0.0)
+    error_length: Range = (8.0, 8.0)
 
     def draw(self, rng: np.random.Generator) -> PhaseShape:
         """Draw one acquisition's shape of this oxide's edges."""
-        ranges = {name: getattr(self, name) for name in PhaseShape.__dataclass_fields__}
-        return PhaseShape(**{k: draw(rng, v) if isinstance(v, tuple) else v for k, v in ranges.items()})
+        ranges = {name: getattr(self, name) for name in PhaseShape.__dataclass_fields__ if name != "error_seed"}
+        # The values that may be fixed cost no random number where they are: a set of parameters that does not know
+        # them draws what it always drew.
+        fixed = {name: ranges[name][0] for name in _MAY_BE_FIXED if ranges[name][0] == ranges[name][1]}
+        drawn = {k: draw(rng, v) if isinstance(v, tuple) else v for k, v in ranges.items() if k not in fixed}
+        error_seed = int(rng.integers(2**31)) if self.error[1] > 0 else 0
+        return replace(PhaseShape(**drawn, **fixed), error_seed=error_seed)
 
     @property
     def nominal(self) -> PhaseShape:
-        """The middle of every range."""
-        ranges = {name: getattr(self, name) for name in PhaseShape.__dataclass_fields__}
-        return PhaseShape(**{k: sum(v) / 2 if isinstance(v, tuple) else v for k, v in ranges.items()})
+        """The middle of every range, without the random factor."""
+        ranges = {name: getattr(self, name) for name in PhaseShape.__dataclass_fields__ if name != "error_seed"}
+        middle = {k: sum(v) / 2 if isinstance(v, tuple) else v for k, v in ranges.items()}
+        return replace(PhaseShape(**middle), error=0.0)
+
+
+_MAY_BE_FIXED = ("fourth_position", "onset", "onset_width", "error", "error_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +162,12 @@ class PhaseShape:
     third_sigma: float
     fourth_height: float
     l3_position: float
+    fourth_position: float = 43.0
+    onset: float = 4.5
+    onset_width: float = 1.6
+    error: float = 0.0
+    error_length: float = 8.0
+    error_seed: int = 0
 
 
 def fine_energies(start: float, stop: float) -> NDArray[np.float64]:
@@ -251,7 +273,7 @@ def calibrate_edges(
     Strengths of pre-peak, valley, shoulder, main, third and fourth peak and continuum are non-negative least
     squares on the seven heights. The whole edge is then moved (by hundredths of an eV) so that the detected
     pre-peak has its maximum at `REFERENCE_ENERGY`: the neighbouring peaks pull it otherwise. Fe L2,3 is two
-    Gaussians on two steps.
+    Gaussians on two steps. The random factor comes after the fit, so it does change the heights.
     The shape of the model is ours; the heights are measured, or ranges about them.
     """
     grid = fine_energies(505.0, 760.0)
@@ -261,11 +283,16 @@ def calibrate_edges(
     at_targets = np.stack([np.interp(REFERENCE_ENERGY + position, grid, part) for part in seen], axis=1)
     strengths, _ = nnls(at_targets, height)
     oxygen = strengths @ seen
+    if shape.error > 0:
+        factor = _smooth_error(shape, grid)
+        oxygen = detected(factor * (strengths @ parts), NOMINAL_LOW_LOSS, relative_thickness)
     scale = 1.0 / np.interp(REFERENCE_ENERGY + shape.main_position, grid, oxygen)
     near = np.abs(grid - REFERENCE_ENERGY) < 1.0
     parabola = np.polyfit(grid[near] - REFERENCE_ENERGY, oxygen[near], 3)
     peak = min(np.roots(np.polyder(parabola)).real, key=abs)
     spectrum = scale * (strengths @ _oxygen_parts(shape, energy, shift=-float(peak)))
+    if shape.error > 0:
+        spectrum *= _smooth_error(shape, energy + float(peak))
 
     # Fe atoms per O atom set the strength of Fe L against O K; the measured 2.4 is that of a Fe3O4-like specimen.
     iron = 2.4 * (shape.iron_density / shape.oxygen_density) / (3.0 / 4.0)
@@ -295,7 +322,7 @@ def _targets(shape: PhaseShape) -> tuple[NDArray[np.float64], NDArray[np.float64
         shape.main_position: 1.0,
         shape.main_position + 11.0: shape.minimum_height,
         shape.third_position: shape.third_height,
-        43.0: shape.fourth_height,
+        shape.fourth_position: shape.fourth_height,
     }
     return np.array(list(points)), np.array(list(points.values()))
 
@@ -309,10 +336,24 @@ def _oxygen_parts(shape: PhaseShape, energy: NDArray[np.float64], *, shift: floa
         (shape.main_position - 3.0, 1.4),
         (shape.main_position, shape.main_sigma),
         (shape.third_position, shape.third_sigma),
-        (44.0, 5.5),
+        (shape.fourth_position + 1.0, 5.5),
     ]
     gaussians = [np.exp(-0.5 * ((relative - position) / sigma) ** 2) for position, sigma in peaks]
-    return np.stack([*gaussians, _step(energy, REFERENCE_ENERGY + shift + 4.5, 1.6)])
+    continuum = continuum_step(energy, REFERENCE_ENERGY + shift + shape.onset, shape.onset_width)
+    return np.stack([*gaussians, continuum])
+
+
+def _smooth_error(shape: PhaseShape, energy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the random factor of a shape, shape (energies,): 1 + a Gaussian process with a Gaussian correlation.
+
+    It depends on the energy alone, not on where a grid begins; beyond 200 eV above the pre-peak it is 1.
+    """
+    width = shape.error_length / np.sqrt(2.0)  # white noise through this Gaussian is correlated over `error_length`
+    knots = REFERENCE_ENERGY - 30.0 + width * np.arange(int(230.0 / width))
+    heights = np.random.default_rng(shape.error_seed).normal(size=knots.size)
+    # Knots one width apart: the squares of the Gaussians add up to the root of pi everywhere between them.
+    process = np.exp(-0.5 * ((energy[:, None] - knots) / width) ** 2) @ heights / np.pi**0.25
+    return np.asarray(np.clip(1.0 + shape.error * process, 0.5, 1.5))
 
 
 def _iron_parts(shape: PhaseShape, energy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -322,10 +363,10 @@ def _iron_parts(shape: PhaseShape, energy: NDArray[np.float64]) -> tuple[NDArray
     onset = REFERENCE_ENERGY + shape.l3_position
     lines = np.stack([np.exp(-0.5 * ((energy - onset - d) / sigma) ** 2) for d in (0.0, L3_L2)])
     # Four 2p3/2 and two 2p1/2 electrons: steps 2:1; their height against the line is our choice.
-    return lines, 0.10 * _step(energy, onset, 2.0) + 0.05 * _step(energy, onset + L3_L2, 2.0)
+    return lines, 0.10 * continuum_step(energy, onset, 2.0) + 0.05 * continuum_step(energy, onset + L3_L2, 2.0)
 
 
-def _step(energy: NDArray[np.float64], onset: float, width: float) -> NDArray[np.float64]:
+def continuum_step(energy: NDArray[np.float64], onset: float, width: float) -> NDArray[np.float64]:
     """Return a continuum that starts at `onset` over `width` eV and decays as a power of the energy."""
     rise = 0.5 * (1.0 + erf((energy - onset) / (np.sqrt(2.0) * width)))
     return np.asarray(rise * (energy / onset) ** -_CONTINUUM_EXPONENT)

@@ -7,13 +7,15 @@ our choice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from scipy.ndimage import gaussian_filter
+
+from eelsflow.errors import InputError
 
 PHASES = ("FeO", "Fe3O4")
 """The oxides in the order of every array with a ``phase`` dimension."""
@@ -118,23 +120,29 @@ class Specimen:
     Parameters
     ----------
     thickness
-        Shape (phase, y, x), nm along the beam, averaged over the pixel; phases in the order of `PHASES`.
+        Shape (phase, y, x), nm along the beam, averaged over the pixel.
     film
         Shape (y, x): thickness of the support film relative to its mean.
     variants
         Shape (variant, y, x): proportions of the oxides' local variants; their sum is 1.
     cubes
-        The cubes the thickness was computed from.
+        The cubes the thickness was computed from, where it was.
+    phases
+        Names of the phases of `thickness`.
+    n_particles
+        How many particles there are.
     """
 
     thickness: NDArray[np.float64]
     film: NDArray[np.float64]
     variants: NDArray[np.float64]
     cubes: tuple[Cube, ...]
+    phases: tuple[str, ...] = PHASES
+    n_particles: int = 0
 
     @property
     def oxide_thickness(self) -> NDArray[np.float64]:
-        """Thickness of both oxides together, shape (y, x), nm."""
+        """Thickness of all oxides together, shape (y, x), nm."""
         return np.asarray(self.thickness.sum(axis=0))
 
     @property
@@ -148,6 +156,14 @@ class Specimen:
         """Pixels that count as no specimen, shape (y, x): oxide thinner than 25 % of the field's maximum."""
         total = self.oxide_thickness
         return np.asarray(total < 0.25 * total.max()) if total.max() > 0 else np.ones(total.shape, dtype=bool)
+
+    def made_of(self, phase: str) -> Specimen:
+        """Return the same specimen, as thick everywhere, made of one of its phases alone."""
+        if phase not in self.phases:
+            raise InputError(f"the specimen has no phase {phase!r}; it knows {', '.join(self.phases)}")
+        thickness = np.zeros_like(self.thickness)
+        thickness[self.phases.index(phase)] = self.oxide_thickness
+        return replace(self, thickness=thickness)
 
 
 def build_specimen(
@@ -173,9 +189,9 @@ def build_specimen(
         core = projected_thickness(cube, shape=shape, pixel_size=pixel_size, scale=cube.core_fraction)
         thickness[PHASES.index(cube.outer_phase)] += total - core
         thickness[PHASES.index(cube.core_phase)] += core
-    film = _uneven_film(parameters.film_unevenness, shape, rng)
+    film = uneven_film(parameters.film_unevenness, shape, rng)
     length = parameters.variant_length / pixel_size
-    return Specimen(thickness, film, _mixture(parameters.n_variants, shape, length, rng), cubes)
+    return Specimen(thickness, film, mixture(parameters.n_variants, shape, length, rng), cubes, n_particles=len(cubes))
 
 
 def projected_thickness(
@@ -276,7 +292,7 @@ def _rotation(*degrees: float) -> NDArray[np.float64]:
     return np.asarray(about_x @ about_y @ about_z)
 
 
-def _mixture(n_parts: int, shape: tuple[int, int], length: float, rng: np.random.Generator) -> NDArray[np.float64]:
+def mixture(n_parts: int, shape: tuple[int, int], length: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return smooth random proportions, shape (parts, y, x), that change over `length` pixels."""
     # Wrapped around, so that the spread is the same in the middle and at the border.
     fields = gaussian_filter(rng.normal(size=(n_parts, *shape)), (0.0, length, length), mode="wrap")
@@ -285,7 +301,7 @@ def _mixture(n_parts: int, shape: tuple[int, int], length: float, rng: np.random
     return np.asarray(weights / weights.sum(axis=0))
 
 
-def _uneven_film(unevenness: float, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float64]:
+def uneven_film(unevenness: float, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float64]:
     """Return a smooth random thickness of mean 1: a few cosines that are slow over the field."""
     y, x = ((np.arange(n) + 0.5) / n for n in shape)
     modes = [(i, j) for i in range(3) for j in range(3) if i + j]
