@@ -9,10 +9,10 @@ peak, L3-L2 13.0 eV, L3/L2 2.77, L3 5.0 eV wide. The ranges by phase are assumpt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import factorial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,8 @@ class PhaseParameters(BaseModel):
     Heights are those of the detected edge relative to its main peak at nominal conditions; positions are relative
     to the pre-peak; widths are standard deviations; eV. `onset` and `onset_width` are those of the continuum.
     `error` is the relative standard deviation of a smooth random factor on O K, `error_length` the distance over which
-    it changes, eV: what no sum of six peaks has.
+    it changes, eV: what no sum of six peaks has. `key_weight` is how much more the heights of pre-peak and main peak
+    weigh than the others where not all of them can be met.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,6 +123,7 @@ class PhaseParameters(BaseModel):
     onset_width: Range = (1.6, 1.6)
     error: Range = (0.0, 0.0)
     error_length: Range = (8.0, 8.0)
+    key_weight: Annotated[float, Field(ge=1)] = 1.0
 
     def draw(self, rng: np.random.Generator) -> PhaseShape:
         """Draw one acquisition's shape of this oxide's edges."""
@@ -129,16 +131,18 @@ class PhaseParameters(BaseModel):
         # The values that may be fixed cost no random number where they are: a set of parameters that does not know
         # them draws what it always drew.
         fixed = {name: ranges[name][0] for name in _MAY_BE_FIXED if ranges[name][0] == ranges[name][1]}
-        drawn = {k: draw(rng, v) if isinstance(v, tuple) else v for k, v in ranges.items() if k not in fixed}
+        drawn: dict[str, Any] = {
+            k: draw(rng, v) if isinstance(v, tuple) else v for k, v in ranges.items() if k not in fixed
+        }
         error_seed = int(rng.integers(2**31)) if self.error[1] > 0 else 0
-        return replace(PhaseShape(**drawn, **fixed), error_seed=error_seed)
+        return PhaseShape(**drawn, **fixed, error_seed=error_seed)
 
     @property
     def nominal(self) -> PhaseShape:
         """The middle of every range, without the random factor."""
         ranges = {name: getattr(self, name) for name in PhaseShape.__dataclass_fields__ if name != "error_seed"}
-        middle = {k: sum(v) / 2 if isinstance(v, tuple) else v for k, v in ranges.items()}
-        return replace(PhaseShape(**middle), error=0.0)
+        middle: dict[str, Any] = {k: sum(v) / 2 if isinstance(v, tuple) else v for k, v in ranges.items()}
+        return PhaseShape(**{**middle, "error": 0.0})
 
 
 _MAY_BE_FIXED = ("fourth_position", "onset", "onset_width", "error", "error_length")
@@ -167,6 +171,7 @@ class PhaseShape:
     onset_width: float = 1.6
     error: float = 0.0
     error_length: float = 8.0
+    key_weight: float = 1.0
     error_seed: int = 0
 
 
@@ -281,7 +286,8 @@ def calibrate_edges(
     parts = _oxygen_parts(shape, grid, shift=0.0)
     seen = detected(parts, NOMINAL_LOW_LOSS, relative_thickness)
     at_targets = np.stack([np.interp(REFERENCE_ENERGY + position, grid, part) for part in seen], axis=1)
-    strengths, _ = nnls(at_targets, height)
+    weight = np.where(np.isin(position, (0.0, shape.main_position)), shape.key_weight, 1.0)
+    strengths, _ = nnls(at_targets * weight[:, None], height * weight)
     oxygen = strengths @ seen
     if shape.error > 0:
         factor = _smooth_error(shape, grid)

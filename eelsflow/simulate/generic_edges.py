@@ -138,10 +138,10 @@ OTHER_OXIDES = OtherOxideParameters(
         # Ferric d states alone: a pre-peak nearly as high as the main peak, a doublet of 1.2-1.5 eV.
         "split_pre_peak": GenericEdgeParameters(
             position=((-0.7, -0.6), (0.6, 0.8), (9.0, 11.5), (12.5, 15.0), (27.0, 32.0)),
-            sigma=((0.5, 0.75), (0.5, 0.75), (1.8, 2.8), (2.0, 3.0), (4.0, 6.0)),
-            height=((0.75, 0.95), (0.70, 0.95), (0.65, 0.75), (0.2, 0.4), (0.2, 0.4)),
+            sigma=((0.4, 0.65), (0.4, 0.65), (1.8, 2.8), (2.0, 3.0), (4.0, 6.0)),
+            height=((0.8, 0.88), (0.8, 0.88), (0.60, 0.66), (0.1, 0.25), (0.2, 0.4)),
             onset=(4.0, 6.0),
-            continuum=(0.15, 0.35),
+            continuum=(0.15, 0.25),
         ),
         # One strong line of nearly empty d or f states, stronger than anything above it.
         "strong_pre_peak": GenericEdgeParameters(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 from eelsflow.simulate.detector import DetectorParameters
 from eelsflow.simulate.edges import FE3O4_OXYGEN_DENSITY, PhaseParameters
@@ -61,7 +62,7 @@ _FEO = PhaseParameters(
 # heights have one range for both, so that no such detail tells them apart: the measured value (valley .32, shoulder
 # .81, minimum .40, third .72, fourth .55) -35 % to +35 %, the valley -50 % to +50 %. The smooth factor stands for
 # whatever a sum of six peaks cannot be.
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "pre_peak_sigma": (0.9, 1.5),  # 1.0-1.4
     "valley_height": (0.16, 0.48),
     "shoulder_height": (0.53, 0.97),  # +35 % would be above the main peak
@@ -75,6 +76,7 @@ _COMMON = {
     "onset_width": (1.0, 2.5),
     "error": (0.0, 0.1),
     "error_length": (4.0, 15.0),
+    "key_weight": 5.0,  # the heights that tell the oxides apart keep to their ranges within .005
 }
 _WIDE_FEO = PhaseParameters(
     oxygen_density=_FEO.oxygen_density,

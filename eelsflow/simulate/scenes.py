@@ -63,7 +63,7 @@ class FieldParameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Scene = "core_shell"
-    coverage: Annotated[Range, Field()] = (0.45, 0.75)
+    coverage: Annotated[Range, Field()] = (0.5, 0.85)
     radius: Range = (4.0, 14.0)
     largest_share: Annotated[float, Field(gt=0, le=0.5)] = 0.3
     rounded: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -195,11 +195,13 @@ def _share_of_feo(parameters: FieldParameters, field: _Particles, rng: np.random
         case "interface":
             position = _along(field, rng)
             boundary = np.quantile(position[_well_inside(field)], rng.uniform(0.35, 0.65))
-            return np.clip(position - boundary + 0.5, 0.0, 1.0)  # a pixel that the boundary crosses is mixed
+            return np.asarray(
+                np.clip(position - boundary + 0.5, 0.0, 1.0)
+            )  # a pixel that the boundary crosses is mixed
         case "gradient":
             position = _along(field, rng)
             low, high = np.quantile(position[_well_inside(field)], [rng.uniform(0.0, 0.2), rng.uniform(0.8, 1.0)])
-            return np.clip((position - low) / (high - low), 0.0, 1.0)
+            return np.asarray(np.clip((position - low) / (high - low), 0.0, 1.0))
         case "inclusions":
             share = _inclusions(parameters, field, rng)
         case "two_particles":
