@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eelsflow import cli
-from eelsflow.io.zarr_store import write_spectrum_image
+from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.simulate import PRESETS, simulate_acquisition
 from eelsflow.spectrum_image import build_spectrum_image
 
@@ -98,6 +99,7 @@ def test_numerical_libraries_have_one_thread_in_a_study_so_that_its_numbers_do_n
     (tmp_path / "missing").write_text("a file, not a directory: the demo ends before it simulates")
     code = f"""
 import sys
+from pathlib import Path
 from eelsflow import cli
 sys.argv = ["eelsflow", *{command}]
 try:
@@ -272,3 +274,35 @@ def test_interrupted_study_says_that_it_can_go_on(eelsflow, study, tmp_path, mon
 
 def test_report_of_what_is_no_results_directory_is_refused(eelsflow, tmp_path):
     assert_refused(eelsflow("report", tmp_path), "results.json")
+
+
+def test_simulate_takes_preset_detector_and_dose(eelsflow, tmp_path):
+    options = ("--acquisitions", "2", "--seed", "4", "--pixels", "8")
+    status, out, _ = eelsflow(
+        "simulate", tmp_path / "wide", *options, "--preset", "wide", "--detector", "counting", "--dose", "0.5"
+    )
+    assert status == 0
+    manifest = Path(out.strip())
+    assert manifest == tmp_path / "wide" / "manifest.csv"
+    assert [line.split(",")[1] for line in manifest.read_text().splitlines()] == ["label", "FeO", "Fe3O4"]
+    truth = open_dataset(tmp_path / "wide" / "field-000-FeO.truth.zarr")
+    assert truth.attrs["detector"] == "counting"
+    assert truth.attrs["dose"] == pytest.approx(0.5)
+
+
+def test_simulate_draws_the_measured_cubes_if_nothing_else_is_asked_for(eelsflow, tmp_path):
+    status, _, _ = eelsflow("simulate", tmp_path, "--acquisitions", "1", "--seed", "4", "--pixels", "12")
+    assert status == 0
+    parameters = PRESETS["paper"]
+    specimen = parameters.specimen.model_copy(update={"kind": "FeO"})
+    alone = parameters.model_copy(update={"shape": (12, 12), "specimen": specimen})
+    expected = simulate_acquisition(alone, np.random.SeedSequence(4, spawn_key=(0,))).truth
+    assert open_dataset(tmp_path / "cubes-000-FeO.truth.zarr").attrs["sha256"] == expected.attrs["sha256"]
+
+
+@pytest.mark.parametrize("option", [("--preset", "narrow"), ("--detector", "film"), ("--dose", "0")])
+def test_simulate_refuses_what_it_does_not_know(eelsflow, tmp_path, option):
+    status, _, err = eelsflow("simulate", tmp_path / "out", *option)
+    assert status == 2
+    assert option[0] in err
+    assert not (tmp_path / "out").exists()

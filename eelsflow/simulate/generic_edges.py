@@ -165,8 +165,8 @@ OTHER_OXIDES = OtherOxideParameters(
 
 # Glass or carbonate: a broad edge without pre-peak, several eV above that of an iron oxide (our choice).
 FILM_EDGE = GenericEdgeParameters(
-    position=((8.0, 12.0), (25.0, 35.0)),
-    sigma=((2.5, 4.5), (5.0, 9.0)),
+    position=((8.5, 12.0), (25.0, 35.0)),
+    sigma=((2.0, 3.3), (5.0, 8.0)),
     height=((0.7, 1.0), (0.1, 0.5)),
     onset=(4.5, 8.0),
     onset_width=(1.0, 2.0),

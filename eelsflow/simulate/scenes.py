@@ -63,7 +63,7 @@ class FieldParameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Scene = "core_shell"
-    coverage: Annotated[Range, Field()] = (0.5, 0.85)
+    coverage: Annotated[Range, Field()] = (0.5, 0.8)
     radius: Range = (4.0, 14.0)
     largest_share: Annotated[float, Field(gt=0, le=0.5)] = 0.3
     rounded: Annotated[float, Field(ge=0, le=1)] = 0.5
