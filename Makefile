@@ -3,7 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test bench lint types contracts clean
+TESTS ?= tests
+
+.PHONY: demo test fuzz bench lint types contracts clean
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@echo "installing the locked environment into .venv (some minutes, once)"
@@ -20,6 +22,9 @@ demo: $(INSTALLED)  ## the main job on simulated acquisitions
 
 test: $(INSTALLED)  ## every test, the slow ones included
 	$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED)  ## the property tests with other examples each time, five times as many; TESTS= names files
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz -m hypothesis $(TESTS)
 
 bench: $(INSTALLED)  ## every quoted figure beside its peer; hours, or minutes with QUICK=--quick
 	-$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement benchmarks/requirements.lock

@@ -9,8 +9,10 @@ from hypothesis import settings
 
 from eelsflow.edges import SHIPPED
 
-# No deadline: machines are shared and noisy, and the first example pays for imports.
-settings.register_profile("eelsflow", deadline=None)
+# No deadline: machines are shared and noisy, and the first example pays for imports. Always the same examples, so that
+# a change is what makes a test fail; `make fuzz` draws others, and more (`tests.strategies.examples` scales with it).
+settings.register_profile("eelsflow", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, derandomize=False, max_examples=500, print_blob=True)
 settings.load_profile("eelsflow")
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"

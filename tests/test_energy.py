@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import InputError
+from tests.strategies import energies
 
-axes = st.builds(EnergyAxis, st.floats(-100, 2000), st.floats(0.01, 2), st.integers(2, 4096))
+axes = st.builds(EnergyAxis, energies(-100, 2000), energies(0.01, 2), st.integers(2, 4096))
 
 
 @given(axes)
@@ -32,7 +33,7 @@ def test_channels_of_a_window_are_half_open_and_immune_to_rounding():
     np.testing.assert_allclose(axis.values[window][[0, -1]], [525.0, 554.9])
 
 
-@given(axes, st.floats(-200, 5000), st.floats(0, 500))
+@given(axes, energies(-200, 5000), energies(0, 500))
 def test_channels_are_those_whose_centres_lie_in_the_window(axis, start, width):
     channels = axis.channels((start, start + width))
     assert 0 <= channels.start <= channels.stop <= axis.size
@@ -44,7 +45,7 @@ def test_channels_are_those_whose_centres_lie_in_the_window(axis, start, width):
     np.testing.assert_array_equal(inside[clear], ((values >= start) & (values < start + width))[clear])
 
 
-@given(axes, st.floats(-20, 20))
+@given(axes, energies(-20, 20))
 def test_shifting_moves_every_channel_and_shifting_back_undoes_it(axis, offset):
     shifted = axis.shifted(offset)
     np.testing.assert_allclose(shifted.values, axis.values + offset, atol=1e-9)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from eelsflow.dataset.splits import inner_folds, split_spectra, validation_split
 from eelsflow.errors import DataSetError
+from tests.strategies import fractions, seeds
 
 
 def acquisitions(groups_of_class: dict[str, int], pixels: int = 40):
@@ -17,7 +18,7 @@ def acquisitions(groups_of_class: dict[str, int], pixels: int = 40):
     return np.array(label), np.array(group)
 
 
-@given(seed=st.integers(0, 1000), fraction=st.floats(0.1, 0.6), n_groups=st.integers(2, 6))
+@given(seed=seeds(1000), fraction=fractions(0.1, 0.6), n_groups=st.integers(2, 6))
 def test_split_by_group_keeps_groups_whole_and_classes_on_both_sides(seed, fraction, n_groups):
     label, group = acquisitions({"FeO": n_groups, "Fe3O4": 3})
     train, test = split_spectra(label, group, by="group", test_fraction=fraction, seed=seed)
@@ -26,7 +27,7 @@ def test_split_by_group_keeps_groups_whole_and_classes_on_both_sides(seed, fract
     assert np.array_equal(np.sort(np.concatenate([train, test])), np.arange(label.size))
 
 
-@given(seed=st.integers(0, 1000), fraction=st.floats(0.1, 0.6))
+@given(seed=seeds(1000), fraction=fractions(0.1, 0.6))
 def test_split_by_pixel_is_stratified(seed, fraction):
     label, _ = acquisitions({"FeO": 1, "Fe3O4": 3}, pixels=50)
     train, test = split_spectra(label, None, by="pixel", test_fraction=fraction, seed=seed)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eelsflow.digest import digest_file
@@ -19,6 +19,7 @@ from eelsflow.io import read
 from eelsflow.io.read import is_readable_name, read_spectra_table, read_spectrum_image
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.spectrum_image import build_spectrum_image, check_spectrum_image
+from tests.strategies import examples, fractions
 
 ENERGY = {"name": "Energy loss", "units": "eV", "scale": 0.5, "offset": 500.0}
 X = {"name": "x", "units": "nm", "scale": 2.0, "offset": 0.0, "navigate": True}
@@ -298,7 +299,7 @@ def test_nan_in_a_zarr_store_is_refused(tmp_path, monkeypatch):
         read_spectrum_image(path).compute()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     separator=st.sampled_from([",", ", ", "\t", " ", "   ", ";"]),
     header=st.lists(st.sampled_from(["# La2NiO4", "% 12,3", "// eV", "eV,counts", "", "eV Counts"]), max_size=4),
@@ -408,8 +409,8 @@ def intact(tmp_path_factory) -> dict[str, bytes]:
     return {suffix: path.read_bytes() for suffix, path in files.items()}
 
 
-@settings(max_examples=40, deadline=None)
-@given(suffix=st.sampled_from([".hspy", ".emd", ".msa"]), kept=st.floats(0.0, 0.99))
+@examples(40)
+@given(suffix=st.sampled_from([".hspy", ".emd", ".msa"]), kept=fractions(0.0, 0.99))
 def test_truncated_file_is_refused(tmp_path_factory, intact, suffix, kept):
     path = tmp_path_factory.mktemp("cut") / f"a{suffix}"
     # An msa file is whole before its closing keyword.
@@ -446,10 +447,10 @@ def test_hdf5_file_that_crashes_the_library_is_refused(tmp_path, intact, monkeyp
         read_spectrum_image(tmp_path / "a.hspy")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     suffix=st.sampled_from([".hspy", ".emd", ".msa"]),
-    damage=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=8)), min_size=1, max_size=5),
+    damage=st.lists(st.tuples(fractions(0, 0.999), st.binary(min_size=1, max_size=8)), min_size=1, max_size=5),
 )  # fmt: skip
 def test_damaged_bytes_give_an_image_or_one_clear_error(tmp_path_factory, intact, suffix, damage):
     path = tmp_path_factory.mktemp("damaged") / f"a{suffix}"
@@ -529,10 +530,10 @@ def test_lazy_dm_file_equals_the_one_read_whole(real_data):
 
 
 @pytest.mark.real
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     name=st.sampled_from(["tio2_linescan_core_loss.dm3", "tiny_spectrum_image.dm4", "lsmo_linescan.hspy"]),
-    kept=st.floats(0.0, 0.999),
+    kept=fractions(0.0, 0.999),
 )
 def test_truncated_real_file_is_refused(real_data, tmp_path_factory, name, kept):
     content = (real_data / name).read_bytes()
@@ -543,10 +544,10 @@ def test_truncated_real_file_is_refused(real_data, tmp_path_factory, name, kept)
 
 
 @pytest.mark.real
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     name=st.sampled_from(["tio2_linescan_core_loss.dm3", "tiny_spectrum_image.dm4", "lsmo_linescan.hspy"]),
-    start=st.floats(0, 1, exclude_max=True),
+    start=fractions(exclude_high=True),
     noise=st.binary(min_size=400, max_size=500),
 )
 def test_real_file_with_random_bytes_gives_an_image_or_one_clear_error(real_data, tmp_path_factory, name, start, noise):

@@ -7,7 +7,7 @@ import dask.array
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eelsflow.errors import OutputPathError, SpectrumImageSchemaError, UnreadableFileError
@@ -27,6 +27,7 @@ from eelsflow.io.zarr_store import (
     write_variable,
 )
 from eelsflow.spectrum_image import build_spectrum_image
+from tests.strategies import examples, fractions
 
 
 def make_image(shape: tuple[int, ...] = (5, 7, 40), dtype: str = "uint16", seed: int = 0) -> xr.DataArray:
@@ -46,7 +47,7 @@ def shard_files(store: Path, name: str = "counts") -> list[Path]:
     return sorted(file for file in (store / name / "c").rglob("*") if file.is_file())
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     y=st.integers(1, 70),
     x=st.integers(1, 70),
@@ -210,7 +211,7 @@ def test_map_that_was_not_written_is_missed(tmp_path):
         finalise_store(store, tmp_path / "prepared.zarr")
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(y=st.integers(1, 200), x=st.integers(1, 200), block=st.tuples(st.integers(1, 70), st.integers(1, 70)))
 def test_blocks_cover_every_pixel_exactly_once(y, x, block):
     covered = np.zeros((y, x), int)
@@ -318,8 +319,8 @@ def test_damaged_store_is_refused_when_opened(tmp_path, damage):
         open_spectrum_image(path)
 
 
-@settings(max_examples=25, deadline=None)
-@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@examples(25)
+@given(position=fractions(exclude_high=True), bit=st.integers(0, 7))
 def test_flipped_bit_in_a_shard_never_gives_other_counts(tmp_path_factory, position, bit):
     image = make_image((4, 4, 16))
     path = write_spectrum_image(image, tmp_path_factory.mktemp("store") / "counts.zarr")

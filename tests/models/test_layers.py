@@ -3,14 +3,14 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from eelsflow.models.backend import load_backend
 from eelsflow.models.layers import Trainer, layers_of
 from eelsflow.models.networks import describe_network
 from eelsflow.models.spec import NETWORKS
 from eelsflow.models.training import batch_bounds
+from tests.strategies import fractions, seeds
 
 
 def draw(n_spectra, n_channels, n_classes, seed=0):
@@ -112,8 +112,7 @@ def test_no_convolutional_network_is_dead_from_the_start():
         assert (kernel.sum(axis=(0, 1)) >= 0).all()
 
 
-@settings(deadline=None)  # the first example compiles
-@given(st.floats(0, 0.99), st.integers(0, 2**32))
+@given(fractions(0, 0.99), seeds())
 def test_dropout_keeps_its_share_and_the_mean_and_has_the_same_gradient(rate, seed):
     (layer,) = layers_of('{"config": {"layers": [{"class_name": "Dropout", "config": {"rate": %r}}]}}' % rate)  # noqa: UP031
     ones = np.ones((100, 1000), np.float32)

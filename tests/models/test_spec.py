@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from eelsflow.errors import DataSetError
 from eelsflow.models.spec import BASES, GRIDS, PARAMETERS, combinations, resolve_model, with_defaults
+from tests.strategies import fractions
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -79,7 +80,7 @@ def test_a_specification_is_frozen():
 
 @given(
     st.dictionaries(
-        st.sampled_from(["a", "b", "c"]), st.lists(st.floats(0, 1), min_size=1, max_size=4, unique=True).map(tuple)
+        st.sampled_from(["a", "b", "c"]), st.lists(fractions(), min_size=1, max_size=4, unique=True).map(tuple)
     )
 )
 def test_combinations_cover_the_grid_once(grid):

@@ -3,8 +3,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 
@@ -16,6 +15,7 @@ from eelsflow.preprocess.background import (
     exponent_moments,
     fit_power_law,
 )
+from tests.strategies import examples, exponents, factors
 
 WINDOW = (495.0, 522.0)
 ENERGY = 480.0 + 0.25 * np.arange(360)  # 480-570 eV
@@ -41,8 +41,8 @@ def power_law(amplitude, exponent, energy=ENERGY, pivot=508.0):
 
 
 @pytest.mark.parametrize("shrink", [True, False])
-@given(amplitude=st.floats(1e-3, 1e6), exponent=st.floats(1.5, 6.0))
-@settings(max_examples=40)
+@given(amplitude=factors(1e-3, 1e6), exponent=exponents(1.5, 6.0))
+@examples(40)
 def test_power_law_minus_its_fit_is_zero(shrink, amplitude, exponent):
     counts = power_law(amplitude, exponent)
     fit = fit_power_law(ENERGY, counts, WINDOW, shrink=shrink)
@@ -63,8 +63,8 @@ def test_fit_reports_the_amplitude_at_the_pivot_and_keeps_the_image_shape():
     np.testing.assert_array_equal(counts, before)
 
 
-@given(scale=st.floats(1e-2, 1e4))
-@settings(max_examples=20)
+@given(scale=factors(1e-2, 1e4))
+@examples(20)
 def test_fit_of_scaled_counts_is_the_scaled_fit_without_a_noise_model(scale):
     counts = np.random.default_rng(0).poisson(power_law(np.full(20, 100.0), np.full(20, 3.0))).astype(float)
     fit, scaled = (fit_power_law(ENERGY, factor * counts, WINDOW) for factor in (1.0, scale))

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 from numpy.typing import NDArray
 
 from eelsflow.edges import MN_L3, O_K
@@ -13,6 +12,7 @@ from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EdgeOutOfRangeError, InputError, UnreadableFileError
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.preprocess.presets import PRESETS, Preset, resolve_preset
+from tests.strategies import energies, examples, factors
 
 AXIS = EnergyAxis(513.0, 0.1, 540)
 ENERGY = AXIS.values
@@ -58,8 +58,8 @@ def test_vectors_are_the_fine_structure_window() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS[:-1])
-@given(scale=st.floats(0.01, 100))
-@settings(max_examples=20, deadline=None)
+@given(scale=factors(0.01, 100))
+@examples(20)
 def test_vectors_ignore_the_thickness(method: str, scale: float) -> None:
     transform, wide = fitted(method), spectra(8, seed=1)
     # rounding of float32 counts and of their sums
@@ -86,8 +86,8 @@ def test_a_shift_of_zero_is_the_identity(transform: FeatureTransform) -> None:
     assert not transform.padded
 
 
-@given(shift=st.floats(-10, 10))
-@settings(max_examples=30, deadline=None)
+@given(shift=energies(-10, 10))
+@examples(30)
 def test_a_positive_shift_moves_features_to_higher_energy(shift: float) -> None:
     wide = np.float32(100) * (peak(540, 1.5)[None] + 1e-3).astype(np.float32)
     transform = fitted("none")

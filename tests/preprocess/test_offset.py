@@ -2,13 +2,14 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import erf
 
 from eelsflow.edges import FE_L3, MN_L3, O_K, Edge
 from eelsflow.errors import EdgeOutOfRangeError, InputError
 from eelsflow.preprocess.offset import estimate_offset
+from tests.strategies import energies, examples, factors, fractions
 
 
 def oxygen_edge(x, *, pre=0.55, main=9.4, third=29.5):
@@ -44,14 +45,14 @@ def without_features(edge, **changes):
 
 
 @given(
-    offset=st.floats(-9, 9),
-    pre=st.floats(0.35, 0.85),
-    main=st.floats(8.8, 10.8),
-    third=st.floats(27, 31),
+    offset=energies(-9, 9),
+    pre=fractions(0.35, 0.85),
+    main=energies(8.8, 10.8),
+    third=energies(27, 31),
     dispersion=st.sampled_from([0.1, 0.25, 0.5]),
-    dispersion_error=st.floats(-0.01, 0.01),
+    dispersion_error=fractions(-0.01, 0.01),
 )
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_offset_is_found_within_a_tenth_of_an_ev(offset, pre, main, third, dispersion, dispersion_error):
     energy_loss, counts = summed_spectrum(
         offset, pre=pre, main=main, third=third, dispersion=dispersion, dispersion_error=dispersion_error
@@ -68,8 +69,8 @@ def test_offset_does_not_take_the_main_peak_for_the_pre_peak(offset):
     assert estimate.value == pytest.approx(offset, abs=0.1)
 
 
-@given(moved=st.floats(-5, 5))
-@settings(max_examples=4, deadline=None)
+@given(moved=energies(-5, 5))
+@examples(4)
 def test_offset_of_a_moved_axis_moves_along(moved):
     energy_loss, counts = summed_spectrum(1.0)
     first, second = (estimate_offset(energy_loss + shift, counts, O_K) for shift in (0.0, moved))
@@ -84,8 +85,8 @@ def test_alignment_is_idempotent():
     assert again.value == pytest.approx(0.0, abs=0.03)
 
 
-@given(factor=st.floats(1e-6, 1e6))
-@settings(max_examples=3, deadline=None)
+@given(factor=factors(1e-6, 1e6))
+@examples(3)
 def test_offset_ignores_the_scale_of_the_counts(factor):
     energy_loss, counts = summed_spectrum(3.0)
     estimates = [estimate_offset(energy_loss, scale * counts, O_K).value for scale in (1.0, factor)]

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import convolve1d
 
 from eelsflow.errors import InputError
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.preprocess.pca import Pca, add_products, fit_pca, merge, merge_split, moments_of, split_moments
+from tests.strategies import examples, seeds
 
 POINT_SPREAD = np.array([0.04, 0.13, 0.22, 0.35, 0.18, 0.06, 0.02])
 
@@ -80,8 +81,8 @@ def test_denoised_spectra_span_what_hyperspy_finds(spectra: np.ndarray) -> None:
     assert np.linalg.svd(ours @ theirs)[1].min() > 0.97
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(0, 100))
+@examples(25)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), seeds(100))
 def test_merged_blocks_equal_the_whole(sizes: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     blocks = [rng.normal(1000, 3, (size, 12)) for size in sizes]

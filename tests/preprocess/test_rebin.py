@@ -7,8 +7,7 @@ from hypothesis.extra import numpy as hnp
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EdgeOutOfRangeError, InputError
 from eelsflow.preprocess.rebin import covered_channels, rebin_conserving, rebin_linear, rebin_variance
-
-finite = st.floats(-1e4, 1e5, allow_nan=False, width=64)
+from tests.strategies import counts, energies
 
 
 def test_rebin_conserving_gives_each_target_the_overlapping_fraction():
@@ -18,9 +17,9 @@ def test_rebin_conserving_gives_each_target_the_overlapping_fraction():
 
 
 @given(
-    counts=hnp.arrays(np.float64, st.tuples(st.integers(1, 3), st.just(40)), elements=finite),
-    dispersion=st.floats(0.05, 0.9),
-    start=st.floats(-3.0, 3.0),
+    counts=hnp.arrays(np.float64, st.tuples(st.integers(1, 3), st.just(40)), elements=counts(-1e4)),
+    dispersion=energies(0.05, 0.9),
+    start=energies(-3.0, 3.0),
 )
 def test_rebin_conserving_equals_interpolated_cumulative_counts(counts, dispersion, start):
     source = EnergyAxis(500.0, 0.25, 40)
@@ -40,7 +39,7 @@ def test_rebin_conserving_equals_interpolated_cumulative_counts(counts, dispersi
 
 
 @given(
-    counts=hnp.arrays(np.float64, 40, elements=st.floats(0, 1e5)),
+    counts=hnp.arrays(np.float64, 40, elements=counts()),
     n_targets=st.integers(2, 200),
 )
 def test_rebin_conserving_keeps_the_sum_when_the_axes_share_their_ends(counts, n_targets):
@@ -52,7 +51,7 @@ def test_rebin_conserving_keeps_the_sum_when_the_axes_share_their_ends(counts, n
     assert (rebinned >= -1e-9 * counts.max(initial=0)).all()
 
 
-@given(counts=hnp.arrays(np.float64, 30, elements=finite), shift=st.floats(-2.0, 2.0))
+@given(counts=hnp.arrays(np.float64, 30, elements=counts(-1e4)), shift=energies(-2.0, 2.0))
 def test_rebin_linear_equals_numpy_interp(counts, shift):
     source = EnergyAxis(500.0, 0.25, 30)
     target = EnergyAxis(501.0 + shift, 0.1, 50)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from scipy.ndimage import convolve1d
 
@@ -18,6 +17,7 @@ from eelsflow.preprocess.spikes import (
     interpolate_masked,
     reference_spectra,
 )
+from tests.strategies import counts, examples, factors
 
 Image = tuple[np.ndarray, np.ndarray, NoiseModel]
 
@@ -165,8 +165,8 @@ def test_find_spikes_refuses_nan_and_a_foreign_reference(image: Image) -> None:
         find_spikes(counts[..., :100], noise, reference=reference)
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.floats(0.2, 5.0))
+@examples(8)
+@given(factors(0.2, 5.0))
 def test_spikes_do_not_depend_on_the_unit_of_the_counts(image: Image, factor: float) -> None:
     _, counts, noise = image
     dirty = counts[:8].copy()
@@ -194,9 +194,8 @@ def test_no_channel_is_dead_in_a_healthy_image(image: Image) -> None:
     assert not find_dead_channels(counts, noise).any()
 
 
-@settings(deadline=None)
 @given(
-    hnp.arrays(np.float64, (4, 12), elements=st.floats(-1e6, 1e6)),
+    hnp.arrays(np.float64, (4, 12), elements=counts(-1e6, 1e6)),
     hnp.arrays(bool, (4, 12)),
 )
 def test_interpolation_agrees_with_numpy_row_by_row(counts: np.ndarray, mask: np.ndarray) -> None:

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eelsflow.errors import InputError
 from eelsflow.preprocess.vacuum import background_exponent, edge_signal, find_vacuum
+from tests.strategies import examples, factors
 
 ENERGY = 470.0 + 0.5 * np.arange(240)
 PRE_EDGE, EDGE = (485.0, 520.0), (530.0, 560.0)
@@ -79,8 +80,8 @@ def test_mask_is_the_same_every_time(signal: np.ndarray) -> None:
         assert first.separation == second.separation
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.floats(1e-3, 1e3), st.sampled_from(["threshold", "kmeans"]))
+@examples(20)
+@given(factors(1e-3, 1e3), st.sampled_from(["threshold", "kmeans"]))
 def test_mask_ignores_the_unit_of_the_signal(signal: np.ndarray, factor: float, method: str) -> None:
     np.testing.assert_array_equal(
         find_vacuum(signal * factor, method=method).mask, find_vacuum(signal, method=method).mask

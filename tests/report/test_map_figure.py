@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tifffile
 from hypothesis import given
-from hypothesis import strategies as st
 
 from eelsflow.errors import InputError, OutputPathError
 from eelsflow.report.map_figure import map_figure, save_map_tiff
 from eelsflow.report.style import render, scale_bar_length
+from tests.strategies import factors
 
 CLASSES = ("FeO", "Fe3O4")
 
@@ -47,7 +47,7 @@ def test_the_scale_bar_is_at_least_one_pixel_when_uncalibrated():
     assert "1 px" in texts(draw(np.zeros((2, 2), int), pixel_size=1.0, pixel_unit="px"))
 
 
-@given(st.floats(1e-3, 1e6))
+@given(factors(1e-3, 1e6))
 def test_the_scale_bar_is_one_two_or_five_times_a_power_of_ten_and_a_readable_part_of_the_width(extent):
     length = scale_bar_length(extent)
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
+from scipy.stats import t as student
 
 from eelsflow.robustness.scores import area_under_curve, bootstrap_score, breakdown_point
 
@@ -72,12 +73,85 @@ def test_balanced_accuracy_counts_each_class_once_and_agrees_with_scikit_learn()
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
-def test_balanced_interval_of_a_constant_answer_has_no_width(n_seeds):
-    """Whatever acquisitions are drawn, one class is right and the other wrong."""
+@pytest.mark.parametrize("balanced", [True, False])
+def test_interval_where_groups_do_not_differ_is_that_of_their_spectra(n_seeds, balanced):
+    """Four acquisitions that agree cannot be known better than their 100 spectra, however often these are tested."""
     label = np.repeat(["a", "a", "b", "b"], 25)
     group = np.repeat(["1", "2", "3", "4"], 25)
-    score = bootstrap_score([label == "a"] * n_seeds, [label] * n_seeds, [group] * n_seeds, balanced=True)
-    assert (score.low, score.mean, score.high) == (0.5, 0.5, 0.5)
+    for right, share in ((label == "a", 0.5), (np.ones(100, bool), 1.0)):
+        score = bootstrap_score([right] * n_seeds, [label] * n_seeds, [group] * n_seeds, balanced=balanced)
+        expected = binomtest(round(100 * share), 100).proportion_ci(method="wilson")
+        assert (score.low, score.mean, score.high) == pytest.approx((expected.low, share, expected.high))
+
+
+def test_a_group_is_one_observation_whatever_the_number_of_seeds_and_spectra():
+    """Testing the same eight groups again and again says no more of other groups."""
+    share = np.array([0.5, 0.6, 0.8, 0.9, 0.7, 0.75, 0.95, 0.4])
+    widths = []
+    for n_seeds, n_spectra in ((1, 100), (20, 100), (20, 1000)):
+        right = (np.arange(n_spectra) < share[:, None] * n_spectra - 1e-9).ravel()
+        group = np.repeat(np.arange(8).astype(str), n_spectra)
+        label = np.repeat(["a", "b"], 4 * n_spectra)
+        score = bootstrap_score([right] * n_seeds, [label] * n_seeds, [group] * n_seeds)
+        widths.append(score.high - score.low)
+        assert score.mean == pytest.approx(share.mean())
+    assert widths == pytest.approx([widths[0]] * 3)
+    # independent: the mean of two classes, four groups each, six degrees of freedom
+    error = np.sqrt((share[:4].var(ddof=1) + share[4:].var(ddof=1)) / 4) / 2
+    assert widths[0] == pytest.approx(2 * student.ppf(0.975, 6) * error, rel=0.12)  # Wilson's is a little narrower
+
+
+def simulate_study(random, *, mean, n_acquisitions, n_seeds, n_spectra=30, concentration=10.0):
+    """Return what `bootstrap_score` takes, of acquisitions of two classes with an accuracy of their own each."""
+    accuracy = random.beta(mean * concentration, (1 - mean) * concentration, n_acquisitions)
+    names = np.array([f"{number:02d}" for number in range(n_acquisitions)])
+    classes = np.where(np.arange(n_acquisitions) < n_acquisitions // 2, "a", "b")
+    n_tested = max(1, round(0.35 * (n_acquisitions // 2)))
+    correct, labels, groups = [], [], []
+    for _ in range(n_seeds):
+        tested = np.sort(
+            [random.permutation(np.flatnonzero(classes == name))[:n_tested] for name in ("a", "b")], axis=None
+        )
+        correct.append(random.random((tested.size, n_spectra)).ravel() < np.repeat(accuracy[tested], n_spectra))
+        labels.append(np.repeat(classes[tested], n_spectra))
+        groups.append(np.repeat(names[tested], n_spectra))
+    return correct, labels, groups
+
+
+@pytest.mark.parametrize("mean", [0.75, 0.95])
+def test_interval_of_groups_covers_the_mean_over_all_acquisitions_in_95_percent_of_studies(mean):
+    """Simulated studies, the nominal .95 interval: it covers in .923 to .965 of 600 studies each.
+
+    Acquisitions differ: a beta distribution with a standard deviation of .13 about .75, of .07 about .95. With six
+    acquisitions one seed tests one of each class and has no interval.
+    """
+    random = np.random.default_rng(2)
+    coverage = {}
+    for n_acquisitions, n_seeds in ((6, 3), (6, 10), (12, 1), (12, 3), (12, 10), (24, 1), (24, 3), (24, 10)):
+        found = [
+            bootstrap_score(*simulate_study(random, mean=mean, n_acquisitions=n_acquisitions, n_seeds=n_seeds))
+            for _ in range(600)
+        ]
+        coverage[n_acquisitions, n_seeds] = np.mean([score.low <= mean <= score.high for score in found])
+    # a coverage from 600 studies is known to .01
+    assert min(coverage.values()) > 0.91, coverage
+    assert 0.93 < np.mean(list(coverage.values())) < 0.97, coverage
+    assert max(coverage.values()) < 0.98, coverage
+
+
+def test_interval_of_groups_covers_where_classes_and_seeds_differ():
+    """One class is easy in every acquisition, the other is not; and each seed's training is better or worse."""
+    random = np.random.default_rng(4)
+    hits = []
+    for _ in range(400):
+        correct, labels, groups = simulate_study(random, mean=0.75, n_acquisitions=12, n_seeds=10)
+        luck = 0.1 * random.random(10)
+        for seed, label in enumerate(labels):
+            correct[seed] = np.where(label == "a", random.random(label.size) < 0.98, correct[seed])
+            correct[seed] &= random.random(label.size) >= luck[seed]
+        score = bootstrap_score(correct, labels, groups)
+        hits.append(score.low <= 0.95 * (0.98 + 0.75) / 2 <= score.high)
+    assert 0.91 < np.mean(hits) < 0.985
 
 
 def test_groups_of_two_classes_count_with_all_their_spectra():
@@ -87,6 +161,24 @@ def test_groups_of_two_classes_count_with_all_their_spectra():
     score = bootstrap_score([right], [label], [group])
     assert score.mean == pytest.approx(4 / 6)
     assert score.low is None  # one group counts to each class, so there is nothing to draw
+
+
+def test_a_class_with_one_group_is_taken_to_differ_as_the_others_do():
+    label = np.repeat(["a", "a", "a", "b"], 50)
+    group = np.repeat(["1", "2", "3", "4"], 50)
+    right = np.concatenate([np.arange(50) < n for n in (20, 30, 40, 30)])
+    score = bootstrap_score([right], [label], [group])
+    assert score.low < 0.4  # t of 2 degrees of freedom times an error of .1
+    assert score.high > 0.8
+
+
+def test_groups_named_alike_in_two_seeds_are_the_same_in_any_order():
+    random = np.random.default_rng(0)
+    study = simulate_study(random, mean=0.75, n_acquisitions=12, n_seeds=3)
+    order = [random.permutation(right.size) for right in study[0]]
+    shuffled = [[array[places] for array, places in zip(arrays, order, strict=True)] for arrays in study]
+    first, second = bootstrap_score(*study), bootstrap_score(*shuffled)
+    assert (first.low, first.mean, first.high) == pytest.approx((second.low, second.mean, second.high))
 
 
 def test_nothing_to_score_is_none():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.svm import SVC
 
@@ -11,6 +11,7 @@ from eelsflow.search.gram import squared_distances
 from eelsflow.search.machine import build_machine
 from eelsflow.search.path import TOLERANCE, Fold, approach, class_weights, follow_path, vote
 from eelsflow.search.rows import KernelRows, LinearKernel, SharedKernel
+from tests.strategies import examples, exponents, seeds
 
 
 def problem(seed: int, n: int, n_classes: int, *, n_copies: int = 0, rare: int = 0):
@@ -51,12 +52,12 @@ def primal_gap(K, codes, solution, C) -> float:
     return primal - dual
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(
-    st.integers(0, 10_000),
+    seeds(10_000),
     st.sampled_from(["linear", "rbf"]),
-    st.floats(-5, 7),
-    st.floats(-2, 1.5),
+    exponents(-5, 7),
+    exponents(-2, 1.5),
     st.sampled_from([0, 6]),
     st.sampled_from([0, 3]),
 )
@@ -156,8 +157,8 @@ def test_a_kernel_that_is_not_positive_definite_ends_and_says_whether_it_converg
     assert not fits.converged.all()
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 10_000), st.floats(-2, 5), st.floats(-2, 1), st.sampled_from([-1.0, 0.0, 1.0]))
+@examples(25)
+@given(seeds(10_000), exponents(-2, 5), exponents(-2, 1), st.sampled_from([-1.0, 0.0, 1.0]))
 def test_sigmoid_machines_end_and_say_how_far_they_are_from_an_optimum(seed, log_C, log_gamma, coef0):
     X, codes = problem(seed, 40, 2)
     C, gamma = 10**log_C, 10**log_gamma

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from eelsflow.errors import InputError
 from eelsflow.simulate.detector import (
@@ -13,6 +12,7 @@ from eelsflow.simulate.detector import (
     DetectorParameters,
     point_spread,
 )
+from tests.strategies import examples, fractions
 
 MEASURED_CORRELATION = (0.64, 0.31, 0.14, 0.07, 0.04)
 QUIET = DetectorParameters(gain_pattern=0.0, n_dead_channels=(0, 0), spike_rate=0.0)
@@ -33,8 +33,8 @@ def test_point_spread_gives_the_measured_autocorrelation() -> None:
     np.testing.assert_allclose(kernel, kernel[::-1])
 
 
-@settings(max_examples=30, deadline=None)
-@given(decay=st.floats(0.05, 0.7))
+@examples(30)
+@given(decay=fractions(0.05, 0.7))
 def test_point_spread_gives_any_decaying_autocorrelation(decay: float) -> None:
     wanted = tuple(decay**lag for lag in range(1, 13))
     kernel = point_spread(wanted)

@@ -4,8 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from eelsflow.simulate.acquisition import PRESETS
 from eelsflow.simulate.edges import (
@@ -20,6 +19,7 @@ from eelsflow.simulate.edges import (
     poisson_weights,
     scatter,
 )
+from tests.strategies import energies, examples, fractions
 
 GRID = fine_energies(480.0, 900.0)
 THICKNESS = 35.0 / NOMINAL_LOW_LOSS.mean_free_path
@@ -109,8 +109,8 @@ def test_single_scattering_is_what_is_left_of_a_thin_specimen() -> None:
     np.testing.assert_allclose(thin, broaden(spectrum, NOMINAL_LOW_LOSS.zero_loss_width), atol=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
-@given(t=st.floats(0.0, 0.5), energy=st.floats(22.0, 25.0), width=st.floats(10.0, 20.0))
+@examples(20)
+@given(t=fractions(0.0, 0.5), energy=energies(22.0, 25.0), width=energies(10.0, 20.0))
 def test_plural_scattering_keeps_the_intensity_and_adds_t_mean_losses(t: float, energy: float, width: float) -> None:
     low_loss = LowLoss(energy, width, 0.5, 123.0)
     grid = fine_energies(500.0, 2500.0)  # wide enough for every tail
@@ -123,8 +123,8 @@ def test_plural_scattering_keeps_the_intensity_and_adds_t_mean_losses(t: float, 
     assert seen_by_beam @ (grid - grid[100]) == pytest.approx(t * mean_plasmon, rel=1e-3, abs=1e-6)
 
 
-@given(width=st.floats(0.0, 3.0))
-@settings(max_examples=20, deadline=None)
+@given(width=energies(0.0, 3.0))
+@examples(20)
 def test_broadening_keeps_the_sum_and_gives_the_width(width: float) -> None:
     spectrum = np.zeros(401)
     spectrum[200] = 1.0

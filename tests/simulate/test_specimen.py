@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from eelsflow.simulate.specimen import PHASES, Cube, SpecimenParameters, build_specimen, projected_thickness
+from tests.strategies import angles, examples, factors, seeds
 
 
 def turn(z: float, x: float) -> np.ndarray:
@@ -31,8 +32,8 @@ def test_cube_on_its_edge_is_as_thick_as_its_diagonal() -> None:
     assert thickness.max() == pytest.approx(30.0 * np.sqrt(2.0), rel=0.02)  # averaged over a pixel at the ridge
 
 
-@settings(max_examples=25, deadline=None)
-@given(edge=st.floats(30.0, 50.0), z=st.floats(0.0, 90.0), x=st.floats(-40.0, 40.0))
+@examples(25)
+@given(edge=factors(30.0, 50.0), z=angles(0.0, 90.0), x=angles(-40.0, 40.0))
 def test_volume_is_kept_whatever_the_orientation(edge: float, z: float, x: float) -> None:
     thickness = projected_thickness(cube(edge, turn(z, x)), shape=(50, 50), pixel_size=2.0)
     # 3.5 %: beam positions are 0.5 nm apart, and a face along the rows may miss half a step of 30 nm at either side
@@ -47,8 +48,8 @@ def test_core_volume_is_its_share_of_the_cube() -> None:
     assert specimen.cubes[0].core_phase == "FeO"
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32), kind=st.sampled_from(["FeO", "Fe3O4", "core_shell"]), side=st.integers(20, 60))
+@examples(25)
+@given(seed=seeds(), kind=st.sampled_from(["FeO", "Fe3O4", "core_shell"]), side=st.integers(20, 60))
 def test_specimen_has_oxide_vacuum_and_fractions_that_add_up(seed: int, kind: str, side: int) -> None:
     parameters = SpecimenParameters.model_validate({"kind": kind})
     specimen = build_specimen(parameters, shape=(side, side), pixel_size=2.1, rng=np.random.default_rng(seed))
