@@ -134,8 +134,15 @@ def open_spectrum_image(path: Path | str) -> xr.DataArray:
 def read_counts(path: Path | str, block: Block) -> NDArray[Any]:
     """Return the counts of one block of a spectrum image, shape (y, x, channels), in the type they are stored in.
 
-    For a store that `open_spectrum_image` found whole: of its seal nothing is checked again but that the files which
-    the block needs are there.
+    For a store that `open_spectrum_image` found whole; see `read_block`.
+    """
+    return read_block(path, "counts", block)
+
+
+def read_block(path: Path | str, name: str, block: Block) -> NDArray[Any]:
+    """Return some pixels of a cube of a store, shape (y, x, channels), in the type they are stored in.
+
+    Of a store's seal nothing is checked but that the files which the block needs are there.
 
     Raises
     ------
@@ -144,12 +151,12 @@ def read_counts(path: Path | str, block: Block) -> NDArray[Any]:
     """
     path = Path(path)
     with _readable(path):
-        cube = Cube(path / "counts")
+        cube = Cube(path / name)
         rows, columns = (
             range(part.start // size, -(-part.stop // size))
             for part, size in zip((block.y, block.x), cube.shards[:2], strict=True)
         )
-        for file in (path / "counts" / "c" / str(y) / str(x) / "0" for y in rows for x in columns):
+        for file in (path / name / "c" / str(y) / str(x) / "0" for y in rows for x in columns):
             if not file.is_file():  # it would read as zeros
                 raise UnreadableFileError(f"{path} is damaged: {file.relative_to(path)} is missing; copy it again")
         return cube.read((block.y, block.x))

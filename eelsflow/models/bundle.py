@@ -15,8 +15,9 @@ from eelsflow.models.classifier import Classifier, load_classifier
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.preprocess.presets import Preset, resolve_preset
 from eelsflow.store import read_json, write_json
+from eelsflow.unmixing.references import References
 
-SCHEMA = "eelsflow-model/1"
+SCHEMA = "eelsflow-model/2"
 
 KEYS: dict[str, type] = {"schema": str, "name": str, "edge": dict, "preset": dict, "classes": list, "provenance": dict}
 """What ``model.json`` holds."""
@@ -36,6 +37,8 @@ class ModelBundle:
         From prepared wide spectra to vectors; fitted on the training part.
     classifier
         From vectors to classes and probabilities.
+    references
+        The classes' shapes in the training part, from which fractions and unknown spectra are judged.
     provenance
         Where it comes from: study, digests, parameters.
     """
@@ -45,12 +48,18 @@ class ModelBundle:
     preset: Preset
     transform: FeatureTransform
     classifier: Classifier
+    references: References
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
         """The classes, in the order of the probabilities' columns."""
         return list(self.classifier.classes_)
+
+    @property
+    def maps_by_fraction(self) -> bool:
+        """Whether a map's classes follow from the fractions of its pixels, and not from each spectrum alone."""
+        return self.classifier.base == "mlls"
 
     @property
     def acquisition_preset(self) -> Preset:
@@ -69,6 +78,7 @@ class ModelBundle:
         for part, save in (("transform", self.transform.save), ("classifier", self.classifier.save)):
             (directory / part).mkdir()
             save(directory / part)
+        self.references.save(directory / "references.npz")
         write_json(
             directory / "model.json",
             {
@@ -100,6 +110,7 @@ class ModelBundle:
                 preset=Preset.model_validate(description["preset"]),
                 transform=FeatureTransform.load(directory / "transform"),
                 classifier=load_classifier(directory / "classifier"),
+                references=References.load(directory / "references.npz"),
                 provenance=description["provenance"],
             )
         except (MissingDependencyError, MemoryError):

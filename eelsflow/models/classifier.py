@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import InputError, UnreadableFileError
+from eelsflow.models.discriminant import Discriminant
 from eelsflow.models.networks import Network
 from eelsflow.models.svm import Svm
 from eelsflow.store import make_directory, read_json, write_json
@@ -45,7 +46,7 @@ class Classifier:
     params: dict[str, float]
     classes_: list[str]
     n_features_in_: int
-    model: Svm | Network
+    model: Svm | Network | Discriminant
     reference: NDArray[np.float32]
 
     def predict(self, X: ArrayLike) -> NDArray[np.str_]:
@@ -68,7 +69,7 @@ class Classifier:
         """
         spectra = self._check(X)
         match self.model:
-            case Svm():
+            case Svm() | Discriminant():
                 codes = self.model.predict_codes(spectra)
             case Network():
                 codes = self.model.predict_proba(spectra).argmax(axis=1)
@@ -147,7 +148,7 @@ def load_classifier(directory: Path) -> Classifier:
             params=described["params"],
             classes_=described["classes"],
             n_features_in_=described["n_channels"],
-            model=Svm.load(path) if path.suffix == ".skops" else Network.load(path),
+            model=_KINDS[_kind(described["base"])].load(path),
             reference=reference,
         )
     # The readers of .skops, .keras and .npz raise whatever a damaged archive makes them raise.
@@ -164,5 +165,14 @@ def load_classifier(directory: Path) -> Classifier:
     return classifier
 
 
+_KINDS: dict[str, type[Svm | Network | Discriminant]] = {"svm": Svm, "mlls": Discriminant, "network": Network}
+
+
+def _kind(base: str) -> str:
+    if base == "mlls":
+        return "mlls"
+    return "svm" if base.startswith("svm-") else "network"
+
+
 def _file_name(base: str) -> str:
-    return "model.skops" if base.startswith("svm-") else "model.keras"
+    return "model.keras" if _kind(base) == "network" else "model.skops"

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from eelsflow.errors import DataSetError
 from eelsflow.executors import Executor
 from eelsflow.models.classifier import Classifier
+from eelsflow.models.discriminant import Discriminant
 from eelsflow.models.networks import Network
 from eelsflow.models.spec import ModelSpec, combinations, with_defaults
 from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, run_fit
@@ -123,6 +124,8 @@ def fit_model(
     data = _TrainingData(spec, spectra, codes, names.tolist(), dict(grid or {}), seed, executor, scratch)
     if spec.is_network:
         return _fit_network(data, validation, {"epochs": epochs, "batch_size": batch_size, "patience": patience})
+    if spec.base == "mlls":
+        return _fit_discriminant(data)
     return _fit_svm(data, folds, calibration or folds)
 
 
@@ -146,7 +149,7 @@ class _TrainingData:
             "labels": save_array(self.codes, self.scratch, name="labels"),
         }
 
-    def classifier(self, model: Svm | Network, params: dict[str, float]) -> Classifier:
+    def classifier(self, model: Svm | Network | Discriminant, params: dict[str, float]) -> Classifier:
         some = np.unique(np.linspace(0, len(self.spectra) - 1, REFERENCE_SPECTRA).astype(np.intp))
         reference = self.spectra[some].astype(np.float32)
         return Classifier(self.spec.base, params, self.names, self.spectra.shape[1], model, reference)
@@ -223,6 +226,12 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
             "decided one: the class is the machine's decision, and its probability is low where the two differ"
         )
     return FittedModel(data.classifier(model, params), params, search, None, search_seconds, whole.seconds, warnings)
+
+
+def _fit_discriminant(data: _TrainingData) -> FittedModel:
+    start = time.perf_counter()
+    model = Discriminant.fit(data.spectra, data.codes)
+    return FittedModel(data.classifier(model, {}), {}, None, None, None, time.perf_counter() - start, [])
 
 
 def _edge_warning(name: str, value: float, values: Sequence[float]) -> str:

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from eelsflow.errors import DataSetError
 
-Base = Literal["svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd", "fcnn-1", "cnn-1", "cnn-2"]
+Base = Literal["mlls", "svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd", "fcnn-1", "cnn-1", "cnn-2"]
 GridSet = Literal["paper", "authors", "small"]
 
 BASES: tuple[Base, ...] = get_args(Base)
 NETWORKS: tuple[Base, ...] = ("fcnn-1", "cnn-1", "cnn-2")
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
+    "mlls": (),
     "svm-linear": ("C",),
     "svm-rbf": ("C", "gamma"),
     "svm-sigmoid": ("C", "gamma", "coef0"),
@@ -29,6 +30,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 """The parameters each base understands, in the order in which a grid's axes are laid out."""
 
 DEFAULTS: dict[str, dict[str, float]] = {
+    "mlls": {},
     "svm-linear": {"C": 1.0},
     "svm-rbf": {"C": 100.0, "gamma": 0.1},
     "svm-sigmoid": {"C": 10.0, "gamma": 0.01, "coef0": 0.0},
@@ -67,7 +69,7 @@ GRIDS: dict[GridSet, dict[str, dict[str, tuple[float, ...]]]] = {
         "svm-sigmoid": {"C": _log_grid(0, 3, 4), "gamma": _log_grid(-5, -1, 5), "coef0": (0.0,)},
     },
 }
-"""Named grids: set -> base -> parameter -> values. Bases that are not named (SGD and the networks) have none."""
+"""Named grids: set -> base -> parameter -> values. Bases that are not named (mlls, SGD and the networks) have none."""
 
 
 class Augment(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ from eelsflow.edges import Edge
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import (
     BLOCK_SHAPE,
+    Block,
     blocks,
     create_store,
     finalise_store,
     open_spectrum_image,
+    read_block,
     write_block,
     write_variable,
 )
 from eelsflow.preprocess.chain import check_image, describe_product, fit_acquisition, on_block
 from eelsflow.preprocess.presets import Preset
-from eelsflow.preprocess.transform import Fitted, Part, finish
+from eelsflow.preprocess.shapes import Shapes, to_shapes
+from eelsflow.preprocess.spatial import Guide, fit_guide, gather, spatial_step
+from eelsflow.preprocess.transform import Fitted, Part, finish, product_axis
 from eelsflow.spectrum_image import energy_axis
 
 HELD_BYTES = 256 << 20
@@ -75,21 +80,60 @@ def prepare_blocks(
     acquisition = fit_acquisition(energy_axis(image), parts, (n_y, n_x), edge=edge, preset=preset, executor=executor)
     store = create_store(describe_product(acquisition, image), out, block_shape=block_shape)
     try:
-        write = functools.partial(_write_part, acquisition.fitted, store)
+        write = functools.partial(_write_part, acquisition.fitted, store, spatial_step(preset) is not None)
         maps = executor.map(write, acquisition.parts, label="write prepared")
-        for name, first in maps[0].items():
-            whole = np.empty((n_y, n_x), dtype=first.dtype)
-            for part, values in zip(acquisition.parts, maps, strict=True):
-                whole[part.block.y, part.block.x] = values[name]
-            write_variable(store, name, whole)
-        finalise_store(store, out)
+        whole = _assemble(acquisition.parts, maps, (n_y, n_x))
+        attrs = {}
+        step = spatial_step(preset)
+        if step is not None:
+            bands = Shapes(**{name: whole.pop(name) for name in _SHAPES}, energy_loss=np.empty(0))
+            guide = fit_guide(bands, ~whole["vacuum_mask"], step)
+            del bands
+            lend = functools.partial(_write_gathered, store, guide)
+            lent = executor.map(lend, [part.block for part in acquisition.parts], label="gather neighbours")
+            whole |= _assemble(acquisition.parts, [{"effective_spectra": one} for one in lent], (n_y, n_x))
+            attrs["spatial_reach"] = guide.reach
+        for name, values in whole.items():
+            write_variable(store, name, values)
+        finalise_store(store, out, attrs=attrs)
     except BaseException:
         shutil.rmtree(store, ignore_errors=True)
         raise
 
 
-def _write_part(fitted: Fitted, store: Path, part: Part) -> dict[str, NDArray[Any]]:
+_SHAPES = ("values", "relative_variance", "counts")
+
+
+def _write_part(fitted: Fitted, store: Path, with_shapes: bool, part: Part) -> dict[str, NDArray[Any]]:
     """Prepare one block, write its cubes and return its maps; repeated after a worker was lost, it does the same."""
     values = finish(part, fitted)
     write_block(store, part.block, {name: value for name, value in values.items() if value.ndim > 2})
-    return {name: value for name, value in values.items() if value.ndim == 2}
+    maps = {name: value for name, value in values.items() if value.ndim == 2}
+    if with_shapes:
+        shapes = to_shapes(values["intensity"], values["variance"], product_axis(fitted), fitted.edge)
+        maps |= {name: getattr(shapes, name) for name in _SHAPES}
+    return maps
+
+
+def _assemble(
+    parts: Sequence[Part], maps: Sequence[dict[str, NDArray[Any]]], shape: tuple[int, int]
+) -> dict[str, NDArray[Any]]:
+    """Put the maps of blocks together to maps of the image."""
+    whole = {name: np.empty((*shape, *first.shape[2:]), dtype=first.dtype) for name, first in maps[0].items()}
+    for part, values in zip(parts, maps, strict=True):
+        for name, value in values.items():
+            whole[name][part.block.y, part.block.x] = value
+    return whole
+
+
+def _write_gathered(store: Path, guide: Guide, block: Block) -> NDArray[np.float32]:
+    """Average the spectra of one block with their neighbours', those of other blocks included, and write them."""
+    around = guide.around(block)
+    inside = Block(
+        slice(block.y.start - around.y.start, block.y.stop - around.y.start),
+        slice(block.x.start - around.x.start, block.x.stop - around.x.start),
+    )
+    intensity, variance = (read_block(store, name, around) for name in ("intensity", "variance"))
+    gathered, gathered_variance, n_effective = gather(intensity, variance, guide.crop(around), inside)
+    write_block(store, block, {"gathered": gathered, "gathered_variance": gathered_variance})
+    return n_effective

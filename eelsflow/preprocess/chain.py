@@ -39,6 +39,8 @@ from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
 from eelsflow.preprocess.pca import Moments, Pca, PilotSums, fit_pca
 from eelsflow.preprocess.presets import MAX_OFFSET, Preset
 from eelsflow.preprocess.rebin import covered_channels
+from eelsflow.preprocess.shapes import to_shapes
+from eelsflow.preprocess.spatial import GATHERED, fit_guide, gather, spatial_step
 from eelsflow.preprocess.spikes import find_dead_channels, find_spikes, reference_spectra
 from eelsflow.preprocess.survey import judge_surveys, survey_part
 from eelsflow.preprocess.transform import (
@@ -116,7 +118,9 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset) -> xr.Dataset:
         normalised, on the edge's wide window (NaN where the detector ended, see ``valid``); ``vacuum_mask``,
         ``background_status``, ``background_amplitude``, ``background_exponent`` and ``spike_channels`` (y, x);
         ``mean_energy_loss``, ``mean_spectrum`` and ``mean_background`` (native_channel) of the specimen pixels; and
-        what was found, in the attributes.
+        what was found, in the attributes. With a spatial step also ``gathered`` and ``gathered_variance``
+        (y, x, energy_loss), what neighbours lend taken in, and ``effective_spectra`` (y, x), of how many pixels each is
+        the mean.
 
     Raises
     ------
@@ -133,6 +137,13 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset) -> xr.Dataset:
     acquisition = fit_acquisition(energy_axis(image), [whole], (n_y, n_x), edge=edge, preset=preset)
     values = finish(acquisition.parts[0], acquisition.fitted)
     product = describe_product(acquisition, image)
+    step = spatial_step(preset)
+    if step is not None:
+        shapes = to_shapes(values["intensity"], values["variance"], product_axis(acquisition.fitted), edge)
+        guide = fit_guide(shapes, ~values["vacuum_mask"], step)
+        gathered = gather(values["intensity"], values["variance"], guide)
+        values |= dict(zip(GATHERED, gathered, strict=True))
+        product.attrs["spatial_reach"] = guide.reach
     return product.assign({name: (product[name].dims, value) for name, value in values.items()})
 
 
@@ -208,7 +219,7 @@ def fit_acquisition(
                 if step.shrink:
                     moments = crew.visit(_exponents_of, fitted, label="background exponents")
                     fitted = replace(fitted, prior=functools.reduce(ExponentMoments.__add__, moments).prior())
-            case presets.Rebin():
+            case presets.Rebin() | presets.Spatial():
                 pass
         fitted = replace(fitted, steps=(*fitted.steps, step))
         if isinstance(step, presets.Pca):
@@ -244,8 +255,16 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
     step = rebin_step(fitted)
     valid = covered_channels(native.values, axis, method=step.method) if step else np.ones(axis.size, dtype=bool)
     n_spike_pixels, n_spike_channels = _count_spikes(acquisition.parts)
+    with_spatial = {}
+    if spatial_step(acquisition.preset) is not None:
+        with_spatial = {
+            "gathered": empty_variable(spectra, (n_y, n_x, axis.size), np.float32, units="counts"),
+            "gathered_variance": empty_variable(spectra, (n_y, n_x, axis.size), np.float32, units="counts^2"),
+            "effective_spectra": empty_variable(pixels, (n_y, n_x), np.float32),
+        }
     return xr.Dataset(
         {
+            **with_spatial,
             "intensity": empty_variable(spectra, (n_y, n_x, axis.size), np.float32, units="counts"),
             "variance": empty_variable(spectra, (n_y, n_x, axis.size), np.float32, units="counts^2"),
             "valid": ("energy_loss", valid),
@@ -273,6 +292,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "pixel_unit": image.attrs["pixel_unit"],
             "sha256": image.attrs.get("sha256", ""),
             "source": image.attrs.get("source", ""),
+            "spatial_reach": 0.0,
             "pca_rank": fitted.pca.rank if fitted.pca else -1,
             "vacuum_separation": acquisition.vacuum.separation if acquisition.vacuum else None,
             "n_spike_pixels": n_spike_pixels,

@@ -1,13 +1,13 @@
 """From prepared spectra to the vectors a classifier sees: the part of a preset that is fitted on a training set.
 
 The order is shift (only to test robustness, or to augment) -> crop to the fine-structure window -> principal
-components -> normalise -> one constant of the training set. The shift comes first and on the wide spectra, so that
-what enters the window at its edges is what the detector recorded there.
+components of spectra divided by their mean -> normalise -> one constant of the training set. The shift comes first and
+on the wide spectra, so that what enters the window at its edges is what the detector recorded there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,66 +35,8 @@ on held-out acquisitions and ranks 2 to 20 gave .74 to .78 (benchmarks/contrast.
 a real image of iron oxides.
 """
 
-_SCHEMA = "eelsflow-features/1"
+_SCHEMA = "eelsflow-features/2"
 _BLOCK = 8192  # spectra worked on at once, so that temporaries stay below a block of a spectrum image
-
-
-@dataclass(frozen=True)
-class Novelty:
-    """The subspace of the training spectra, coarse in energy, and how far from it a spectrum may lie.
-
-    Attributes
-    ----------
-    mean
-        Shape (bands,).
-    components
-        Orthonormal, shape (rank, bands).
-    channels_per_band
-        Channels of the fine-structure window that are averaged to a band.
-    threshold
-        A residual above it is unlike the training spectra.
-
-    Notes
-    -----
-    The measure is ours. Spectra are averaged in bands of about 1 eV (the features of a fine structure are wider, the
-    noise is not) and scaled to unit norm; the residual is what mean and components of the training spectra leave
-    over. The principal components of the vectors themselves would not do: after them every spectrum lies in the
-    training subspace. The threshold is 1.25 times the 99th percentile of the residuals of training spectra that were
-    held out of the fit, a fifth at a time; at least 0.1, because acquisitions differ by more than the spectra of one.
-    Averaged over a simulated acquisition of other cubes the residual is 0.03-0.05 whatever the dose; over real oxides
-    of titanium and lanthanum and of manganese 0.11-0.27.
-    """
-
-    mean: NDArray[np.float64]
-    components: NDArray[np.float64]
-    channels_per_band: int
-    threshold: float
-
-    RANK = 5  # components that stand above the noise of a real image of iron oxides
-    BAND_WIDTH = 1.0  # eV
-    PERCENTILE = 99.0
-    FACTOR = 1.25
-    FLOOR = 0.1
-    N_PARTS = 5
-
-    @classmethod
-    def fit(cls, cropped: NDArray[np.float32], dispersion: float) -> Self:
-        """Fit mean, components and threshold on training spectra, shape (n, channels)."""
-        channels_per_band = max(1, round(cls.BAND_WIDTH / dispersion))
-        bands = _bands(cropped, channels_per_band)
-        part = _shuffled(len(bands)) % cls.N_PARTS
-        if len(bands) >= 4 * cls.N_PARTS:
-            held_out = np.concatenate(
-                [_residual(bands[part == k], *_leading(bands[part != k], cls.RANK)) for k in range(cls.N_PARTS)]
-            )
-        else:  # too few to hold any out; the residuals of the fit itself are too small, the factor must do
-            held_out = _residual(bands, *_leading(bands, cls.RANK))
-        threshold = max(cls.FACTOR * float(np.percentile(held_out, cls.PERCENTILE)), cls.FLOOR)
-        return cls(*_leading(bands, cls.RANK), channels_per_band, threshold)
-
-    def residual(self, cropped: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the residual of spectra on the fine-structure window, shape (n,): 0 is like training, 1 unlike."""
-        return _residual(_bands(cropped, self.channels_per_band), self.mean, self.components)
 
 
 class FeatureTransform:
@@ -123,7 +65,6 @@ class FeatureTransform:
         preset: Preset,
         axis: EnergyAxis,
         scale: float,
-        novelty: Novelty,
         pca: Pca | None = None,
     ) -> None:
         self.edge = edge
@@ -133,7 +74,6 @@ class FeatureTransform:
         self.scale = scale
         self.pca = pca
         self.padded = False
-        self._novelty = novelty
 
     @classmethod
     def fit(
@@ -179,10 +119,15 @@ class FeatureTransform:
         cropped = _crop(np.asarray(wide), axis, channels, edge)
         if len(cropped) == 0:
             raise InputError("there are no training spectra to fit the features on; label some acquisitions first")
-        novelty = Novelty.fit(cropped, axis.dispersion)
         step = next((step for step in preset.training_steps if isinstance(step, PcaStep)), None)
-        pca = None if step is None else _fit_components(cropped, variance, channels, step)
-        transform = cls(edge=edge, preset=preset, axis=axis, scale=1.0, novelty=novelty, pca=pca)
+        pca = None
+        if step is not None:
+            area = _area(cropped)
+            noise = None
+            if variance is not None:
+                noise = np.broadcast_to(np.asarray(variance)[..., channels], cropped.shape) / area**2
+            pca = _fit_components(cropped / area, noise, step)
+        transform = cls(edge=edge, preset=preset, axis=axis, scale=1.0, pca=pca)
         method = transform._method
         if method not in ("min_max", "none"):
             denoised = transform._denoise(cropped)
@@ -224,35 +169,6 @@ class FeatureTransform:
             vectors[rows] = self._normalize(self._denoise(cropped))
         return vectors
 
-    def novelty(self, wide: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return how far spectra lie from the subspace of the training spectra, shape (m,).
-
-        0 is like the training spectra, 1 has nothing in common with them; compare with `novelty_threshold`. Noise
-        adds to it, and hides a strange shape in single spectra: pass means of many spectra (of a class, of an image)
-        and compare with `mean_novelty_threshold` to tell whether an acquisition as a whole is unlike the training set.
-
-        Parameters
-        ----------
-        wide
-            Shape (m, channels), on the axis of the training spectra; not modified.
-        """
-        wide = self._check(wide)
-        blocks = [
-            self._novelty.residual(_crop(wide[begin : begin + _BLOCK], self.axis, self.channels, self.edge))
-            for begin in range(0, len(wide), _BLOCK)
-        ]
-        return np.concatenate(blocks) if blocks else np.empty(0)
-
-    @property
-    def novelty_threshold(self) -> float:
-        """The novelty above which a single spectrum, with its noise, is unlike the training spectra."""
-        return self._novelty.threshold
-
-    @property
-    def mean_novelty_threshold(self) -> float:
-        """The novelty above which a mean of many spectra, in which no noise is left, is unlike the training spectra."""
-        return self._novelty.FLOOR
-
     @property
     def energy_loss(self) -> NDArray[np.float64]:
         """Energies of the vectors' channels, shape (channels of the fine-structure window,), eV."""
@@ -265,12 +181,9 @@ class FeatureTransform:
 
     def save(self, directory: Path) -> None:
         """Write ``features.json`` and ``features.npz`` into an existing directory."""
-        arrays: dict[str, NDArray[Any]] = {
-            "novelty_mean": self._novelty.mean,
-            "novelty_components": self._novelty.components,
-        }
+        arrays: dict[str, NDArray[Any]] = {}
         if self.pca is not None:
-            arrays |= {f"pca_{name}": array for name, array in self.pca.to_arrays().items()}
+            arrays = {f"pca_{name}": array for name, array in self.pca.to_arrays().items()}
         np.savez(directory / "features.npz", **arrays)  # type: ignore[arg-type]
         write_json(
             directory / "features.json",
@@ -280,8 +193,6 @@ class FeatureTransform:
                 "preset": self.preset.model_dump(mode="json"),
                 "axis": {"start": self.axis.start, "dispersion": self.axis.dispersion, "size": self.axis.size},
                 "scale": self.scale,
-                "novelty_channels_per_band": self._novelty.channels_per_band,
-                "novelty_threshold": self._novelty.threshold,
             },
         )
 
@@ -306,12 +217,6 @@ class FeatureTransform:
                 axis=EnergyAxis(**values["axis"]),
                 scale=values["scale"],
                 pca=Pca.from_arrays(pca) if pca else None,
-                novelty=Novelty(
-                    mean=arrays["novelty_mean"],
-                    components=arrays["novelty_components"],
-                    channels_per_band=values["novelty_channels_per_band"],
-                    threshold=values["novelty_threshold"],
-                ),
             )
         except Exception as error:  # zipfile.BadZipFile, KeyError, OSError and JSON errors share no base class
             raise UnreadableFileError(
@@ -325,7 +230,10 @@ class FeatureTransform:
         return "none" if step is None else step.method
 
     def _denoise(self, cropped: NDArray[np.float32]) -> NDArray[np.float32]:
-        return cropped if self.pca is None else np.asarray(self.pca.denoise(cropped), dtype=np.float32)
+        if self.pca is None:
+            return cropped
+        area = _area(cropped)
+        return np.asarray(self.pca.denoise(cropped / area) * area, dtype=np.float32)
 
     def _normalize(self, spectra: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(normalize(spectra, self._method) * np.float32(self.scale), dtype=np.float32)
@@ -379,14 +287,22 @@ def _shift(
     return np.asarray(shifted, dtype=np.float32), padded
 
 
-def _fit_components(
-    cropped: NDArray[np.float32], variance: NDArray[np.float32] | None, channels: slice, step: PcaStep
-) -> Pca:
-    """Fit the principal components of training spectra on the fine-structure window."""
+def _area(cropped: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what spectra are divided by before components are fitted, shape (n, 1): their mean counts in the window.
+
+    Components of counts would mean something at one scale of counts only. A spectrum whose mean is lost in its own
+    fluctuations has no scale; it is divided by these, so that it stays finite.
+    """
+    mean = cropped.mean(axis=1, dtype=np.float64, keepdims=True)
+    least = 0.1 * cropped.std(axis=1, dtype=np.float64, keepdims=True)
+    scale = np.maximum(np.abs(mean), least)
+    return np.asarray(np.where(scale > 0, scale, 1.0), dtype=np.float32)
+
+
+def _fit_components(cropped: NDArray[np.float32], noise: NDArray[np.float32] | None, step: PcaStep) -> Pca:
+    """Fit the principal components of training spectra on the fine-structure window, weighted by their variance."""
     half = _shuffled(len(cropped)) % 2 == 1
-    noise = None
-    if variance is not None:
-        noise = np.broadcast_to(np.asarray(variance)[..., channels], cropped.shape)
+    if noise is not None:
         if not np.isfinite(noise).all() or (noise < 0).any():
             raise InputError(
                 "the variance of training spectra is negative or not finite inside the ELNES window, so channels "
@@ -409,28 +325,3 @@ def _shuffled(n: int) -> NDArray[np.int64]:
     Classes and acquisitions come one after the other or in turn, so every n-th spectrum is not a fair sample.
     """
     return np.random.default_rng(0).permutation(n)
-
-
-def _bands(cropped: NDArray[np.float32], channels_per_band: int) -> NDArray[np.float64]:
-    """Average channels to bands and scale each spectrum to unit norm; a spectrum of zeros stays zero."""
-    width = min(channels_per_band, cropped.shape[1])
-    n_bands = cropped.shape[1] // width
-    bands = cropped[:, : n_bands * width].reshape(len(cropped), n_bands, width).mean(axis=2, dtype=np.float64)
-    norm = np.linalg.norm(bands, axis=1, keepdims=True)
-    return np.asarray(bands / np.where(norm > 0, norm, 1.0))
-
-
-def _leading(bands: NDArray[np.float64], rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean (bands,) and the leading components (rank, bands)."""
-    mean = bands.mean(axis=0)
-    centred = bands - mean
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    kept = min(rank, max(len(bands) - 1, 0), bands.shape[1] - 1)
-    return mean, np.ascontiguousarray(vectors[:, ::-1][:, :kept].T)
-
-
-def _residual(
-    bands: NDArray[np.float64], mean: NDArray[np.float64], components: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    centred = bands - mean
-    return np.asarray(np.linalg.norm(centred - (centred @ components.T) @ components, axis=1))

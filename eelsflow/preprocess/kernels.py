@@ -691,3 +691,85 @@ def scatter_about_mean(second: Double, n: float, rest: Double, scatter: Double) 
             for i in range(top, min(top + side, second.shape[0])):
                 for j in range(left, min(left + side, i)):
                     scatter[i, j] = scatter[j, i]
+
+
+# --- neighbours -----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def gather_neighbors(
+    values: NDArray[np.float32],
+    guide: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    nearness: NDArray[np.float32],
+    steepness: float,
+    inside: tuple[int, int, int, int],
+    means: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    mean_variance: NDArray[np.float32],
+    n_effective: NDArray[np.float32],
+) -> None:
+    """Average every pixel with those about it that look alike (see `spatial`).
+
+    Parameters
+    ----------
+    values
+        Shape (y, x, channels).
+    guide
+        Shape (y, x, directions): what must be alike.
+    weight
+        Of a pixel in every mean, shape (y, x); 0 takes no part and gets nothing.
+    nearness
+        Weight by distance, shape (2 reach + 1, 2 reach + 1).
+    steepness
+        Weights fall as ``exp(-steepness * |difference of guides|^2)``.
+    inside
+        First row, last row + 1, first column, last column + 1 of the pixels that are averaged; the others lend only.
+    means
+        Shape (rows, columns, channels) of the inside, overwritten.
+    variance, mean_variance
+        Of `values` and of `means`, same shapes; of shape (0, 0, 0) where no variance is carried along.
+    n_effective
+        Shape (rows, columns), overwritten: of how many pixels of equal weight each mean is one.
+    """
+    n_y, n_x, channels = values.shape
+    directions = guide.shape[2]
+    reach_y, reach_x = nearness.shape[0] // 2, nearness.shape[1] // 2
+    with_variance = variance.shape[2] > 0
+    slope = np.float32(steepness)
+    for y in range(inside[0], inside[1]):
+        for x in range(inside[2], inside[3]):
+            row, column = y - inside[0], x - inside[2]
+            total, squares = _ZERO, _ZERO
+            for c in range(channels):
+                means[row, column, c] = _ZERO
+            if with_variance:
+                for c in range(channels):
+                    mean_variance[row, column, c] = _ZERO
+            n_effective[row, column] = _ZERO
+            if weight[y, x] == _ZERO:
+                continue
+            for j in range(max(y - reach_y, 0), min(y + reach_y + 1, n_y)):
+                for i in range(max(x - reach_x, 0), min(x + reach_x + 1, n_x)):
+                    share = weight[j, i] * nearness[j - y + reach_y, i - x + reach_x]
+                    if share == _ZERO:
+                        continue
+                    squared = _ZERO
+                    for d in range(directions):
+                        difference = guide[j, i, d] - guide[y, x, d]
+                        squared += difference * difference
+                    share *= np.float32(math.exp(-slope * squared))
+                    total += share
+                    squares += share * share
+                    for c in range(channels):
+                        means[row, column, c] += share * values[j, i, c]
+                    if with_variance:
+                        square = share * share
+                        for c in range(channels):
+                            mean_variance[row, column, c] += square * variance[j, i, c]
+            for c in range(channels):
+                means[row, column, c] /= total
+            if with_variance:
+                for c in range(channels):
+                    mean_variance[row, column, c] /= total * total
+            n_effective[row, column] = total * total / squares

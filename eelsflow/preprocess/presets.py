@@ -69,6 +69,20 @@ class Rebin(_Step):
     dispersion: Annotated[float, Field(gt=0)] = DISPERSION
 
 
+class Spatial(_Step):
+    """Average the spectrum of a pixel with those of its neighbours that look alike.
+
+    `method`: guided keeps edges, mean averages over whatever is near, none leaves pixels alone. So many pixels are
+    averaged that the noise of a band of 1 eV is `noise` of its mean counts; `tolerance` is the difference, in units of
+    its noise, at which a neighbour counts .6.
+    """
+
+    step: Literal["spatial"] = "spatial"
+    method: Literal["guided", "mean", "none"] = "guided"
+    noise: Annotated[float, Field(gt=0)] = 0.1
+    tolerance: Annotated[float, Field(gt=0)] = 3.0
+
+
 class Pca(_Step):
     """Keep the leading principal components, of one whole image or of the training set."""
 
@@ -84,7 +98,9 @@ class Normalize(_Step):
     method: Literal["min_max", "area", "l2", "robust_percentile", "none"] = "min_max"
 
 
-Step = Annotated[Spikes | VacuumMask | Align | Background | Rebin | Pca | Normalize, Field(discriminator="step")]
+Step = Annotated[
+    Spikes | VacuumMask | Align | Background | Rebin | Spatial | Pca | Normalize, Field(discriminator="step")
+]
 StepType = TypeVar("StepType", bound=_Step)
 
 _ORDER: tuple[tuple[str, str, str], ...] = (
@@ -95,6 +111,9 @@ _ORDER: tuple[tuple[str, str, str], ...] = (
     ("align", "rebin", "the common grid is relative to the reference energy of the aligned axis"),
     ("pca of the acquisition", "background", "its Poisson scaling needs counts, not differences of counts"),
     ("pca of the acquisition", "rebin", "its Poisson scaling needs counts, not differences of counts"),
+    ("align", "spatial", "neighbours are compared by their fine structure"),
+    ("background", "spatial", "neighbours are compared by their fine structure, without the background"),
+    ("rebin", "spatial", "it averages the spectra of the product"),
     ("background", "rebin", "the power law and its variance follow from the counts that the detector recorded"),
     ("pca of the training set", "normalize", "it is weighted by the variance of spectra that are not normalised"),
 )
@@ -204,6 +223,7 @@ PRESETS: dict[str, Preset] = {
                 Align(),
                 Background(shrink=True),
                 Rebin(method="conserve"),
+                Spatial(),
                 Pca(scope="training_set"),
                 Normalize(method="robust_percentile"),
             ),

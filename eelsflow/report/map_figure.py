@@ -34,10 +34,13 @@ def map_figure(
     *,
     pixel_size: float,
     pixel_unit: str,
+    fraction: NDArray[np.floating[Any]] | None = None,
+    unknown: NDArray[np.bool_] | None = None,
+    reach: float = 0.0,
     title: str = "",
     warnings: Sequence[str] = (),
 ) -> Figure:
-    """Draw the class of every pixel beside the probability of that class.
+    """Draw the class of every pixel beside the probability of that class and the fractions of the classes.
 
     Parameters
     ----------
@@ -49,6 +52,12 @@ def map_figure(
         Probability of the class given, 0-1, shape (y, x); ignored where there is no specimen. Not modified.
     pixel_size, pixel_unit
         Size of a pixel and its unit: "nm", or "px" where the image is uncalibrated.
+    fraction
+        Of each class, 0-1, shape (y, x, classes); None draws none. Of two classes one is drawn: the other is the rest.
+    unknown
+        Pixels whose spectra are unlike all training spectra, shape (y, x): hatched.
+    reach
+        Over which neighbours were averaged, pixels; drawn beside the scale bar's length.
     title
         Heading.
     warnings
@@ -79,8 +88,13 @@ def map_figure(
     confidence = np.where(specimen, confidence, np.nan)
     text = _warning_text(warnings)
     room = 0.15 * (text.count("\n") + 1) + 0.2 if text else 0.0
-    draw = _strip if 1 in index.shape else _image
-    figure = draw(classes, index, confidence, pixel_size, pixel_unit, room)
+    if 1 in index.shape:
+        figure = _strip(classes, index, confidence, pixel_size, pixel_unit, room, fraction)
+    else:
+        figure = _image(classes, index, confidence, pixel_size, pixel_unit, room, fraction, unknown)
+    if reach:
+        length = f"{reach * pixel_size:.3g} {pixel_unit}" if pixel_unit != "px" else f"{reach:.2g} px"
+        title = f"{title}   neighbours averaged over {length}" if title else f"neighbours averaged over {length}"
     if title:
         figure.suptitle(plain(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
     if text:
@@ -94,35 +108,92 @@ def map_figure(
 
 
 def _image(
-    classes: Sequence[str], index: NDArray[Any], confidence: NDArray[Any], size: float, unit: str, room: float
+    classes: Sequence[str],
+    index: NDArray[Any],
+    confidence: NDArray[Any],
+    size: float,
+    unit: str,
+    room: float,
+    fraction: NDArray[Any] | None,
+    unknown: NDArray[np.bool_] | None,
 ) -> Figure:
     from eelsflow.report.figures import draw_scale_bar
 
     n_y, n_x = index.shape
     wide = n_x > 2.5 * n_y
+    drawn = _fractions_to_draw(classes, fraction)
     # Side by side, or one below the other where the image is much wider than high.
-    panel_width = PAGE_WIDTH - 2.4 if wide else (PAGE_WIDTH - 1) / 2
+    n_columns = 1 if wide else min(2 + len(drawn), 3)
+    n_rows = -(-(2 + len(drawn)) // n_columns)
+    panel_width = PAGE_WIDTH - 2.4 if wide else (PAGE_WIDTH - 1) / n_columns
     panel_height = min(max(panel_width * n_y / n_x, 0.6), 5.5)
-    legend_height = 0 if wide else 0.17 * (len(classes) + 1) + 0.1
-    figure = new_figure(PAGE_WIDTH, (2 if wide else 1) * (panel_height + 0.65) + 0.3 + legend_height + room)
-    left, right = figure.subplots(2, 1) if wide else figure.subplots(1, 2)
+    legend_height = 0 if wide else 0.17 * (len(classes) + 2) + 0.1
+    figure = new_figure(PAGE_WIDTH, n_rows * (panel_height + 0.65) + 0.3 + legend_height + room)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     extent = (0.0, n_x * size, n_y * size, 0.0)
-    _draw_classes(left, classes, index, extent)
-    _legend(left, classes, index, below=not wide)
-    image = _draw_confidence(right, classes, confidence, extent)
-    figure.colorbar(image, ax=right, label="Probability of the class", pad=0.03, shrink=0.85, aspect=6 if wide else 20)
-    for axes in (left, right):
+    _draw_classes(panels[0], classes, index, extent)
+    if unknown is not None and unknown.any():
+        _hatch(panels[0], unknown, extent)
+    _legend(panels[0], classes, index, unknown, below=not wide)
+    panels[0].set_title("Class")
+    bar: dict[str, Any] = {
+        "pad": 0.03,
+        "shrink": 0.85,
+        "aspect": 6 if wide else 20,
+        "location": "right" if wide else "bottom",
+    }
+    image = _draw_confidence(panels[1], classes, confidence, extent)
+    figure.colorbar(image, ax=panels[1], label="Probability of the class", **bar)
+    panels[1].set_title("Confidence")
+    for axes, (name, values) in zip(panels[2:], drawn.items(), strict=False):
+        image = axes.imshow(
+            np.ma.masked_invalid(np.where(index != VACUUM, values, np.nan)), extent=extent, cmap="viridis", vmin=0,
+            vmax=1, interpolation="none", aspect=_aspect(values, extent),
+        )  # fmt: skip
+        figure.colorbar(image, ax=axes, label=plain(f"Fraction of {name}"), **bar)
+        axes.set_title(plain(f"Fraction of {name}"))
+    for axes in panels[: 2 + len(drawn)]:
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(visible=True, color="#BBBBBB")
         draw_scale_bar(axes, n_x * size, size, unit)
-    left.set_title("Class")
-    right.set_title("Confidence")
+    for axes in panels[2 + len(drawn) :]:
+        axes.set_axis_off()
     return figure
 
 
+def _fractions_to_draw(classes: Sequence[str], fraction: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
+    if fraction is None:
+        return {}
+    shown = classes[:1] if len(classes) == 2 else classes
+    return {name: np.asarray(fraction[..., number], dtype=np.float64) for number, name in enumerate(shown)}
+
+
+def _hatch(axes: Axes, unknown: NDArray[np.bool_], extent: Extent) -> None:
+    """Hatch pixels by rectangles of rows, so that single ones are seen too."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    n_y, n_x = unknown.shape
+    width, height = extent[1] / n_x, extent[2] / n_y
+    padded = np.pad(unknown, ((0, 0), (1, 1))).astype(np.int8)
+    starts, stops = (np.argwhere(np.diff(padded, axis=1) == sign) for sign in (1, -1))
+    patches = [
+        Rectangle((x * width, y * height), (end - x) * width, height)
+        for (y, x), (_, end) in zip(starts, stops, strict=True)
+    ]
+    hatched = PatchCollection(patches, facecolor="none", edgecolor="#222222", linewidth=0, hatch="//////")
+    axes.add_collection(hatched)
+
+
 def _strip(
-    classes: Sequence[str], index: NDArray[Any], confidence: NDArray[Any], size: float, unit: str, room: float
+    classes: Sequence[str],
+    index: NDArray[Any],
+    confidence: NDArray[Any],
+    size: float,
+    unit: str,
+    room: float,
+    fraction: NDArray[Any] | None,
 ) -> Figure:
     index, confidence = index.reshape(1, -1), confidence.ravel()
     length = index.size * size
@@ -131,8 +202,16 @@ def _strip(
     _draw_classes(top, classes, index, (0.0, length, 1.0, 0.0))
     top.set(yticks=[], title="Class")
     top.tick_params(bottom=False, labelbottom=False)
-    _legend(top, classes, index, below=False)
-    bottom.stairs(confidence, np.arange(index.size + 1) * size, color=BLUE, linewidth=1.2, baseline=None)
+    _legend(top, classes, index, None, below=False)
+    places = np.arange(index.size + 1) * size
+    bottom.stairs(confidence, places, color=BLUE, linewidth=1.2, baseline=None, label="probability of the class")
+    drawn = _fractions_to_draw(classes, fraction)
+    for name, values in drawn.items():
+        color = class_colors(len(classes))[list(classes).index(name)]
+        label = plain(f"fraction of {name}")
+        bottom.stairs(values.ravel(), places, color=color, linewidth=1.2, linestyle="--", baseline=None, label=label)
+    if drawn:
+        bottom.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     bottom.set(
         ylim=(0, 1.02), xlim=(0, length), title="Confidence", xlabel=plain(f"Position ({unit})"), ylabel="Probability"
     )
@@ -163,7 +242,9 @@ def _aspect(array: NDArray[Any], extent: Extent) -> Literal["auto", "equal"]:
     return "auto" if 1 in array.shape or n_x > 16 * n_y or n_y > 16 * n_x else "equal"
 
 
-def _legend(axes: Axes, classes: Sequence[str], index: NDArray[Any], *, below: bool) -> None:
+def _legend(
+    axes: Axes, classes: Sequence[str], index: NDArray[Any], unknown: NDArray[np.bool_] | None, *, below: bool
+) -> None:
     from matplotlib.patches import Patch
 
     n_specimen = int((index != VACUUM).sum())
@@ -174,6 +255,16 @@ def _legend(axes: Axes, classes: Sequence[str], index: NDArray[Any], *, below: b
         handles.append(Patch(facecolor=color, label=plain(f"{name}: {n_pixels:,} px{share}")))
     vacuum = f"vacuum: {index.size - n_specimen:,} px"
     handles.append(Patch(facecolor="white", edgecolor="#BBBBBB", label=vacuum))
+    if unknown is not None and unknown.any():
+        handles.append(
+            Patch(
+                facecolor="white",
+                edgecolor="#222222",
+                hatch="//////",
+                linewidth=0,
+                label=f"unknown: {unknown.sum():,} px",
+            )
+        )
     place: dict[str, Any] = (
         {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 2.8}
         if below

@@ -131,7 +131,7 @@ class FitFeatures(Step):
     def digest(self) -> str:
         """Address: data set, split, training steps, edge, code."""
         steps = [step.model_dump(mode="json") for step in self.preset.training_steps]
-        code = code_version("preprocess", "dataset", "study.stages", *_FOUNDATION)
+        code = code_version("preprocess", "unmixing", "dataset", "study.stages", *_FOUNDATION)
         split = [self.split, self.test_fraction if self.split != "all" else 0, self.seed]
         return digest_of("features", self.dataset, self.edge, steps, split, code)
 

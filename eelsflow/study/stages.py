@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from eelsflow.dataset.labels import label_pixels
 from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
 from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validation_split
+from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import blocks, open_dataset, remove_unfinished, write_dataset, write_spectrum_image
@@ -23,11 +24,13 @@ from eelsflow.models.bundle import ModelBundle
 from eelsflow.models.fitting import fit_model as search_and_fit
 from eelsflow.models.spec import Augment
 from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.preprocess.shapes import to_shapes
 from eelsflow.robustness.curves import assess
 from eelsflow.robustness.perturb import add_gaussian_noise, draw_shifts
 from eelsflow.store import Store, empty_directory, read_json, write_json
 from eelsflow.study.evidence import summarize_prepared
 from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition
+from eelsflow.unmixing.references import References
 
 MOST_BYTES = 256 << 20
 """Of spectra that are given to a worker at once, whose memory is limited; more are worked on where the stage runs."""
@@ -159,6 +162,13 @@ def _fit_features(item: tuple[FitFeatures, Path, Path]) -> None:
     np.save(directory / "train.npy", train)
     np.save(directory / "test.npy", test)
     np.save(directory / "vectors.npy", transform.apply(wide))
+    axis = EnergyAxis.from_values(spectra.energy_loss)
+    variance = None if spectra.variance is None else spectra.variance[train]
+    References.fit(
+        to_shapes(wide, variance, axis, step.edge),
+        spectra.label[train],
+        None if spectra.group is None else spectra.group[train],
+    ).save(directory / "references.npz")
     (directory / "transform").mkdir()
     transform.save(directory / "transform")
 
@@ -223,7 +233,15 @@ def fit_model(step: FitModel, place: Place) -> Path:
             "best_params": fitted.best_params,
             "n_train": int(train.size),
         }
-        bundle = ModelBundle(step.model.name, step.features.edge, step.preset, transform, fitted.classifier, provenance)
+        bundle = ModelBundle(
+            name=step.model.name,
+            edge=step.features.edge,
+            preset=step.preset,
+            transform=transform,
+            classifier=fitted.classifier,
+            references=References.load(features / "references.npz"),
+            provenance=provenance,
+        )
         # A network is small, and the workers have loaded TensorFlow already; a machine may hold all spectra.
         saver = place.executor if step.model.is_network else LoopExecutor()
         saver.map(_save_bundle, [(bundle, directory / "model")], label="save")

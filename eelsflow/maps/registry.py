@@ -1,0 +1,148 @@
+"""Which model: by directory, by registered name, or the default one for an edge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from eelsflow.edges import Edge
+from eelsflow.energy import EnergyAxis
+from eelsflow.errors import EelsflowError, UnusableModelError
+from eelsflow.models.bundle import ModelBundle, read_description
+from eelsflow.preprocess.presets import MAX_OFFSET
+from eelsflow.store import home, make_directory, read_json, write_json
+
+
+def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None = None) -> Path:
+    """Return the directory of a model.
+
+    Parameters
+    ----------
+    model
+        A directory that holds a model, a study's results directory, a registered name, or "default": the champion
+        for the edge, else the newest model registered for it.
+    edge
+        Name of the edge that "default" must fit.
+    axis
+        The energy axis that must show the edge of "default", where no edge is named.
+
+    Raises
+    ------
+    UnusableModelError
+        If there is no such model.
+    """
+    path = Path(model)
+    for directory in (path, path / "model"):
+        if (directory / "model.json").is_file():
+            return directory
+    registered = registered_models()
+    if model == "default":
+        fitting = [entry for entry in registered if edge is None or entry["edge"] == edge]
+        if edge is None and axis is not None:
+            fitting = [entry for entry in fitting if _shows_edge_of(Path(entry["path"]), axis)]
+        fitting.sort(key=lambda entry: (entry.get("champion", False), entry["registered"]))
+        if fitting:
+            return Path(fitting[-1]["path"])
+        if registered and edge is None:
+            edges = sorted({entry["edge"] for entry in registered})
+            raise UnusableModelError(
+                f"the registered models are for {', '.join(edges)}, and the energy axis {axis} shows none of these "
+                "edges; run a study of an edge that it shows, or name the directory of a model"
+            )
+        raise UnusableModelError(
+            f"no model for {edge or 'any edge'} is registered yet; run a study first (`eelsflow study`), or name the "
+            "directory of a model"
+        )
+    for entry in reversed(registered):
+        if entry["name"] == model:
+            return Path(entry["path"])
+    names = sorted({entry["name"] for entry in registered})
+    raise UnusableModelError(
+        f"no model is at {model} and none is registered under this name; registered are {names or 'none yet'}: name a "
+        "study's results directory, a model directory, or 'default'"
+    )
+
+
+def _shows_edge_of(directory: Path, axis: EnergyAxis) -> bool:
+    """Tell whether a file of this axis can be classified by the model; by a damaged one it cannot."""
+    try:
+        Edge.model_validate(read_description(directory)["edge"]).require_within(axis, overhang=MAX_OFFSET)
+    except EelsflowError:
+        return False
+    return True
+
+
+def _registry() -> Path:
+    return home() / "models.json"
+
+
+def _entries() -> list[dict[str, Any]]:
+    path = _registry()
+    entries: list[dict[str, Any]] = read_json(path) if path.exists() else []
+    return entries
+
+
+def registered_models() -> list[dict[str, Any]]:
+    """Return what is known of the registered models that are where they were, the newest last."""
+    return [entry for entry in _entries() if (Path(entry["path"]) / "model.json").is_file()]
+
+
+def register_model(directory: Path, *, name: str, registered: str, champion: bool = False) -> None:
+    """Make a model known by name, and to "default" for its edge.
+
+    Parameters
+    ----------
+    directory
+        The model's directory; it must stay where it is.
+    name
+        Under which `find_model` finds it; the newest of a name wins.
+    registered
+        Date and time, ISO 8601.
+    champion
+        Whether "default" prefers it to newer models of the same edge.
+    """
+    directory = directory.resolve()
+    description = read_description(directory)
+    edge = description["edge"]["name"]
+    # of every entry, also those whose model is not to be seen now: its disk may be mounted tomorrow
+    entries = [entry for entry in _entries() if entry["path"] != str(directory)]
+    if champion:
+        entries = [{**entry, "champion": entry["champion"] and entry["edge"] != edge} for entry in entries]
+    entries.append({"name": name, "edge": edge, "path": str(directory), "registered": registered, "champion": champion})
+    make_directory(home())
+    write_json(_registry(), entries)
+
+
+def check_model(model: str, *, edge: str) -> tuple[Path, Edge]:
+    """Find and load a model before any file is judged by it: what is wrong with it is then no file's fault.
+
+    Parameters
+    ----------
+    model
+        What `find_model` takes.
+    edge
+        Name of the edge that the model must be for.
+
+    Returns
+    -------
+    Path
+        The model's directory.
+    Edge
+        Its edge, which the files must show.
+
+    Raises
+    ------
+    UnusableModelError
+        If there is no such model, or it is damaged or for another edge.
+    MissingDependencyError
+        If it is a network and TensorFlow is not installed.
+    """
+    directory = find_model(model, edge=edge)
+    bundle = ModelBundle.load(directory)
+    if bundle.edge.name != edge:
+        raise UnusableModelError(
+            f"the model in {directory} is for the edge {bundle.edge.name}, and {edge} is asked for; files that show "
+            f"only one of the two would be refused without reason: name a model for {edge}, or the edge "
+            f"{bundle.edge.name}"
+        )
+    return directory, bundle.edge

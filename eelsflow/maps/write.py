@@ -1,0 +1,166 @@
+"""Maps on disk: zarr, TIFF, a picture and a summary."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+import eelsflow
+from eelsflow.io.zarr_store import open_dataset, write_dataset
+from eelsflow.maps.judge import describe_unknown, judge_map
+from eelsflow.maps.pixels import VACUUM, PixelMap, map_pixels
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.store import write_json
+
+
+def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: str) -> dict[str, Any]:
+    """Classify every specimen pixel of a prepared acquisition and write the maps.
+
+    Parameters
+    ----------
+    prepared
+        The product (zarr).
+    bundle
+        A model for the same edge.
+    directory
+        Exists; ``map.zarr``, ``class.tif``, ``probability.tif``, ``fraction-CLASS.tif``, ``unknown.tif``, ``map.png``
+        and ``summary.json`` are written into it, and ``valence.tif`` where the model knows the classes' valences.
+    title
+        Above the picture.
+
+    Returns
+    -------
+    dict
+        The summary.
+    """
+    found = map_pixels(prepared, bundle)
+    return write_map(found, open_dataset(prepared), bundle, directory, title=title)
+
+
+def write_map(
+    found: PixelMap, product: xr.Dataset, bundle: ModelBundle, directory: Path, *, title: str
+) -> dict[str, Any]:
+    """Write a map; see `map_product`."""
+    from eelsflow.report.map_figure import map_figure, save_map_tiff
+    from eelsflow.report.style import render
+
+    warnings = [*judge_map(found, bundle, product), *json.loads(product.attrs["warnings"])]
+    summary = _summary(found, product, bundle, warnings)
+    dataset = _map_dataset(found, product, summary)
+    valence = _valence(found, bundle)
+    if valence is not None:
+        dataset["valence"] = (("y", "x"), valence[0])
+        dataset["valence_error"] = (("y", "x"), valence[1])
+    write_dataset(dataset, directory / "map.zarr")
+
+    size_nm = summary["pixel_size"] if summary["pixel_unit"] == "nm" else None
+    images: dict[str, NDArray[Any]] = {
+        "class": found.class_index,
+        "probability": found.confidence,
+        "unknown": found.unknown,
+        **{f"fraction-{_as_file_name(name)}": found.fraction[..., k] for k, name in enumerate(found.classes)},
+    }
+    if valence is not None:
+        images["valence"] = valence[0]
+    for name, image in images.items():
+        save_map_tiff(directory / f"{name}.tif", image, size_nm)
+    figure = map_figure(
+        found.classes,
+        found.class_index,
+        found.confidence,
+        pixel_size=summary["pixel_size"],
+        pixel_unit=summary["pixel_unit"],
+        fraction=found.fraction,
+        unknown=found.unknown,
+        reach=summary["spatial"]["reach_px"],
+        title=title,
+        warnings=warnings,
+    )
+    (directory / "map.png").write_bytes(render(figure, "png"))
+    write_json(directory / "summary.json", summary)
+    return summary
+
+
+def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings: list[str]) -> dict[str, Any]:
+    attrs = product.attrs
+    specimen = found.specimen
+    confidence = found.confidence
+    classes = {}
+    for number, name in enumerate(found.classes):
+        chosen = found.class_index == number
+        fraction = found.fraction[..., number]
+        known = np.isfinite(fraction)
+        classes[name] = {
+            "pixels": int(chosen.sum()),
+            "mean_probability": float(confidence[chosen].mean()) if chosen.any() else None,
+            "mean_fraction": float(fraction[known].mean()) if known.any() else None,
+        }
+    pixel_size, unit = float(attrs["pixel_size"]), attrs["pixel_unit"]
+    reach = float(attrs.get("spatial_reach", 0.0))
+    return {
+        "source": attrs["source"],
+        "sha256": attrs["sha256"],
+        "pixels": int(specimen.size),
+        "background_pixels": int(specimen.size - specimen.sum()),
+        "classes": classes,
+        "energy_offset": {
+            "value": _finite(attrs["energy_offset"]),
+            "error": _finite(attrs["energy_offset_error"]),
+        },
+        "unknown": describe_unknown(found, bundle),
+        "structure": {"standard_errors": found.correlation, "ends": found.ends},
+        "spatial": {
+            "reach_px": reach,
+            "reach_nm": reach * pixel_size if unit == "nm" else None,
+            "effective_spectra": float(np.median(found.effective_spectra[specimen])) if specimen.any() else None,
+        },
+        "pixel_size": pixel_size,
+        "pixel_unit": unit,
+        "model": {"name": bundle.name, "edge": bundle.edge.name, "preset": bundle.preset.name, **bundle.provenance},
+        "eelsflow": eelsflow.__version__,
+        "warnings": warnings,
+    }
+
+
+def _map_dataset(found: PixelMap, product: xr.Dataset, summary: dict[str, Any]) -> xr.Dataset:
+    by_class, by_pixel = ("y", "x", "class"), ("y", "x")
+    return xr.Dataset(
+        {
+            "class_index": (by_pixel, found.class_index, {"classes": found.classes, "vacuum": VACUUM}),
+            "probability": (by_class, found.probability),
+            "fraction": (by_class, found.fraction),
+            "fraction_error": (by_class, found.fraction_error, {"sigma": 1}),
+            "unknown": (by_pixel, found.unknown),
+            "distance": (by_pixel, found.distance),
+            "effective_spectra": (by_pixel, found.effective_spectra),
+        },
+        coords={"class": found.classes, "y": product.coords["y"], "x": product.coords["x"]},
+        attrs={"schema": "eelsflow-map/2", "summary": json.dumps(summary)},
+    )
+
+
+def _valence(found: PixelMap, bundle: ModelBundle) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Return mean valence and its standard error, shape (y, x), where the model knows that of every class."""
+    known: dict[str, float] = bundle.provenance.get("valence") or {}
+    if any(name not in known for name in found.classes):
+        return None
+    valence = np.array([known[name] for name in found.classes], dtype=np.float32)
+    if len(valence) == 2:  # the fractions of two classes have the same error with opposite signs
+        error = found.fraction_error[..., 0] * abs(float(valence[0] - valence[1]))
+    else:  # taken as independent
+        error = np.sqrt((found.fraction_error**2) @ (valence - valence.mean()) ** 2)
+    return found.fraction @ valence, np.asarray(error, dtype=np.float32)
+
+
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and np.isfinite(value) else None
