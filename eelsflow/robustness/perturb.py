@@ -45,7 +45,9 @@ def add_gaussian_noise(vectors: Vectors, *, sigma: float, rng: np.random.Generat
     return np.asarray(vectors + np.float32(sigma) * spectrum_span(vectors) * noise, dtype=np.float32)
 
 
-def add_poisson_noise(vectors: Vectors, *, peak_counts: float, rng: np.random.Generator) -> Vectors:
+def add_poisson_noise(
+    vectors: Vectors, *, peak_counts: float, background: float = 0.0, rng: np.random.Generator
+) -> Vectors:
     """Redraw each spectrum from a Poisson distribution whose highest channel expects ``peak_counts``.
 
     Parameters
@@ -54,38 +56,16 @@ def add_poisson_noise(vectors: Vectors, *, peak_counts: float, rng: np.random.Ge
         Normalised spectra, shape (n, channels); not modified. Negative values expect nothing and are kept as an
         offset, so that a spectrum's mean does not change; a spectrum without a positive value stays as it is.
     peak_counts
-        Expected counts in the highest channel.
+        Expected counts in the highest channel, above the background.
+    background
+        Counts of a background that was subtracted, the same in all channels, in units of `peak_counts`: its noise
+        stays.
     rng
         Source of the draws.
     """
     expected = np.maximum(vectors, 0, dtype=np.float64)
     peak = expected.max(axis=1, keepdims=True)
     counts = peak_counts * np.divide(expected, peak, out=np.zeros_like(expected), where=peak > 0)
-    noisy = rng.poisson(counts) * (peak / peak_counts)
+    hidden = background * peak_counts
+    noisy = (rng.poisson(counts + hidden) - hidden) * (peak / peak_counts)
     return np.asarray(noisy + np.minimum(vectors, 0), dtype=np.float32)
-
-
-def fit_leading_components(vectors: Vectors, *, n_components: int = 10) -> tuple[Vectors, Vectors]:
-    """Return mean (channels,) and leading principal components (n_components, channels) of training spectra."""
-    mean = vectors.mean(axis=0, dtype=np.float64)
-    centred = vectors - mean
-    n_kept = min(n_components, *vectors.shape)
-    _, basis = np.linalg.eigh(centred.T @ centred)
-    return mean.astype(np.float32), np.ascontiguousarray(basis[:, ::-1][:, :n_kept].T, dtype=np.float32)
-
-
-def scale_residual(vectors: Vectors, mean: Vectors, components: Vectors, *, factor: float) -> Vectors:
-    """Multiply what the leading components leave over by ``factor``: the instrument's own noise, amplified.
-
-    Parameters
-    ----------
-    vectors
-        Shape (n, channels); not modified.
-    mean, components
-        From `fit_leading_components` on the training part.
-    factor
-        1 leaves the spectra as they are.
-    """
-    centred = vectors - mean
-    leading = (centred @ components.T) @ components
-    return np.asarray(mean + leading + np.float32(factor) * (centred - leading), dtype=np.float32)

@@ -19,7 +19,7 @@ from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
 from eelsflow.models.spec import ModelSpec
 from eelsflow.preprocess.presets import Preset
-from eelsflow.robustness.curves import FURTHER_CURVES, Curve
+from eelsflow.robustness.curves import Curve, further_curves
 from eelsflow.study.config import Study, TrainingPlan
 
 SplitName = SplitBy | Literal["all"]
@@ -186,7 +186,8 @@ class AssessModel(Step):
     @cached_property
     def digest(self) -> str:
         """Address: the model, the curves, code."""
-        return digest_of("assessment", self.fit.digest, list(self.curves), code_version("robustness", "study.stages"))
+        code = code_version("robustness", "simulate.edges", "study.stages")
+        return digest_of("assessment", self.fit.digest, list(self.curves), code)
 
 
 class Plan(BaseModel):
@@ -272,6 +273,6 @@ def plan_assessment(study: Study, fit: FitModel) -> AssessModel:
     curves = (
         Curve(perturbation="shift_ev", unit="eV", amplitudes=robustness.shift_ev.values),
         Curve(perturbation="noise_sigma", unit="(p99 - p1) of the spectrum", amplitudes=robustness.noise_sigma.values),
-        *FURTHER_CURVES,
+        *further_curves(has_variance=study.data.spectra is None),
     )
     return AssessModel(fit=fit, curves=curves)

@@ -24,9 +24,11 @@ from eelsflow.models.bundle import ModelBundle
 from eelsflow.models.fitting import fit_model as search_and_fit
 from eelsflow.models.spec import Augment
 from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.preprocess.noise import sample_indices
 from eelsflow.preprocess.shapes import to_shapes
 from eelsflow.robustness.curves import assess
 from eelsflow.robustness.perturb import add_gaussian_noise, draw_shifts
+from eelsflow.robustness.wide import MAX_TRAINING
 from eelsflow.store import Store, empty_directory, read_json, write_json
 from eelsflow.study.evidence import summarize_prepared
 from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition
@@ -305,16 +307,19 @@ def _assess(item: tuple[AssessModel, Path, Path]) -> None:
     store = Store(root)
     features = store.path(step.fit.features.digest)
     spectra = LabelledSpectra.load(store.path(step.fit.features.dataset))
-    test = np.load(features / "test.npy")
+    train, test = np.load(features / "train.npy"), np.load(features / "test.npy")
+    train = train[sample_indices(train.size, MAX_TRAINING)]
     bundle = ModelBundle.load(store.path(step.fit.digest) / "model")
     result = assess(
         bundle.classifier.predict,
         bundle.transform,
         test=spectra.intensity[test],
         test_label=spectra.label[test],
-        train_vectors=np.load(features / "vectors.npy"),
+        training=spectra.intensity[train],
         curves=step.curves,
         seed=step.fit.features.seed,
+        test_variance=None if spectra.variance is None else spectra.variance[test],
+        training_variance=None if spectra.variance is None else spectra.variance[train],
     )
     np.savez(directory / "correct.npz", allow_pickle=False, **result.correct)
     write_json(directory / "assessment.json", {"curves": result.curves, "padded": result.padded})

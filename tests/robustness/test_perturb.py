@@ -4,13 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from eelsflow.robustness.perturb import (
-    add_gaussian_noise,
-    add_poisson_noise,
-    draw_shifts,
-    fit_leading_components,
-    scale_residual,
-)
+from eelsflow.robustness.perturb import add_gaussian_noise, add_poisson_noise, draw_shifts
 from tests.strategies import counts
 
 
@@ -49,29 +43,6 @@ def test_poisson_noise_keeps_the_mean_and_has_the_variance_of_its_counts(vectors
     assert noisy[:, peak].std() / vectors[0, peak] == pytest.approx(0.1, rel=0.05)
 
 
-def test_residual_times_one_is_the_spectrum_itself(vectors):
-    mean, components = fit_leading_components(vectors, n_components=3)
-    assert np.allclose(scale_residual(vectors, mean, components, factor=1), vectors, atol=1e-5)
-
-
-def test_residual_leaves_the_leading_components_alone(vectors):
-    noisy = add_gaussian_noise(vectors, sigma=0.1, rng=np.random.default_rng(1))
-    mean, components = fit_leading_components(noisy)
-    louder = scale_residual(noisy, mean, components, factor=4)
-    assert np.allclose((louder - mean) @ components.T, (noisy - mean) @ components.T, atol=1e-4)
-    assert (louder - noisy).std() > 0.1
-
-
-def test_leading_components_agree_with_scikit_learn(vectors):
-    from sklearn.decomposition import PCA
-
-    noisy = add_gaussian_noise(vectors, sigma=0.1, rng=np.random.default_rng(1))
-    mean, components = fit_leading_components(noisy, n_components=1)
-    reference = PCA(1, svd_solver="full").fit(noisy)
-    assert np.allclose(mean, reference.mean_, atol=1e-5)
-    assert abs(components[0] @ reference.components_[0]) == pytest.approx(1, abs=1e-4)
-
-
 @given(
     arrays.arrays(np.float32, (3, 8), elements=counts(-1e4, 1e5, width=32)),
     st.sampled_from([1000.0, 10.0]),
@@ -86,3 +57,14 @@ def test_poisson_noise_keeps_the_mean_of_partly_negative_spectra(vectors):
     repeated = np.repeat(vectors[:1] - vectors[0].max() / 2, 4000, axis=0)
     noisy = add_poisson_noise(repeated, peak_counts=100, rng=np.random.default_rng(0))
     assert np.allclose(noisy.mean(axis=0), repeated[0], atol=0.01 * repeated[0].max())
+
+
+def test_poisson_noise_holds_that_of_the_background_that_was_subtracted(vectors):
+    repeated = np.repeat(vectors[:1], 4000, axis=0)
+    noisy = add_poisson_noise(repeated, peak_counts=100, background=1.0, rng=np.random.default_rng(0))
+    peak = vectors[0].argmax()
+    height = vectors[0, peak]
+    assert noisy[:, peak].mean() == pytest.approx(height, rel=0.01)
+    # 100 counts above 100: a deviation of the root of 200; far from the peak of the root of 100
+    assert noisy[:, peak].std() / height == pytest.approx(0.01 * np.sqrt(200), rel=0.05)
+    assert noisy[:, -1].std() / height == pytest.approx(0.01 * np.sqrt(100), rel=0.05)
