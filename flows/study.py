@@ -25,7 +25,7 @@ from eelsflow.study.run import claim_directory, fit_final_model, run_stages
 from eelsflow.study.stages import Place
 from flows.cluster import cluster_client
 from flows.server import running_server
-from tasks.assess import assess_model
+from tasks.assess import assess_model, score_maps
 from tasks.options import CANCELLED, executor_at
 from tasks.prepare import build_dataset, fit_features, prepare_acquisition
 from tasks.report import record_in_artifact_store, record_report, write_report
@@ -37,6 +37,7 @@ TASKS: dict[Callable[..., Path], Task[..., str]] = {
     stages.fit_features: fit_features,
     stages.fit_model: fit_model,
     stages.assess_model: assess_model,
+    stages.score_maps: score_maps,
 }
 
 OnStep = Callable[[str, int, int], None]
@@ -70,16 +71,18 @@ def study(
     root = store or str(home() / "store")
     place = Place(Store(Path(root)), executor_at(scheduler))
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    plan = plan_data(study)
+    plan = plan_data(study, place.store)
 
     def run(stage: Callable[..., Path], steps: Sequence[Step]) -> None:
         _run_tasks(TASKS[stage], steps, store=root, scheduler=scheduler)
 
     CANCELLED.clear()
     try:
-        assessed, final = run_stages(plan, place, run)
+        measured, final = run_stages(plan, place, run)
         # Beside the last fit and the figures, which are the workers': the artifact store waits for its database.
-        recorded = record_in_artifact_store.submit(plan, assessed, final, store=root, prefect_run=flow_run.ui_url or "")
+        recorded = record_in_artifact_store.submit(
+            plan, measured.assessed, final, store=root, prefect_run=flow_run.ui_url or ""
+        )
         fit_final_model(final, run)
         about = {
             "runner": "prefect",
@@ -87,7 +90,7 @@ def study(
             "seconds": time.perf_counter() - clock,
             "links": {"prefect": flow_run.ui_url or ""},
         }
-        write_report(plan, assessed, final, out=out, store=root, scheduler=scheduler, run=about, promote=promote)
+        write_report(plan, measured, final, out=out, store=root, scheduler=scheduler, run=about, promote=promote)
         record_report(plan, recorded.result(), out=out)
     except BaseException:
         CANCELLED.set()

@@ -1,4 +1,4 @@
-"""Task of the assessment of one fitted model."""
+"""Tasks of the assessment of one fitted model: its single spectra, its maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect import task
 
 from eelsflow.store import Store
 from eelsflow.study import stages
-from eelsflow.study.plan import AssessModel
+from eelsflow.study.plan import AssessModel, ScoreMaps
 from eelsflow.study.stages import Place
 from tasks.options import executor_at, task_options
 
@@ -17,4 +17,11 @@ from tasks.options import executor_at, task_options
 def assess_model(step: AssessModel, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
     """Measure a fitted model on its test part, shifted and with noise; return the digest of the assessment."""
     stages.assess_model(step, Place(Store(Path(store)), executor_at(scheduler)))
+    return digest
+
+
+@task(**task_options("{title}", tags=("assess",)))
+def score_maps(step: ScoreMaps, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
+    """Map the acquisitions that a model was not trained on and compare with the truth; return the digest."""
+    stages.score_maps(step, Place(Store(Path(store)), executor_at(scheduler)))
     return digest

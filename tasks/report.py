@@ -19,11 +19,11 @@ from prefect.artifacts import (
 from eelsflow.store import Store
 from eelsflow.study.plan import AssessModel, FitModel, Plan
 from eelsflow.study.record import record_models, record_results
-from eelsflow.study.run import write_outputs
+from eelsflow.study.run import Measured, write_outputs
 from eelsflow.study.stages import Place
 from tasks.options import CANCELLED, executor_at, task_options
 
-KINDS = ("leakage", "robustness", "search", "training", "architecture", "perturbed", "example", "acquisition")
+KINDS = ("map", "leakage", "robustness", "search", "training", "architecture", "perturbed", "example", "acquisition")
 """Figures of a study by how their names begin, in the order in which the Prefect run shows them: results first."""
 
 SHOWN_ACQUISITIONS = 6
@@ -34,7 +34,7 @@ acquisitions, and each picture is kept in the server's database; the report has 
 @task(**task_options("write results, figures and report", tags=("report",), cached=False))
 def write_report(
     plan: Plan,
-    assessed: Sequence[AssessModel],
+    measured: Measured,
     final: FitModel,
     *,
     out: str,
@@ -45,7 +45,7 @@ def write_report(
 ) -> None:
     """Write the results directory and show its tables, figures and report in the Prefect run."""
     directory, place = Path(out), Place(Store(Path(store)), executor_at(scheduler))
-    results = write_outputs(plan, assessed, final, place, directory, run=run, promote=promote)
+    results = write_outputs(plan, measured, final, place, directory, run=run, promote=promote)
     create_table_artifact(key="models", table=[_table_row(row) for row in results["models"]], description="All models")
     create_link_artifact(
         key="report", link=(directory / "report.html").resolve().as_uri(), link_text="report.html", description="Report"

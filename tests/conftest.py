@@ -55,6 +55,8 @@ def saved_model(tmp_path_factory):
     from eelsflow.models.spec import resolve_model
     from eelsflow.preprocess.features import FeatureTransform
     from eelsflow.preprocess.presets import resolve_preset
+    from eelsflow.preprocess.shapes import to_shapes
+    from eelsflow.unmixing.references import References
 
     rng = np.random.default_rng(8)
     edge, preset = SHIPPED["O_K"], resolve_preset("paper")
@@ -80,7 +82,9 @@ def saved_model(tmp_path_factory):
         patience=1,
     )
     directory = tmp_path_factory.mktemp("model")
-    ModelBundle("svm-sgd", edge, preset, transform, fitted.classifier).save(directory)
+    shapes = to_shapes(wide, None, transform.axis, edge)
+    references = References.fit(shapes, label, np.repeat([f"group-{number}" for number in range(12)], 5))
+    ModelBundle("svm-sgd", edge, preset, transform, fitted.classifier, references).save(directory)
     return directory
 
 

@@ -137,3 +137,40 @@ def label_pixels(
     for index, phase in enumerate(phases):
         labels[~vacuum_mask & (fraction[index] >= PURE_FRACTION)] = phase
     return labels
+
+
+def class_fractions(
+    shape: tuple[int, int], *, label: str, truth: Path | None, classes: Sequence[str], name: str
+) -> NDArray[np.float32] | None:
+    """Return the fraction of each class in every pixel of an acquisition, shape (y, x, classes); None if unlabelled.
+
+    Parameters
+    ----------
+    shape
+        Pixels (y, x) of the acquisition.
+    label, truth, classes, name
+        As in `label_pixels`.
+
+    Raises
+    ------
+    DataSetError
+        As `label_pixels`.
+    """
+    fractions = np.zeros((*shape, len(classes)), dtype=np.float32)
+    if label:
+        require_label(label, classes, name=name)
+        fractions[..., list(classes).index(label)] = 1.0
+        return fractions
+    if truth is None:
+        return None
+    phases, found = read_phase_fraction(truth)
+    if found.shape[1:] != shape:
+        raise DataSetError(
+            f"the truth of {name} has {found.shape[1:]} pixels but the acquisition {shape}; "
+            "they must show the same scan"
+        )
+    require_phases(phases, found, classes, name=name)
+    for phase, fraction in zip(phases, found, strict=True):
+        if phase in classes:
+            fractions[..., list(classes).index(phase)] = fraction
+    return fractions

@@ -131,9 +131,14 @@ class ModelBundle:
         return bundle
 
 
-def rename_model(directory: Path, name: str) -> None:
-    """Call a saved model by another name: equal models of two names share one entry of the store."""
-    write_json(directory / "model.json", {**read_description(directory), "name": name})
+def describe_model(directory: Path, *, name: str, **about: Any) -> None:
+    """Call a saved model by another name, and add to what is said of where it comes from.
+
+    Equal models of two names share one entry of the store.
+    """
+    description = read_description(directory)
+    provenance = {**description["provenance"], **about}
+    write_json(directory / "model.json", {**description, "name": name, "provenance": provenance})
 
 
 def read_description(directory: Path) -> dict[str, Any]:

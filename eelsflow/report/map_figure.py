@@ -162,6 +162,65 @@ def _image(
     return figure
 
 
+@figure_style()
+def truth_and_map(
+    classes: Sequence[str],
+    class_index: NDArray[np.integer[Any]],
+    probability: NDArray[np.floating[Any]],
+    *,
+    fraction: NDArray[np.floating[Any]],
+    unknown: NDArray[np.bool_],
+    truth: NDArray[np.floating[Any]] | None,
+    pixel_size: float,
+    pixel_unit: str,
+) -> Figure:
+    """Draw a map beside what is true: the true fraction, the mapped one, the class and its confidence, in one row.
+
+    Parameters
+    ----------
+    classes, class_index, probability, fraction, unknown, pixel_size, pixel_unit
+        As in `map_figure`.
+    truth
+        True fraction of each class, shape (y, x, classes); None where it is not known.
+    """
+    from eelsflow.report.figures import draw_scale_bar
+
+    index = np.asarray(class_index)
+    n_y, n_x = index.shape
+    n_panels = 3 if truth is None else 4
+    width = (PAGE_WIDTH - 0.6) / n_panels
+    height = min(max(width * n_y / n_x, 0.5), 4.0)
+    figure = new_figure(PAGE_WIDTH, height + 0.9 + 0.17 * (len(classes) + 2))
+    panels = figure.subplots(1, n_panels, squeeze=False).ravel()
+    extent = (0.0, n_x * pixel_size, n_y * pixel_size, 0.0)
+    specimen = index != VACUUM
+    first = plain(classes[0])
+    shown = {} if truth is None else {"Truth": truth[..., 0]}
+    bar: dict[str, Any] = {"pad": 0.03, "shrink": 0.9, "location": "bottom"}
+    for axes, (name, values) in zip(panels, {**shown, "Map": fraction[..., 0]}.items(), strict=False):
+        image = axes.imshow(
+            np.ma.masked_invalid(np.where(specimen, values, np.nan)), extent=extent, cmap="viridis", vmin=0, vmax=1,
+            interpolation="none", aspect=_aspect(values, extent),
+        )  # fmt: skip
+        figure.colorbar(image, ax=axes, label=f"Fraction of {first}", **bar)
+        axes.set_title(f"{name}: fraction")
+    axes = panels[-2]
+    _draw_classes(axes, classes, index, extent)
+    if unknown.any():
+        _hatch(axes, unknown, extent)
+    _legend(axes, classes, index, unknown, below=True)
+    axes.set_title("Map: class")
+    image = _draw_confidence(panels[-1], classes, np.where(specimen, probability, np.nan), extent)
+    figure.colorbar(image, ax=panels[-1], label="Probability of the class", **bar)
+    panels[-1].set_title("Map: confidence")
+    for axes in panels:
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(visible=True, color="#BBBBBB")
+        draw_scale_bar(axes, n_x * pixel_size, pixel_size, pixel_unit)
+    return figure
+
+
 def _fractions_to_draw(classes: Sequence[str], fraction: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
     if fraction is None:
         return {}

@@ -11,6 +11,7 @@ from eelsflow.errors import OutputPathError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.report import pictures, tables, wording
 from eelsflow.report.gallery import Gallery
+from eelsflow.report.maps import show_maps
 from eelsflow.report.results import mean_of, read_dataset, read_examples, read_results, read_text, unique
 from eelsflow.report.robustness import show_robustness
 from eelsflow.report.searches import show_searches
@@ -78,6 +79,7 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
         "edge": results.get("edge") or {},
         "warnings": tables.collect_warnings(results),
         "inputs": tables.list_inputs(results, provenance),
+        "maps": show_maps(directory, results, gallery),
         "highlights": tables.choose_highlights(results),
         "examples": pictures.show_examples(examples, results, gallery),
         "tables": tables.build_paper_tables(results),

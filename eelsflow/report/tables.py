@@ -11,16 +11,18 @@ from eelsflow.report.results import SCORES, mean_of, unique
 
 
 def collect_warnings(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each distinct warning once, with the models and acquisitions it came from."""
+    """Return each distinct warning once, with the acquisitions it came from; those of one model stand in its row."""
     sources: dict[str, list[str]] = {}
-    for row in results["models"]:
-        for text in row.get("warnings") or []:
-            sources.setdefault(text, []).append(f"{row['model']} ({row.get('preprocess')}, {row.get('split')})")
     for entry in results["acquisitions"]:
         for text in entry.get("warnings") or []:
             sources.setdefault(text, []).append(f"{entry.get('name')} ({entry.get('preprocess')})")
     # A study repeats the warnings of its parts, with their names before them.
     repeated = {f"{name}: {text}" for text, names in sources.items() for name in names}
+    repeated |= {
+        f"{row['model']} ({row.get('preprocess')}, {row.get('split')}): {text}"
+        for row in results["models"]
+        for text in row.get("warnings") or []
+    }
     of_study = [text for text in map(str, results["warnings"]) if text not in repeated and text not in sources]
     listed = {**{text: [] for text in of_study}, **sources}
     return [{"text": text, "sources": list(dict.fromkeys(names))} for text, names in listed.items()]
@@ -40,8 +42,8 @@ def list_inputs(results: Mapping[str, Any], provenance: str | None) -> list[dict
 
 
 def choose_highlights(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the figures a reader looks for first."""
-    highlights = []
+    """Return the figures a reader looks for first: what the maps are worth, then what single spectra are."""
+    highlights = _map_highlights(results)
     for split, what in (("group", "on held-out acquisitions"), ("pixel", "by random pixel split")):
         rows = [
             row for row in results["models"] if row.get("split") == split and mean_of(row.get("accuracy")) is not None
@@ -67,6 +69,31 @@ def choose_highlights(results: Mapping[str, Any]) -> list[dict[str, str]]:
             }
         )
     return highlights
+
+
+def _map_highlights(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    final = results.get("final_model") or {}
+    row = next(
+        (
+            row
+            for row in results["maps"]
+            if (row["model"], row["preprocess"]) == (final.get("model"), final.get("preprocess"))
+        ),
+        None,
+    )
+    if row is None:
+        return []
+    found = [
+        {
+            "value": f"{row['score']['mean']:.3f}",
+            "label": f"pixels right in maps of held-out fields, classes and kinds of field counting the same: "
+            f"{row['model']}, {row['preprocess']}, chosen by this",
+        }
+    ]
+    for kind, what in (("pure", "of one phase"), ("mixed", "of two phases")):
+        if row.get(kind):
+            found.append({"value": f"{row[kind]['mean']:.3f}", "label": f"of it in {row['n_' + kind]} fields {what}"})
+    return found
 
 
 def build_paper_tables(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from eelsflow.simulate.acquisition import (
     simulate_acquisition,
 )
 from eelsflow.simulate.detector import NoiseModel
-from eelsflow.simulate.directory import PlannedAcquisition, plan_directory, simulate_directory
+from eelsflow.simulate.directory import KNOWN_FIELDS, PlannedAcquisition, plan_directory, simulate_directory
 from eelsflow.simulate.presets import PRESETS
 
 __all__ = [
+    "KNOWN_FIELDS",
     "PRESETS",
     "Acquisition",
     "AcquisitionParameters",

@@ -38,6 +38,9 @@ def _field_cycle(further: Scene) -> tuple[Scene, ...]:
 
 _FIELDS: tuple[Scene, ...] = (*_field_cycle("FeO"), *_field_cycle("Fe3O4"))
 
+KNOWN_FIELDS: tuple[Scene, ...] = tuple(scene for scene in _FIELDS if scene != "other")
+"""The scenes of fields that hold FeO and Fe3O4 alone, in turn: what a model of the two can be trained on."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedAcquisition:

@@ -32,17 +32,36 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Simulated(_Part):
+    """Acquisitions that are simulated for the study; see `eelsflow simulate`."""
+
+    acquisitions: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    pixels: Annotated[int, Field(ge=8)] = 32
+    preset: Literal["paper", "wide"] = "wide"
+    detector: Literal["ccd", "counting", "both"] = "both"
+
+
 class DataSource(_Part):
-    """Where the spectra come from: a manifest of acquisitions or a ready table."""
+    """Where the spectra come from: a manifest of acquisitions, a ready table, or the simulator."""
 
     manifest: Path | None = None
     spectra: Path | None = None
+    simulate: Simulated | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.manifest is None) == (self.spectra is None):
-            raise ValueError("name either a manifest of acquisitions or a table of spectra, not both and not neither")
+        if sum(source is not None for source in (self.manifest, self.spectra, self.simulate)) != 1:
+            raise ValueError(
+                "name one of a manifest of acquisitions, a table of spectra, and acquisitions to simulate, not several "
+                "and not none"
+            )
         return self
+
+    @property
+    def has_acquisitions(self) -> bool:
+        """Whether there are whole acquisitions, and not a table of spectra."""
+        return self.spectra is None
 
 
 class SplitPlan(_Part):
@@ -120,6 +139,8 @@ class Study(_Part):
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w][\w .-]*$")]
     edge: Annotated[Edge, BeforeValidator(resolve_edge)]
     classes: tuple[str, ...] = ()
+    valence: dict[str, float] = {}
+    caution: str = ""
     data: DataSource
     preprocess: Annotated[
         tuple[Annotated[Preset, BeforeValidator(resolve_preset)], ...], BeforeValidator(_as_list), Field(min_length=1)
@@ -188,18 +209,23 @@ class Study(_Part):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} names {twice} more than once; results would overwrite each other")
+        if self.valence and self.classes and set(self.valence) != set(self.classes):
+            raise ValueError(
+                f"valence names {sorted(self.valence)} and the classes are {sorted(self.classes)}; a map of the "
+                "valence needs that of every class: name all of them, or none"
+            )
         for preset in self.preprocess:
-            if self.data.manifest is not None and not preset.acquisition_steps:
+            if self.data.has_acquisitions and not preset.acquisition_steps:
                 raise ValueError(
-                    f"preprocess {preset.name!r} has no step that prepares acquisitions, and the data is a manifest of "
-                    "raw acquisitions: use 'recommended' or 'paper'"
+                    f"preprocess {preset.name!r} has no step that prepares acquisitions, and the data are raw "
+                    "acquisitions: use 'recommended' or 'paper'"
                 )
             if self.data.spectra is not None and preset.acquisition_steps:
                 raise ValueError(
                     f"preprocess {preset.name!r} prepares raw acquisitions, and the data is a table of ready spectra: "
                     "use 'none' (or only steps that are fitted on the training set, such as normalize)"
                 )
-        if self.data.manifest is not None and len(self.classes) < 2:
+        if self.data.has_acquisitions and len(self.classes) < 2:
             raise ValueError(f"classes are {list(self.classes)}; a classifier needs at least two")
         return self
 
@@ -326,9 +352,12 @@ name: iron-oxide
 edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or spelled out in eV: {name, reference_energy,
                                # align_on: first_peak|maximum, elnes_window: [a, b], pre_edge_window: [a, b]}
 classes: [FeO, Fe3O4]
+valence: {FeO: 2.0, Fe3O4: 2.667}  # optional: mean valence of each class, for a map of it
+# caution: a sentence           # optional: goes with the model into every map it makes
 data:
   manifest: manifest.csv       # columns path,label,group[,session,truth,low_loss]; label is the class of every specimen
                                # pixel, empty: per-pixel truth, neither: prepared and mapped only
+  # simulate: {acquisitions: 60, seed: 1, pixels: 32, preset: wide, detector: both}   # instead: none of your own yet
   # spectra: table.npz         # instead of a manifest: arrays spectra, energy_loss, label and optionally group
 preprocess: [recommended, paper]   # recommended, paper, paper-raw (no PCA), none; a row of results for each
 split:
@@ -336,7 +365,7 @@ split:
   test_fraction: 0.35
   folds: 10                    # of the grid search, inside the training part
   seeds: 10                    # repetitions with other splits
-models: [svm-linear, svm-rbf, svm-sigmoid, svm-sgd, fcnn-1, cnn-1, cnn-2]
+models: [mlls, svm-linear, svm-rbf, svm-sigmoid, svm-sgd, fcnn-1, cnn-1, cnn-2]
                                # or {name: mine, base: cnn-2, params: {dropout: 0.3},
                                # grid: {learning_rate: [1e-4, 1e-3]}, augment: {shift_ev: 5, noise_sigma: 0.1}}
 grids: paper                   # or authors, small

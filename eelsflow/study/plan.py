@@ -7,6 +7,7 @@ their inputs by digest, so a change of one acquisition or one parameter changes 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,7 +21,9 @@ from eelsflow.edges import Edge
 from eelsflow.models.spec import ModelSpec
 from eelsflow.preprocess.presets import Preset
 from eelsflow.robustness.curves import Curve, further_curves
-from eelsflow.study.config import Study, TrainingPlan
+from eelsflow.simulate import KNOWN_FIELDS, simulate_directory
+from eelsflow.store import Store
+from eelsflow.study.config import Simulated, Study, TrainingPlan
 
 SplitName = SplitBy | Literal["all"]
 
@@ -190,6 +193,29 @@ class AssessModel(Step):
         return digest_of("assessment", self.fit.digest, list(self.curves), code)
 
 
+class ScoreMaps(Step):
+    """Map the acquisitions that a fitted model was not trained on, and compare the maps with the truth."""
+
+    fit: FitModel
+    classes: tuple[str, ...]
+    acquisitions: tuple[Acquisition, ...]
+    prepared: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What the step does."""
+        return f"score maps of {self.fit.model.name} ({self.fit.preset.name}, seed {self.fit.features.seed})"
+
+    @cached_property
+    def digest(self) -> str:
+        """Address: the model, the prepared products, their truth, code."""
+        inputs = [
+            [prepared, acquisition.label, acquisition.group, acquisition.truth_sha256]
+            for prepared, acquisition in zip(self.prepared, self.acquisitions, strict=True)
+        ]
+        return digest_of("maps", self.fit.digest, inputs, code_version("maps", "unmixing", "study.stages"))
+
+
 class Plan(BaseModel):
     """Everything a study computes, stage by stage."""
 
@@ -201,8 +227,29 @@ class Plan(BaseModel):
     datasets: tuple[BuildDataSet, ...]
 
 
-def plan_data(study: Study) -> Plan:
+def simulated_manifest(simulated: Simulated, store: Store) -> Path:
+    """Simulate acquisitions, or find them in the store, and return their manifest."""
+
+    def write(directory: Path) -> None:
+        simulate_directory(
+            directory,
+            n_acquisitions=simulated.acquisitions,
+            seed=simulated.seed,
+            shape=(simulated.pixels, simulated.pixels),
+            preset=simulated.preset,
+            # the preset of cubes has one detector and its own scenes
+            detector=simulated.detector if simulated.preset == "wide" else None,
+            scenes=KNOWN_FIELDS if simulated.preset == "wide" else None,
+        )
+
+    code = code_version("simulate", "io", *_FOUNDATION)
+    return store.compute(digest_of("simulated", simulated, code), write) / "manifest.csv"
+
+
+def plan_data(study: Study, store: Store) -> Plan:
     """Plan the preparation of a study's data; reads the manifest and the bytes of every input.
+
+    Acquisitions that the study wants simulated are simulated into the store first.
 
     Raises
     ------
@@ -217,8 +264,11 @@ def plan_data(study: Study) -> Plan:
         )
         return Plan(study=study, acquisitions=(), prepare=(), datasets=datasets)
 
-    assert study.data.manifest is not None  # the study model has one or the other
-    acquisitions = tuple(read_manifest(study.data.manifest))
+    manifest = study.data.manifest
+    if study.data.simulate is not None:
+        manifest = simulated_manifest(study.data.simulate, store)
+    assert manifest is not None  # the study model has one of the three
+    acquisitions = tuple(read_manifest(manifest))
     check_labels(acquisitions, study.classes, split_by=study.split.by)
     prepare: list[PrepareAcquisition] = []
     datasets_: list[BuildDataSet] = []
@@ -276,3 +326,27 @@ def plan_assessment(study: Study, fit: FitModel) -> AssessModel:
         *further_curves(has_variance=study.data.spectra is None),
     )
     return AssessModel(fit=fit, curves=curves)
+
+
+MAP_SEEDS = 3
+"""Splits whose models draw maps: as many hold out nearly every acquisition once (ours)."""
+
+
+def plan_maps(plan: Plan, fits: Sequence[FitModel]) -> list[ScoreMaps]:
+    """Plan the maps of the models that held out whole acquisitions; none for tables and random splits of pixels."""
+    steps = []
+    for fit in fits:
+        if fit.features.split != "group" or fit.features.seed >= MAP_SEEDS or not plan.acquisitions:
+            continue
+        # a preset's acquisition steps keep its name
+        prepared = [step for step in plan.prepare if step.preset.name == fit.preset.name]
+        known = [step for step in prepared if step.acquisition.label or step.acquisition.truth is not None]
+        steps.append(
+            ScoreMaps(
+                fit=fit,
+                classes=plan.study.classes,
+                acquisitions=tuple(step.acquisition for step in known),
+                prepared=tuple(step.digest for step in known),
+            )
+        )
+    return steps

@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 import eelsflow
 from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.digest import code_version, digest_of
+from eelsflow.errors import DataSetError
 from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.robustness.control import shuffled_label_control
 from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_score, breakdown_point
 from eelsflow.store import Store, read_json, write_json
 from eelsflow.study.evidence import EXAMPLE_SHIFT_EV, example_spectra
-from eelsflow.study.plan import AssessModel, FitFeatures, Plan
+from eelsflow.study.map_scores import expected_of_chosen, map_rows
+from eelsflow.study.plan import AssessModel, FitFeatures, Plan, ScoreMaps
 from eelsflow.study.stages import Place, read_fit
 
 Row = dict[str, Any]
@@ -194,7 +197,13 @@ def search_dataset(members: Sequence[AssessModel], place: Place) -> xr.Dataset |
 
 
 def write_results(
-    directory: Path, plan: Plan, steps: Sequence[AssessModel], place: Place, *, run: dict[str, Any]
+    directory: Path,
+    plan: Plan,
+    steps: Sequence[AssessModel],
+    scored: Sequence[ScoreMaps],
+    place: Place,
+    *,
+    run: dict[str, Any],
 ) -> dict[str, Any]:
     """Write a results directory, all but the figures and the report.
 
@@ -202,7 +211,7 @@ def write_results(
     ----------
     directory
         Exists, and is empty.
-    plan, steps
+    plan, steps, scored
         What was computed.
     place
         Where it was computed.
@@ -218,6 +227,7 @@ def write_results(
     evidence = directory / "evidence"
     evidence.mkdir()
     rows = score_rows(steps, place)
+    maps = map_rows(scored, place.store)
 
     acquisitions = []
     for prepared in plan.prepare:
@@ -269,13 +279,16 @@ def write_results(
         "models": rows,
         "acquisitions": acquisitions,
         "leakage": leakage(rows),
+        "controls": controls(steps, place),
+        "maps": maps,
+        "expected": _expected(scored, place),
         "classes": sorted(first_counts),
         "edge": study.edge.model_dump(mode="json"),
         "n_spectra": sum(first_counts.values()),
         "n_per_class": first_counts,
         "n_per_class_by_preprocess": n_per_class,
         "padded": padded,
-        "warnings": _study_warnings(rows, acquisitions, padded=padded),
+        "warnings": _study_warnings(plan, maps, acquisitions, padded=padded),
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         **run,
@@ -297,15 +310,70 @@ def _identity(step: AssessModel) -> dict[str, Any]:
     }
 
 
-def _study_warnings(rows: Sequence[Row], acquisitions: Sequence[Row], *, padded: bool) -> list[str]:
+def controls(steps: Sequence[AssessModel], place: Place) -> list[Row]:
+    """Return for each preset what labels that mean nothing score under a random split of pixels.
+
+    Near .5 the split measures the classes; near 1 every acquisition is recognised, whatever it holds.
+    """
+    first = {
+        step.fit.preset.name: step.fit.features
+        for step in reversed(steps)
+        if step.fit.features.split == "pixel" and step.fit.features.seed == 0
+    }
+    items = [(features, place.store.root) for features in first.values()]
+    found = place.executor.map(_control, items, label="control") if items else []
+    return [
+        {"preprocess": preset, "shuffled": value}
+        for preset, value in zip(first, found, strict=True)
+        if value is not None
+    ]
+
+
+def _control(item: tuple[FitFeatures, Path]) -> float | None:
+    step, root = item
+    store = Store(root)
+    spectra = LabelledSpectra.load(store.path(step.dataset))
+    if spectra.group is None:
+        return None
+    features = store.path(step.digest)
+    train = np.load(features / "train.npy")
+    vectors = np.load(features / "vectors.npy", mmap_mode="r")
+    try:
+        return shuffled_label_control(vectors, spectra.group[train], spectra.label[train], n_draws=4).mean
+    except DataSetError:  # too few acquisitions of a class
+        return None
+
+
+def _expected(scored: Sequence[ScoreMaps], place: Place) -> dict[str, Any] | None:
+    found = expected_of_chosen(scored, place.store)
+    return None if found is None else found.model_dump(mode="json")
+
+
+def _study_warnings(plan: Plan, maps: Sequence[Row], acquisitions: Sequence[Row], *, padded: bool) -> list[str]:
+    """Return what concerns the study as a whole; what concerns one model stands in its row."""
     warnings = []
+    if plan.acquisitions and not maps:
+        warnings.append(
+            "no acquisition was held out whole, so no map was compared with its truth: the final model was chosen by "
+            "single pixels of acquisitions that it knows; split by group"
+        )
+    elif maps and not any(row["n_mixed"] for row in maps):
+        warnings.append(
+            "mixed fields are untested: no held-out acquisition shows two classes, so nothing here says what a map of "
+            "two phases is worth; a preset may turn it into one of a single class. Add an acquisition with per-pixel "
+            "truth, or simulated ones"
+        )
+    one_class = [f"{row['model']} ({row['preprocess']})" for row in maps if row["one_class"] > 0.5 * row["n_mixed"]]
+    if one_class:
+        warnings.append(
+            f"most maps of fields of two phases show one class only, by {', '.join(one_class)}: these models erase the "
+            "smaller phase, whatever they score on pure fields"
+        )
     if padded:
         warnings.append(
             "shifted spectra were padded by repeating their last channel, because no wider data exists: the "
             "translation scores and shift curves say less than with a wider window"
         )
-    for row in rows:
-        warnings += [f"{row['model']} ({row['preprocess']}, {row['split']}): {text}" for text in row["warnings"]]
     for acquisition in acquisitions:
         warnings += [f"{acquisition['name']} ({acquisition['preprocess']}): {text}" for text in acquisition["warnings"]]
     return list(dict.fromkeys(warnings))

@@ -5,30 +5,39 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
+from eelsflow.dataset.labels import class_fractions
+from eelsflow.dataset.manifest import Acquisition
 from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.errors import OutputPathError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps import map_product, register_model
-from eelsflow.models.bundle import ModelBundle, rename_model
+from eelsflow.models.bundle import ModelBundle, describe_model
 from eelsflow.report.page import build_report
 from eelsflow.store import Store, empty_directory, make_directory
 from eelsflow.study import stages
 from eelsflow.study.config import Study
+from eelsflow.study.map_scores import best_maps, map_rows
 from eelsflow.study.plan import (
     AssessModel,
     BuildDataSet,
     FitModel,
     Plan,
+    PrepareAcquisition,
+    ScoreMaps,
     Step,
     plan_assessment,
     plan_data,
     plan_features,
+    plan_maps,
     plan_model,
 )
 from eelsflow.study.results import score_rows, write_results
@@ -42,6 +51,9 @@ OWN_NAMES = ("results.json", "model", "maps", "evidence", "figures", "robustness
 
 MOST_PIXELS = 1 << 20
 """Of a map that a worker makes, whose memory is limited; larger ones are made where the study runs."""
+
+MAPS_OF_A_CLASS = 2
+"""Pure fields of each class whose maps are shown; of mixed and unlabelled fields all are."""
 
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 
@@ -73,13 +85,19 @@ def plan_models(plan: Plan, store: Store) -> list[FitModel]:
     return fits
 
 
-def plan_final_model(assessed: Sequence[AssessModel], rows: Sequence[dict[str, Any]]) -> FitModel:
-    """Plan the model that leaves the study: the best by balanced accuracy, fitted on all labelled spectra.
+def plan_final_model(
+    assessed: Sequence[AssessModel], rows: Sequence[dict[str, Any]], maps: Sequence[dict[str, Any]] = ()
+) -> FitModel:
+    """Plan the model that leaves the study, fitted on all labelled spectra.
 
-    Held-out acquisitions decide where there are any, else the random split; ties go to the first named.
+    The best maps of held-out acquisitions decide, pixel by pixel over pure and mixed fields; without maps the balanced
+    accuracy on held-out acquisitions, and only where nothing was held out that of the random split. Ties go to the
+    first named.
     """
-    by_group = [row for row in rows if row["split"] == "group"] or list(rows)
-    best = max(by_group, key=lambda row: (row["balanced_accuracy"] or row["accuracy"])["mean"])
+    best = best_maps(maps)
+    if best is None:
+        by_group = [row for row in rows if row["split"] == "group"] or list(rows)
+        best = max(by_group, key=lambda row: (row["balanced_accuracy"] or row["accuracy"])["mean"])
     step = next(
         step for step in assessed if (step.fit.model.name, step.fit.preset.name) == (best["model"], best["preprocess"])
     )
@@ -87,11 +105,19 @@ def plan_final_model(assessed: Sequence[AssessModel], rows: Sequence[dict[str, A
     return step.fit.model_copy(update={"features": features})
 
 
-def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[list[AssessModel], FitModel]:
-    """Compute a study, stage after stage; return its assessments and the final model, which is not fitted yet.
+@dataclass(frozen=True)
+class Measured:
+    """What a study has measured: assessments of single spectra, and scores of whole maps."""
+
+    assessed: list[AssessModel]
+    scored: list[ScoreMaps]
+
+
+def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[Measured, FitModel]:
+    """Compute a study, stage after stage; return what it measured and the final model, which is not fitted yet.
 
     Reads as the method section: prepare the acquisitions, build the data sets, split them and fit the features,
-    search and train the models, assess them, choose the best.
+    search and train the models, assess them, map what they were not trained on, choose the best.
     """
     run(stages.prepare_acquisition, plan.prepare)
     run(stages.build_dataset, plan.datasets)
@@ -100,7 +126,10 @@ def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[list[AssessModel]
     run(stages.fit_model, _unique(fits))
     assessed = [plan_assessment(plan.study, fit) for fit in fits]
     run(stages.assess_model, _unique(assessed))
-    return assessed, plan_final_model(assessed, score_rows(assessed, place))
+    scored = plan_maps(plan, fits)
+    run(stages.score_maps, _unique(scored))
+    final = plan_final_model(assessed, score_rows(assessed, place), map_rows(scored, place.store))
+    return Measured(assessed, scored), final
 
 
 def fit_final_model(final: FitModel, run: Runner) -> None:
@@ -133,14 +162,14 @@ def claim_directory(out: Path) -> None:
 
 
 def write_outputs(
-    plan: Plan, assessed: Sequence[AssessModel], final: FitModel, place: Place, out: Path, *, run: dict[str, Any],
+    plan: Plan, measured: Measured, final: FitModel, place: Place, out: Path, *, run: dict[str, Any],
     promote: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Write everything a study leaves behind: results, model, maps, figures and report; whole, or not at all.
 
     Parameters
     ----------
-    plan, assessed, final, place
+    plan, measured, final, place
         What was computed, and where.
     out
         The results directory.
@@ -152,10 +181,11 @@ def write_outputs(
     unfinished = out / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     unfinished.mkdir()
-    results = write_results(unfinished, plan, assessed, place, run=run)
     shutil.copytree(place.store.path(final.digest) / "model", unfinished / "model")
-    rename_model(unfinished / "model", final.model.name)
-    _write_maps(plan, final, place, unfinished / "maps")
+    describe_model(unfinished / "model", name=final.model.name, **_about_model(plan.study))
+    evidence = _write_maps(plan, measured, final, place, unfinished / "maps")
+    run = {**run, "final_model": {"model": final.model.name, "preprocess": final.preset.name}, "map_evidence": evidence}
+    results = write_results(unfinished, plan, measured.assessed, measured.scored, place, run=run)
     build_report(unfinished, executor=place.executor)
     _replace_outputs(unfinished, out)
     register_model(out / "model", name=plan.study.name, registered=run["started"], champion=promote)
@@ -180,34 +210,122 @@ def _replace_outputs(unfinished: Path, out: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write_maps(plan: Plan, final: FitModel, place: Place, directory: Path) -> None:
-    """Map what was prepared but has no label for every pixel: mixed and unknown acquisitions."""
-    steps = [step for step in plan.prepare if not step.acquisition.label and step.preset.name == final.preset.name]
-    if not steps:
-        return
+def _about_model(study: Study) -> dict[str, Any]:
+    """Return what a study file says of the model that leaves it."""
+    about: dict[str, Any] = {}
+    if study.valence:
+        about["valence"] = study.valence
+    if study.caution:
+        about["caution"] = study.caution
+    return about
+
+
+@dataclass(frozen=True)
+class _MapToWrite:
+    """One map of a results directory, small to send to a worker."""
+
+    prepared: Path
+    model: Path
+    target: Path
+    title: str
+    about: dict[str, Any]
+
+
+def _write_maps(plan: Plan, measured: Measured, final: FitModel, place: Place, directory: Path) -> list[dict[str, Any]]:
+    """Write the maps that the report shows, and return what each is; every one by a model that never saw the field.
+
+    Acquisitions with a truth are mapped by the model that stands for the final one in a split that held them out;
+    those without label and truth by the final model, which cannot have been trained on them.
+    """
     store = place.store
+    items, entries = [], []
     work = store.temporary()  # every worker sees the store, and perhaps not the results directory
-    try:
-        items = [
-            (
-                store.path(step.digest) / "prepared.zarr",
-                store.path(final.digest) / "model",
-                work / step.acquisition.name,
-                step.acquisition.path.name,
+    for step, fit in _maps_to_show(plan, measured, final, store):
+        acquisition = step.acquisition
+        if acquisition.group in stages.training_groups(fit, store):
+            raise RuntimeError(
+                f"the map of {acquisition.name} was to be made by a model trained on its group {acquisition.group}"
             )
-            for step in steps
-        ]
-        sizes = [open_dataset(prepared)["vacuum_mask"].size for prepared, *_ in items]
+        items.append(
+            _MapToWrite(
+                prepared=store.path(step.digest) / "prepared.zarr",
+                model=store.path(fit.digest) / "model",
+                target=work / acquisition.name,
+                title=acquisition.path.name,
+                about=_about_model(plan.study),
+            )
+        )
+        entry = {
+            "acquisition": acquisition.name,
+            "map": f"maps/{acquisition.name}",
+            "label": acquisition.label,
+            "model": fit.model.name,
+            "preprocess": fit.preset.name,
+            "held_out": fit.features.split != "all",
+            "seed": fit.features.seed,
+        }
+        entries.append((entry, acquisition))
+    if not items:
+        return []
+    try:
+        sizes = [open_dataset(item.prepared)["vacuum_mask"].size for item in items]
         executor = place.executor if max(sizes) <= MOST_PIXELS else LoopExecutor()
         executor.map(_write_map, items, label="map")
         shutil.copytree(work, directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    for entry, acquisition in entries:
+        with_truth = _write_truth(acquisition, plan.study.classes, directory / acquisition.name)
+        entry["truth"] = f"maps/{acquisition.name}/truth.npz" if with_truth else None
+    return [entry for entry, _ in entries]
 
 
-def _write_map(item: tuple[Path, Path, Path, str]) -> None:
-    prepared, model, target, title = item
-    map_product(prepared, ModelBundle.load(model), empty_directory(target), title=title)
+def _maps_to_show(
+    plan: Plan, measured: Measured, final: FitModel, store: Store
+) -> list[tuple[PrepareAcquisition, FitModel]]:
+    """Pair acquisitions with models that did not see them: mixed fields first, then pure, then unlabelled ones."""
+    prepared = [step for step in plan.prepare if step.preset.name == final.preset.name]
+    stand_ins = [
+        step.fit
+        for step in measured.scored
+        if (step.fit.model.name, step.fit.preset.name) == (final.model.name, final.preset.name)
+    ]
+    mixed, pure, unlabelled = [], [], []
+    shown_of: dict[str, int] = {}
+    for step in prepared:
+        acquisition = step.acquisition
+        if not acquisition.label and acquisition.truth is None:
+            unlabelled.append((step, final))
+            continue
+        fit = next((fit for fit in stand_ins if acquisition.group not in stages.training_groups(fit, store)), None)
+        if fit is None:
+            continue
+        if not acquisition.label:
+            mixed.append((step, fit))
+        elif shown_of.get(acquisition.label, 0) < MAPS_OF_A_CLASS:
+            shown_of[acquisition.label] = shown_of.get(acquisition.label, 0) + 1
+            pure.append((step, fit))
+    return [*mixed, *pure, *unlabelled]
+
+
+def _write_map(item: _MapToWrite) -> None:
+    bundle = ModelBundle.load(item.model)
+    bundle = replace(bundle, provenance={**bundle.provenance, **item.about})
+    map_product(item.prepared, bundle, empty_directory(item.target), title=item.title)
+
+
+def _write_truth(acquisition: Acquisition, classes: Sequence[str], directory: Path) -> bool:
+    """Keep the truth of a field beside its map, in the order of the map's classes, for the report."""
+    mapped = open_dataset(directory / "map.zarr")
+    names = [str(name) for name in mapped["class"].values]
+    n_y, n_x = mapped["class_index"].shape
+    truth = class_fractions(
+        (n_y, n_x), label=acquisition.label, truth=acquisition.truth, classes=names,
+        name=acquisition.name,
+    )  # fmt: skip
+    if truth is not None:
+        np.savez(directory / "truth.npz", allow_pickle=False, fraction=truth, classes=np.array(names))
+    return truth is not None
 
 
 def run_study(
@@ -236,7 +354,7 @@ def run_study(
     """
     claim_directory(out)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    plan = plan_data(study)
+    plan = plan_data(study, place.store)
 
     def run(stage: Callable[[StepType, Place], Path], steps: Sequence[StepType]) -> None:
         for number, step in enumerate(steps):
@@ -244,7 +362,7 @@ def run_study(
                 on_step(step.title, number, len(steps))
             stage(step, place)
 
-    assessed, final = run_stages(plan, place, run)
+    measured, final = run_stages(plan, place, run)
     fit_final_model(final, run)
     about = {
         "runner": "loop",
@@ -252,4 +370,4 @@ def run_study(
         "seconds": time.perf_counter() - clock,
         "links": {},
     }
-    return write_outputs(plan, assessed, final, place, out, run=about, promote=promote)
+    return write_outputs(plan, measured, final, place, out, run=about, promote=promote)

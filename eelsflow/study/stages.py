@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.dataset.labels import label_pixels
+from eelsflow.dataset.labels import class_fractions, label_pixels
 from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
 from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validation_split
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import blocks, open_dataset, remove_unfinished, write_dataset, write_spectrum_image
+from eelsflow.maps.pixels import map_pixels
+from eelsflow.maps.score import score_map
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.models.fitting import fit_model as search_and_fit
 from eelsflow.models.spec import Augment
@@ -31,7 +33,7 @@ from eelsflow.robustness.perturb import add_gaussian_noise, draw_shifts
 from eelsflow.robustness.wide import MAX_TRAINING
 from eelsflow.store import Store, empty_directory, read_json, write_json
 from eelsflow.study.evidence import summarize_prepared
-from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition
+from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition, ScoreMaps
 from eelsflow.unmixing.references import References
 
 MOST_BYTES = 256 << 20
@@ -164,6 +166,9 @@ def _fit_features(item: tuple[FitFeatures, Path, Path]) -> None:
     np.save(directory / "train.npy", train)
     np.save(directory / "test.npy", test)
     np.save(directory / "vectors.npy", transform.apply(wide))
+    # What the model will have seen: an acquisition of these groups is never evidence for it.
+    groups = [] if spectra.group is None else sorted(set(spectra.group[train].tolist()))
+    write_json(directory / "groups.json", groups)
     axis = EnergyAxis.from_values(spectra.energy_loss)
     variance = None if spectra.variance is None else spectra.variance[train]
     References.fit(
@@ -323,6 +328,50 @@ def _assess(item: tuple[AssessModel, Path, Path]) -> None:
     )
     np.savez(directory / "correct.npz", allow_pickle=False, **result.correct)
     write_json(directory / "assessment.json", {"curves": result.curves, "padded": result.padded})
+
+
+def score_maps(step: ScoreMaps, place: Place) -> Path:
+    """Map every acquisition with a truth that a fitted model was not trained on, and score the maps, on a worker.
+
+    Returns
+    -------
+    Path
+        An entry with ``scores.json``: for each acquisition its name, group, and what `score_map` says.
+    """
+
+    def write(directory: Path) -> None:
+        place.executor.map(_score_maps, [(step, place.store.root, directory)], label="score maps")
+
+    return place.store.compute(step.digest, write)
+
+
+def _score_maps(item: tuple[ScoreMaps, Path, Path]) -> None:
+    step, root, directory = item
+    store = Store(root)
+    bundle = ModelBundle.load(store.path(step.fit.digest) / "model")
+    scores = []
+    for acquisition, digest in zip(step.acquisitions, step.prepared, strict=True):
+        if acquisition.group in training_groups(step.fit, store):
+            continue
+        prepared = store.path(digest) / "prepared.zarr"
+        found = map_pixels(prepared, bundle)
+        truth = class_fractions(
+            found.class_index.shape,
+            label=acquisition.label,
+            truth=acquisition.truth,
+            classes=bundle.classes,
+            name=acquisition.name,
+        )
+        assert truth is not None  # planned for acquisitions with a truth
+        score = score_map(found, truth)
+        if score is not None:
+            scores.append({"acquisition": acquisition.name, "group": acquisition.group, **score})
+    write_json(directory / "scores.json", {"classes": bundle.classes, "maps": scores})
+
+
+def training_groups(step: FitModel, store: Store) -> set[str]:
+    """Return the groups that a fitted model has seen spectra of: their acquisitions are no evidence for it."""
+    return set(read_json(store.path(step.features.digest) / "groups.json"))
 
 
 def read_fit(step: FitModel, store: Store) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import xarray as xr
 from eelsflow.errors import DataSetError, OutputPathError
 from eelsflow.executors import LoopExecutor, ThreadExecutor
 from eelsflow.models.bundle import ModelBundle
+from eelsflow.preprocess.shapes import to_shapes
 from eelsflow.simulate import PRESETS, simulate_directory
 from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.store import Store
@@ -84,10 +85,10 @@ def test_model_that_leaves_a_study_is_fitted_on_all_labelled_spectra(table_study
     assert bundle.provenance["n_train"] == results["n_spectra"] == 144
     with np.load(labelled_table) as table:
         predicted, probability = bundle.predict(table["spectra"].astype(np.float32))
-        novelty = bundle.transform.novelty(table["spectra"].astype(np.float32))
+        shapes = to_shapes(table["spectra"], None, bundle.transform.axis, bundle.edge)
         assert (predicted == table["label"]).mean() > 0.95
     assert np.allclose(probability.sum(axis=1), 1)
-    assert (novelty > bundle.transform.novelty_threshold).mean() < 0.1
+    assert (bundle.references.distance(shapes) > bundle.references.pixel_limit).mean() < 0.1
 
 
 @pytest.mark.usefixtures("no_figures")
