@@ -28,8 +28,9 @@ class Shapes:
     Attributes
     ----------
     values
-        Shape (..., bands): the share of the window's counts in each band, so that every row sums to 1. NaN where a
-        spectrum shows no signal, or has no data in a part of the window.
+        Shape (..., bands): the share of the window's counts in each band, so that every row sums to 1 (of a table,
+        whose spectra may lie about zero, the sizes do). NaN where a spectrum shows no signal, or has no data in a part
+        of the window.
     relative_variance
         Shape (...): variance of the window's counts, channels taken as independent, over their square; infinite where
         there is no shape. The noise of a shape grows with it.
@@ -93,7 +94,8 @@ def to_shapes(
     window = slice(starts[0], starts[-1])
     bands = np.add.reduceat(intensity[..., window], starts[:-1] - starts[0], axis=-1, dtype=np.float64)
     counts = bands.sum(axis=-1)
-    if variance is None:
+    if variance is None:  # a table, which may have been normalised to lie about zero
+        counts = np.abs(bands).sum(axis=-1)
         noise = np.zeros(counts.shape)
     else:
         noise = np.asarray(variance[..., window].sum(axis=-1, dtype=np.float64))

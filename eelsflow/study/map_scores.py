@@ -122,7 +122,8 @@ def expected_of_chosen(steps: Sequence[ScoreMaps], store: Store) -> ChosenScore 
         found: dict[str, list[list[float]]] = defaultdict(list)
         for field in _fields(members, store):
             found[field["acquisition"]].append([np.nan if value is None else value for value in field["recall"]])
-        recalls.append({name: np.nanmean(np.array(values), axis=0) for name, values in _complete(found).items()})
+        # a class that a field does not show is NaN in all of its maps, and stays so
+        recalls.append({name: np.mean(values, axis=0) for name, values in _complete(found).items()})
     if not recalls:
         return None
     common = sorted(set.intersection(*(set(found) for found in recalls)))
