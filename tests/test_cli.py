@@ -173,7 +173,7 @@ def test_missing_model_is_refused(eelsflow, cube, tmp_path):
     )
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '{"schema": "eelsflow-model/1"}'])
+@pytest.mark.parametrize("content", ["[]", "null", '{"schema": "eelsflow-model/2"}'])
 def test_damaged_model_is_refused(eelsflow, cube, saved_model, tmp_path, content):
     path = write_acquisition(tmp_path, "cube.zarr", cube)
     model = shutil.copytree(saved_model, tmp_path / "model")

@@ -75,11 +75,15 @@ def test_map_has_a_class_for_every_specimen_pixel_and_a_blank_vacuum(results, tm
 
 
 @pytest.mark.slow
-def test_mixed_acquisitions_of_a_study_are_mapped(results):
-    assert sorted(path.name for path in (results / "maps").iterdir()) == [
-        acquisition(results, "004-core-shell").stem,
-        acquisition(results, "005-core-shell").stem,
-    ]
+def test_a_study_shows_maps_by_models_that_never_saw_the_field(results):
+    evidence = read_json(results / "results.json")["map_evidence"]
+    assert any("core-shell" in entry["acquisition"] for entry in evidence)
+    for entry in evidence:
+        made_by = read_json(results / entry["map"] / "summary.json")["model"]
+        assert made_by["split"] == "group"
+        assert entry["held_out"]
+        assert (results / entry["truth"]).is_file()
+        assert entry["acquisition"] not in made_by["groups"]
 
 
 @pytest.mark.slow
@@ -114,7 +118,7 @@ def test_models_are_found_by_directory_name_and_default(results, monkeypatch, tm
     [
         ("model.json", "O_K", r"no model is at"),
         ("classifier/model.skops", "O_K", r"the model in .* is damaged"),
-        ("transform/features.npz", "O_K", r"the model in .* is damaged"),
+        ("references.npz", "O_K", r"the model in .* is damaged"),
         (None, "Mn_L3", r"is for the edge O_K, and Mn_L3 is asked for"),
     ],
 )

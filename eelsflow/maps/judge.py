@@ -11,7 +11,7 @@ from eelsflow.maps.pixels import PixelMap
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.presets import Normalize, Pca
 from eelsflow.unmixing.references import References
-from eelsflow.unmixing.structure import STRUCTURED
+from eelsflow.unmixing.structure import SURELY_STRUCTURED
 
 UNKNOWN_FRACTION = 0.1
 """A map carries a warning when more than this share of its specimen pixels is unlike the training data (our choice)."""
@@ -72,11 +72,12 @@ def _unlike(found: PixelMap, bundle: ModelBundle) -> str | None:
 def _missed_phase(found: PixelMap) -> str | None:
     """Say so where neighbours are alike in what tells the classes apart, and the map shows one class."""
     counts = np.bincount(found.class_index[found.specimen], minlength=1)
-    if found.correlation < STRUCTURED or counts.max(initial=0) < ONE_CLASS * counts.sum():
+    if found.correlation < SURELY_STRUCTURED or counts.max(initial=0) < ONE_CLASS * counts.sum():
         return None
     return (
         f"neighbouring pixels are alike in what tells the classes apart ({found.correlation:.1f} standard errors, "
-        f"limit {STRUCTURED:g}), yet the map shows one class: a second phase may be missed. Look at the fractions"
+        f"limit {SURELY_STRUCTURED:g}), yet the map shows one class: a second phase may be missed. Look at the "
+        "fractions"
     )
 
 

@@ -180,11 +180,12 @@ class FeatureTransform:
         return int(self.channels.stop - self.channels.start)
 
     def save(self, directory: Path) -> None:
-        """Write ``features.json`` and ``features.npz`` into an existing directory."""
+        """Write ``features.json``, and ``features.npz`` where components were fitted, into an existing directory."""
         arrays: dict[str, NDArray[Any]] = {}
         if self.pca is not None:
             arrays = {f"pca_{name}": array for name, array in self.pca.to_arrays().items()}
-        np.savez(directory / "features.npz", **arrays)  # type: ignore[arg-type]
+        if arrays:
+            np.savez(directory / "features.npz", **arrays)  # type: ignore[arg-type]
         write_json(
             directory / "features.json",
             {
@@ -207,13 +208,15 @@ class FeatureTransform:
         """
         try:
             values = read_json(directory / "features.json")
-            # opened here because numpy forgets to close a damaged archive that it opened itself
-            with (directory / "features.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            pca = {name.removeprefix("pca_"): array for name, array in arrays.items() if name.startswith("pca_")}
+            preset = Preset.model_validate(values["preset"])
+            pca: dict[str, NDArray[Any]] = {}
+            if any(isinstance(step, PcaStep) for step in preset.training_steps):
+                # opened here because numpy forgets to close a damaged archive that it opened itself
+                with (directory / "features.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+                    pca = {name.removeprefix("pca_"): archive[name] for name in archive.files}
             return cls(
                 edge=Edge.model_validate(values["edge"]),
-                preset=Preset.model_validate(values["preset"]),
+                preset=preset,
                 axis=EnergyAxis(**values["axis"]),
                 scale=values["scale"],
                 pca=Pca.from_arrays(pca) if pca else None,

@@ -341,6 +341,7 @@ def plan_maps(plan: Plan, fits: Sequence[FitModel]) -> list[ScoreMaps]:
         # a preset's acquisition steps keep its name
         prepared = [step for step in plan.prepare if step.preset.name == fit.preset.name]
         known = [step for step in prepared if step.acquisition.label or step.acquisition.truth is not None]
+        known.sort(key=lambda step: step.acquisition.sha256)  # the order of the manifest's rows does not matter
         steps.append(
             ScoreMaps(
                 fit=fit,

@@ -238,6 +238,7 @@ def fit_model(step: FitModel, place: Place) -> Path:
             "split": step.features.split,
             "seed": seed,
             "best_params": fitted.best_params,
+            "groups": sorted(training_groups(step, place.store)),
             "n_train": int(train.size),
         }
         bundle = ModelBundle(

@@ -32,7 +32,7 @@ PURE_PRIOR = 0.96
 """That a field without structure is of one class alone (our choice)."""
 END_PRIORS = (0.05, 0.35, 0.6)
 """That none, one or both ends of a structured field are of one class alone (our choice)."""
-ONE_PHASE = 0.3
+ONE_PHASE = 0.5
 """That a field has structure for another reason than two phases: its thickness, or chance (our choice)."""
 WITHIN = 0.03
 """Variance of shapes within an acquisition, relative to that between acquisitions: what thickness does to either (our

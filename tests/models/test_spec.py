@@ -14,7 +14,7 @@ def test_every_base_resolves_by_its_name_and_has_defaults(base):
     spec = resolve_model(base)
     assert (spec.name, spec.base) == (base, base)
     assert spec.is_network == base.startswith(("fcnn", "cnn"))
-    assert with_defaults(base, {})
+    assert bool(with_defaults(base, {})) == bool(PARAMETERS[base])
     assert set(with_defaults(base, {})) <= set(PARAMETERS[base])
 
 
@@ -55,7 +55,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("svm-cubic", "'svm-cubic'.*bases are svm-linear"),
+        ("svm-cubic", "'svm-cubic'.*bases are mlls, svm-linear"),
         ({"base": "svm-rbf", "colour": 1}, "colour: Extra inputs"),
         ({"base": "svm-linear", "params": {"gamma": 1}}, "svm-linear has no parameter 'gamma'; it has C"),
         ({"base": "svm-rbf", "params": {"C": 1}, "grid": {"C": [1]}}, "either fixed or searched"),

@@ -53,6 +53,8 @@ def test_product_holds_what_it_promises(product: xr.Dataset, image: xr.DataArray
         "vacuum_mask": ("y", "x"), "background_status": ("y", "x"), "background_amplitude": ("y", "x"),
         "background_exponent": ("y", "x"), "spike_channels": ("y", "x"), "mean_energy_loss": ("native_channel",),
         "mean_spectrum": ("native_channel",), "mean_background": ("native_channel",),
+        "gathered": ("y", "x", "energy_loss"), "gathered_variance": ("y", "x", "energy_loss"),
+        "effective_spectra": ("y", "x"),
     }  # fmt: skip
     assert {name: product[name].dims for name in product.data_vars} == dims
     types = {"intensity": "f4", "variance": "f4", "valid": "b1", "vacuum_mask": "b1", "spike_channels": "u2"}

@@ -66,6 +66,16 @@ def test_vectors_ignore_the_thickness(method: str, scale: float) -> None:
     np.testing.assert_allclose(transform.apply(np.float32(scale) * wide), transform.apply(wide), rtol=1e-4, atol=1e-4)
 
 
+@given(scale=factors(0.01, 100))
+@examples(20)
+def test_vectors_of_components_ignore_the_scale_of_the_counts(scale: float) -> None:
+    """Components of counts, not of shapes, made the class follow from the dose."""
+    wide = spectra(8, seed=1)
+    np.testing.assert_allclose(
+        RECOMMENDED.apply(np.float32(scale) * wide), RECOMMENDED.apply(wide), rtol=1e-3, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_normalisation_has_the_scale_of_min_max(method: str) -> None:
     """A grid of gamma means something only at a fixed scale of the features."""
@@ -175,12 +185,12 @@ def test_components_of_the_training_set_remove_noise() -> None:
     transform = FeatureTransform.fit(noisy, ENERGY, edge=O_K, preset=steps, variance=np.full(540, 100.0, np.float32))
     plain = FeatureTransform.fit(noisy, ENERGY, edge=O_K, preset=with_method("area"))
     assert transform.pca is not None
-    # thickness and the two phases: two directions about the mean; a classifier is given five
-    assert ", 2 lead up to the last that reproduces" in transform.pca.rank_method
+    # the two phases: one direction about the mean, as the thickness is divided out; a classifier is given five
+    assert ", 1 lead up to the last that reproduces" in transform.pca.rank_method
     assert transform.pca.rank == 5
     truth = plain.apply(clean)
     error = np.abs(transform.apply(noisy) - truth).mean()
-    assert error < 0.3 * np.abs(plain.apply(noisy) - truth).mean()
+    assert error < 0.35 * np.abs(plain.apply(noisy) - truth).mean()
 
 
 def test_components_are_weighted_by_the_variance() -> None:
@@ -199,33 +209,18 @@ def test_components_are_weighted_by_the_variance() -> None:
     assert residuals[0] < residuals[1]
 
 
-def test_unlike_spectra_are_told_from_the_training_set() -> None:
-    transform = fitted("robust_percentile")
-    alike = transform.novelty(spectra(100, seed=9))
-    assert np.mean(alike > transform.novelty_threshold) < 0.02
-    other = transform.novelty(spectra(100, seed=10, main=535.0))
-    assert (other > transform.novelty_threshold).all()
-    for wide, strange in ((spectra(100, noise=0.3, seed=9), False), (spectra(100, noise=0.3, main=535.0), True)):
-        mean = transform.novelty(wide.mean(axis=0, keepdims=True))
-        assert (mean > transform.mean_novelty_threshold) == strange
-    # thickness is no novelty
-    np.testing.assert_allclose(transform.novelty(7 * spectra(5)), transform.novelty(spectra(5)), rtol=1e-3, atol=1e-6)
-
-
 @pytest.mark.parametrize("transform", [fitted("area"), RECOMMENDED], ids=["area", "recommended"])
 def test_saved_and_loaded_transforms_agree(transform: FeatureTransform, tmp_path: Path) -> None:
     transform.save(tmp_path)
     loaded = FeatureTransform.load(tmp_path)
     wide = spectra(9, seed=11)
     np.testing.assert_array_equal(loaded.apply(wide, 1.23), transform.apply(wide, 1.23))
-    np.testing.assert_array_equal(loaded.novelty(wide), transform.novelty(wide))
-    assert loaded.novelty_threshold == transform.novelty_threshold
     assert (loaded.edge, loaded.preset, loaded.axis) == (transform.edge, transform.preset, transform.axis)
 
 
 @pytest.mark.parametrize("name", ["features.json", "features.npz"])
 def test_a_damaged_transform_is_refused(name: str, tmp_path: Path) -> None:
-    fitted().save(tmp_path)
+    RECOMMENDED.save(tmp_path)
     whole = (tmp_path / name).read_bytes()
     for damaged in (None, whole[: len(whole) // 2]):
         (tmp_path / name).unlink() if damaged is None else (tmp_path / name).write_bytes(damaged)

@@ -24,7 +24,7 @@ def test_paper_runs_in_the_order_of_the_paper() -> None:
 def test_recommended_fits_pca_on_the_training_set_alone() -> None:
     recommended = resolve_preset("recommended")
     assert [step.step for step in recommended.acquisition_steps] == [
-        "spikes", "vacuum_mask", "align", "background", "rebin",
+        "spikes", "vacuum_mask", "align", "background", "rebin", "spatial",
     ]  # fmt: skip
     assert [step.step for step in recommended.training_steps] == ["pca", "normalize"]
     assert recommended.for_acquisition.training_steps == ()

@@ -199,14 +199,14 @@ def test_order_of_the_manifests_rows_does_not_matter(acquisition_study, tmp_path
 def test_changed_acquisition_recomputes_only_what_depends_on_it(acquisition_study, tmp_path):
     study_file = acquisition_study()
     _, computed = run(study_file, tmp_path / "out", store=tmp_path / "store")
-    # 4 acquisitions, the data set, then features and model for each of two splits and of the final model, and two
-    # assessments
-    assert len(computed) == 4 + 1 + 2 * 3 + 2
+    # 4 acquisitions, the data set, then features and model for each of two splits and of the final model, two
+    # assessments, and the maps of the split that held out acquisitions
+    assert len(computed) == 4 + 1 + 2 * 3 + 2 + 1
     one = sorted((tmp_path / "acquisitions").glob("*[!h].zarr"))[0]
     shutil.rmtree(one)
     shutil.copytree(tmp_path / "others" / one.name, one)
     _, computed = run(study_file, tmp_path / "out", store=tmp_path / "store")
-    assert len(computed) == 1 + 1 + 2 * 3 + 2
+    assert len(computed) == 1 + 1 + 2 * 3 + 2 + 1
     prepared = {path.parent.name for path in (tmp_path / "store").glob("entries/*/*/prepared.zarr")}
     assert len(prepared) == 4 + 1
     assert len(prepared & computed) == 1
