@@ -24,6 +24,11 @@ acquisitions do when they are left out of the fit (our choice)."""
 PIXEL_QUANTILE = 0.99
 """Of what noise may add to the distance of a pixel (our choice)."""
 
+SMOOTH_ERROR, SMOOTH_LENGTH = 0.07, 4.0
+"""Relative standard deviation, and length in eV, of a smooth factor by which an acquisition may differ from the classes
+beyond what the training set shows. No training set has seen every instrument: without it a detail that all training
+acquisitions share counts as certain (our choice; half and twice as much do about equally well)."""
+
 SINGLE_SPREAD = 0.1
 """Relative spread of a band between acquisitions, where there are too few to see it (our choice)."""
 
@@ -83,7 +88,8 @@ class References:
         Notes
         -----
         Spread: the covariance of the acquisitions' mean shapes within their classes, drawn to a diagonal as Ledoit and
-        Wolf (2004) have it, and larger by 1 + 1/n because a mean is known from n acquisitions only. Noise: the
+        Wolf (2004) have it, larger by 1 + 1/n because a mean is known from n acquisitions only, and a smooth error
+        (`SMOOTH_ERROR`). Noise: the
         covariance of single spectra about the mean of their acquisition and class, each in units of its relative
         variance.
         """
@@ -116,13 +122,14 @@ class References:
     @classmethod
     def _of_means(cls, classes: list[str], means: Sequence[Shapes], residuals: Sequence[NDArray[np.float64]]) -> Self:
         mean = np.array([one.values.mean(axis=0) for one in means])
-        spread = _spread([one.values for one in means], mean)
+        energy_loss = means[0].energy_loss
+        spread = _spread([one.values for one in means], mean) + _smooth_error(mean.mean(axis=0), energy_loss)
         noise = spread
         if residuals:
             rows = np.concatenate(residuals)
             noise = rows.T @ rows / len(rows)
         n = np.array([len(one.values) for one in means])
-        return cls(classes, mean, spread, noise, means[0].energy_loss, n)
+        return cls(classes, mean, spread, noise, energy_loss, n)
 
     def distance(self, shapes: Shapes, noise: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Return how unlike all compositions of the classes spectra are, shape (n,).
@@ -232,6 +239,12 @@ def _left_out(fitted: References, means: Sequence[Shapes], n_parts: int = 5) -> 
             distances.append(without.distance(one[mask], fitted.noise))
     # of one acquisition a class nothing can be left out: their spread is assumed, and they lie at 0 of it
     return np.concatenate(distances) if distances else np.ones(1)
+
+
+def _smooth_error(shape: NDArray[np.float64], energy_loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the covariance of a shape under a smooth random factor, shape (bands, bands)."""
+    distance = np.subtract.outer(energy_loss, energy_loss) / SMOOTH_LENGTH
+    return np.asarray(SMOOTH_ERROR**2 * np.outer(shape, shape) * np.exp(-0.5 * distance**2))
 
 
 def _spread(means: list[NDArray[np.float64]], mean: NDArray[np.float64]) -> NDArray[np.float64]:
