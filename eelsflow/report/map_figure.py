@@ -127,7 +127,7 @@ def _image(
     n_rows = -(-(2 + len(drawn)) // n_columns)
     panel_width = PAGE_WIDTH - 2.4 if wide else (PAGE_WIDTH - 1) / n_columns
     panel_height = min(max(panel_width * n_y / n_x, 0.6), 5.5)
-    legend_height = 0 if wide else 0.17 * (len(classes) + 2) + 0.1
+    legend_height = 0 if wide else 0.17 * (len(classes) + 2) + 0.7
     figure = new_figure(PAGE_WIDTH, n_rows * (panel_height + 0.65) + 0.3 + legend_height + room)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     extent = (0.0, n_x * size, n_y * size, 0.0)
@@ -153,7 +153,7 @@ def _image(
         figure.colorbar(image, ax=axes, label=plain(f"Fraction of {name}"), **bar)
         axes.set_title(plain(f"Fraction of {name}"))
     for axes in panels[: 2 + len(drawn)]:
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="N")
         for spine in axes.spines.values():
             spine.set(visible=True, color="#BBBBBB")
         draw_scale_bar(axes, n_x * size, size, unit)
@@ -214,7 +214,7 @@ def truth_and_map(
     figure.colorbar(image, ax=panels[-1], label="Probability of the class", **bar)
     panels[-1].set_title("Map: confidence")
     for axes in panels:
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="N")
         for spine in axes.spines.values():
             spine.set(visible=True, color="#BBBBBB")
         draw_scale_bar(axes, n_x * pixel_size, pixel_size, pixel_unit)
