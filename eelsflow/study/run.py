@@ -239,13 +239,18 @@ def _write_maps(plan: Plan, measured: Measured, final: FitModel, place: Place, d
     """
     store = place.store
     items, entries = [], []
-    work = store.temporary()  # every worker sees the store, and perhaps not the results directory
-    for step, fit in _maps_to_show(plan, measured, final, store):
-        acquisition = step.acquisition
-        if acquisition.group in stages.training_groups(fit, store):
+    shown = _maps_to_show(plan, measured, final, store)
+    if not shown:
+        return []
+    for step, fit in shown:
+        if step.acquisition.group in stages.training_groups(fit, store):
             raise RuntimeError(
-                f"the map of {acquisition.name} was to be made by a model trained on its group {acquisition.group}"
+                f"the map of {step.acquisition.name} was to be made by a model trained on its group "
+                f"{step.acquisition.group}"
             )
+    work = store.temporary()  # every worker sees the store, and perhaps not the results directory
+    for step, fit in shown:
+        acquisition = step.acquisition
         items.append(
             _MapToWrite(
                 prepared=store.path(step.digest) / "prepared.zarr",
@@ -265,8 +270,6 @@ def _write_maps(plan: Plan, measured: Measured, final: FitModel, place: Place, d
             "seed": fit.features.seed,
         }
         entries.append((entry, acquisition))
-    if not items:
-        return []
     try:
         sizes = [open_dataset(item.prepared)["vacuum_mask"].size for item in items]
         executor = place.executor if max(sizes) <= MOST_PIXELS else LoopExecutor()

@@ -110,8 +110,10 @@ class References:
             found, rest = _acquisition_means(of_class, of_group)
             means.append(found)
             residuals += rest
-        fitted = cls._of_means(classes, means, residuals)
-        distances = _left_out(fitted, means)
+        # A spread of single spectra holds their noise, and is wider than that of acquisitions already.
+        smooth_error = 0.0 if group is None else SMOOTH_ERROR
+        fitted = cls._of_means(classes, means, residuals, smooth_error)
+        distances = _left_out(fitted, means, smooth_error)
         mean_limit = MEAN_FACTOR * float(np.percentile(distances, MEAN_PERCENTILE))
         n_bands = fitted.mean.shape[1]
         from scipy.stats import chi2
@@ -120,10 +122,13 @@ class References:
         return replace(fitted, mean_limit=mean_limit, pixel_limit=pixel_limit)
 
     @classmethod
-    def _of_means(cls, classes: list[str], means: Sequence[Shapes], residuals: Sequence[NDArray[np.float64]]) -> Self:
+    def _of_means(
+        cls, classes: list[str], means: Sequence[Shapes], residuals: Sequence[NDArray[np.float64]], smooth_error: float
+    ) -> Self:
         mean = np.array([one.values.mean(axis=0) for one in means])
         energy_loss = means[0].energy_loss
-        spread = _spread([one.values for one in means], mean) + _smooth_error(mean.mean(axis=0), energy_loss)
+        spread = _spread([one.values for one in means], mean)
+        spread += _smooth_error(mean.mean(axis=0), energy_loss, smooth_error)
         noise = spread
         if residuals:
             rows = np.concatenate(residuals)
@@ -226,7 +231,9 @@ def _acquisition_means(shapes: Shapes, group: NDArray[np.str_]) -> tuple[Shapes,
     return together, residuals
 
 
-def _left_out(fitted: References, means: Sequence[Shapes], n_parts: int = 5) -> NDArray[np.float64]:
+def _left_out(
+    fitted: References, means: Sequence[Shapes], smooth_error: float, *, n_parts: int = 5
+) -> NDArray[np.float64]:
     """Return the distances of acquisitions from references that were fitted without them."""
     distances = []
     for part in range(n_parts):
@@ -234,17 +241,19 @@ def _left_out(fitted: References, means: Sequence[Shapes], n_parts: int = 5) -> 
         if any(mask.all() for mask in held) or not any(mask.any() for mask in held):
             continue
         rest = [one[~mask] for one, mask in zip(means, held, strict=True)]
-        without = References._of_means(fitted.classes, rest, [])
+        without = References._of_means(fitted.classes, rest, [], smooth_error)
         for one, mask in zip(means, held, strict=True):
             distances.append(without.distance(one[mask], fitted.noise))
     # of one acquisition a class nothing can be left out: their spread is assumed, and they lie at 0 of it
     return np.concatenate(distances) if distances else np.ones(1)
 
 
-def _smooth_error(shape: NDArray[np.float64], energy_loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance of a shape under a smooth random factor, shape (bands, bands)."""
+def _smooth_error(
+    shape: NDArray[np.float64], energy_loss: NDArray[np.float64], deviation: float
+) -> NDArray[np.float64]:
+    """Return the covariance of a shape under a smooth random factor of this deviation, shape (bands, bands)."""
     distance = np.subtract.outer(energy_loss, energy_loss) / SMOOTH_LENGTH
-    return np.asarray(SMOOTH_ERROR**2 * np.outer(shape, shape) * np.exp(-0.5 * distance**2))
+    return np.asarray(deviation**2 * np.outer(shape, shape) * np.exp(-0.5 * distance**2))
 
 
 def _spread(means: list[NDArray[np.float64]], mean: NDArray[np.float64]) -> NDArray[np.float64]:
