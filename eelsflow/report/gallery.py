@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_INLINE_SVG = 300_000
 """Bytes of a drawing past which its PNG is put into the page instead, if that is smaller."""
 
+FIGURES_AT_ONCE = 16
+"""Sent to workers together: a figure is some hundred kilobytes, and a cluster asks for messages below 10 MB."""
+
 PIXELS_PER_INCH = 120
 """Size of a figure on the page: its 8-point text is as tall as the text around it."""
 
@@ -52,7 +55,10 @@ class Gallery:
 
     def draw(self, html: str, executor: Executor) -> str:
         """Write every figure to its files and return the page with the figures in it."""
-        drawn = executor.map(_draw, list(self.figures.values()), label="draw")
+        figures = list(self.figures.values())
+        drawn: list[tuple[bytes, bytes]] = []
+        for begin in range(0, len(figures), FIGURES_AT_ONCE):
+            drawn += executor.map(_draw, figures[begin : begin + FIGURES_AT_ONCE], label="draw")
         for name, (svg, png) in zip(self.figures, drawn, strict=True):
             for suffix, content in (("svg", svg), ("png", png)):
                 (self.directory / f"{name}.{suffix}").write_bytes(content)
