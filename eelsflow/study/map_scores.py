@@ -126,7 +126,12 @@ def expected_of_chosen(steps: Sequence[ScoreMaps], store: Store) -> ChosenScore 
         recalls.append({name: np.mean(values, axis=0) for name, values in _complete(found).items()})
     if not recalls:
         return None
-    common = sorted(set.intersection(*(set(found) for found in recalls)))
+    common = sorted(
+        name
+        for name in set.intersection(*(set(found) for found in recalls))
+        # presets take other pixels for vacuum, so that a class may be shown by one candidate's map and not by another's
+        if len({tuple(np.isnan(found[name])) for found in recalls}) == 1
+    )
     if not common:
         return None
     hits = np.array([[np.nan_to_num(found[name]) for name in common] for found in recalls])
