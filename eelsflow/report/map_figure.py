@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,8 +117,6 @@ def _image(
     fraction: NDArray[Any] | None,
     unknown: NDArray[np.bool_] | None,
 ) -> Figure:
-    from eelsflow.report.figures import draw_scale_bar
-
     n_y, n_x = index.shape
     wide = n_x > 2.5 * n_y
     drawn = _fractions_to_draw(classes, fraction)
@@ -146,17 +144,10 @@ def _image(
     figure.colorbar(image, ax=panels[1], label="Probability of the class", **bar)
     panels[1].set_title("Confidence")
     for axes, (name, values) in zip(panels[2:], drawn.items(), strict=False):
-        image = axes.imshow(
-            np.ma.masked_invalid(np.where(index != VACUUM, values, np.nan)), extent=extent, cmap="viridis", vmin=0,
-            vmax=1, interpolation="none", aspect=_aspect(values, extent),
-        )  # fmt: skip
+        image = _draw_fraction(axes, index != VACUUM, values, extent)
         figure.colorbar(image, ax=axes, label=plain(f"Fraction of {name}"), **bar)
         axes.set_title(plain(f"Fraction of {name}"))
-    for axes in panels[: 2 + len(drawn)]:
-        axes.set(xticks=[], yticks=[], anchor="N")
-        for spine in axes.spines.values():
-            spine.set(visible=True, color="#BBBBBB")
-        draw_scale_bar(axes, n_x * size, size, unit)
+    _frame(panels[: 2 + len(drawn)], n_x, size, unit)
     for axes in panels[2 + len(drawn) :]:
         axes.set_axis_off()
     return figure
@@ -183,8 +174,6 @@ def truth_and_map(
     truth
         True fraction of each class, shape (y, x, classes); None where it is not known.
     """
-    from eelsflow.report.figures import draw_scale_bar
-
     index = np.asarray(class_index)
     n_y, n_x = index.shape
     n_panels = 3 if truth is None else 4
@@ -198,10 +187,7 @@ def truth_and_map(
     shown = {} if truth is None else {"Truth": truth[..., 0]}
     bar: dict[str, Any] = {"pad": 0.03, "shrink": 0.9, "location": "bottom"}
     for axes, (name, values) in zip(panels, {**shown, "Map": fraction[..., 0]}.items(), strict=False):
-        image = axes.imshow(
-            np.ma.masked_invalid(np.where(specimen, values, np.nan)), extent=extent, cmap="viridis", vmin=0, vmax=1,
-            interpolation="none", aspect=_aspect(values, extent),
-        )  # fmt: skip
+        image = _draw_fraction(axes, specimen, values, extent)
         figure.colorbar(image, ax=axes, label=f"Fraction of {first}", **bar)
         axes.set_title(f"{name}: fraction")
     axes = panels[-2]
@@ -213,12 +199,26 @@ def truth_and_map(
     image = _draw_confidence(panels[-1], classes, np.where(specimen, probability, np.nan), extent)
     figure.colorbar(image, ax=panels[-1], label="Probability of the class", **bar)
     panels[-1].set_title("Map: confidence")
+    _frame(panels, n_x, pixel_size, pixel_unit)
+    return figure
+
+
+def _draw_fraction(axes: Axes, specimen: NDArray[np.bool_], values: NDArray[Any], extent: Extent) -> Any:
+    return axes.imshow(
+        np.ma.masked_invalid(np.where(specimen, values, np.nan)), extent=extent, cmap="viridis", vmin=0, vmax=1,
+        interpolation="none", aspect=_aspect(values, extent),
+    )  # fmt: skip
+
+
+def _frame(panels: Iterable[Axes], n_x: int, size: float, unit: str) -> None:
+    """Give maps a border and a scale bar in place of axes."""
+    from eelsflow.report.figures import draw_scale_bar
+
     for axes in panels:
         axes.set(xticks=[], yticks=[], anchor="N")
         for spine in axes.spines.values():
             spine.set(visible=True, color="#BBBBBB")
-        draw_scale_bar(axes, n_x * pixel_size, pixel_size, pixel_unit)
-    return figure
+        draw_scale_bar(axes, n_x * size, size, unit)
 
 
 def _fractions_to_draw(classes: Sequence[str], fraction: NDArray[Any] | None) -> dict[str, NDArray[Any]]:

@@ -36,10 +36,10 @@ ONE_PHASE = 0.5
 """That a field has structure for another reason than two phases: its thickness, or chance (our choice)."""
 WITHIN = 0.03
 """Variance of shapes within an acquisition, relative to that between acquisitions: what thickness does to either (our
-choice; .02 to .1 do about equally well)."""
+choice)."""
 COMMON = 0.8
 """Share of an acquisition's deviation from the references that its classes have in common: thickness, resolution and
-background bend all shapes alike (our choice, between 0 and 1; .6 to .9 do about equally well)."""
+background bend all shapes alike (our choice, between 0 and 1)."""
 N_FRACTIONS = 11
 """Fractions that are weighed against each other, 0 to 1."""
 THRESHOLD_LIMITS = (1 / 3, 2 / 3)

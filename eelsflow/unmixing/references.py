@@ -27,7 +27,7 @@ PIXEL_QUANTILE = 0.99
 SMOOTH_ERROR, SMOOTH_LENGTH = 0.07, 4.0
 """Relative standard deviation, and length in eV, of a smooth factor by which an acquisition may differ from the classes
 beyond what the training set shows. No training set has seen every instrument: without it a detail that all training
-acquisitions share counts as certain (our choice; half and twice as much do about equally well)."""
+acquisitions share counts as certain (our choice)."""
 
 SINGLE_SPREAD = 0.1
 """Relative spread of a band between acquisitions, where there are too few to see it (our choice)."""

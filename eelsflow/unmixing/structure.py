@@ -12,7 +12,7 @@ more of what changes slowly in a field of one phase, its thickness above all, fo
 
 STRUCTURED = 2.0
 """Standard errors above which a field is looked at for a second composition. By chance a field of one phase exceeds it
-once in 44; what is found then is still weighed against one phase (our choice; 1 to 3.3 do about equally well)."""
+once in 44; what is found then is still weighed against one phase (our choice)."""
 
 SURELY_STRUCTURED = 3.3
 """Standard errors above which structure is no chance: once in 2000 fields (our choice)."""
