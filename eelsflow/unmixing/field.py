@@ -26,7 +26,7 @@ from scipy.special import log_ndtr, logsumexp, ndtr
 
 from eelsflow.preprocess.shapes import Shapes, shape_noise, whitening
 from eelsflow.unmixing.references import References
-from eelsflow.unmixing.structure import STRUCTURED, spatial_correlation
+from eelsflow.unmixing.structure import STRUCTURED, largest_of, spatial_correlation
 
 PURE_PRIOR = 0.96
 """That a field without structure is of one class alone (our choice)."""
@@ -114,10 +114,11 @@ def unmix(
     whiten = whitening(noise)
     prior = _Prior(references.mean @ whiten.T, whiten @ references.spread @ whiten.T)
     alone = _Field.of(single, telling, np.ones(specimen.shape), whiten)
-    correlation = max(
+    correlations = [
         spatial_correlation(_in_image(score, telling), single.relative_variance, telling)
         for score in _scores(alone, prior).T
-    )
+    ]
+    correlation = largest_of(np.array(correlations))
     ends = None
     if correlation < STRUCTURED:
         fraction, error, probability = _one_composition(alone, prior)

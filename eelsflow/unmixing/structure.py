@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import convolve1d
+from scipy.special import log_ndtr, ndtri
 
 REACH = 2.0
 """Pixels about one that it is compared with (standard deviation of a Gaussian). Longer finds fainter phases and takes
@@ -61,3 +62,17 @@ def spatial_correlation(
     squared = float((deviation**2 * around(deviation**2, kernel**2)).sum())
     # every pair is in either sum twice
     return product / np.sqrt(2.0 * squared) if squared > 0 else 0.0
+
+
+def largest_of(correlations: NDArray[np.float64]) -> float:
+    """Return the largest of several correlations, shape (n,), as one that is as rare by chance, in standard errors.
+
+    The largest of three exceeds a limit about three times as often as each of them, so it counts for less (Sidak,
+    J. Am. Stat. Assoc. 62, 626 (1967)); of one it is that one.
+    """
+    highest = float(np.max(correlations))
+    if correlations.size == 1:
+        return highest
+    by_chance = -np.expm1(correlations.size * log_ndtr(highest))  # that any of them is higher
+    # far out the tail is below what floating point tells from 1, and the correction is of the order of log(n) / z
+    return highest if by_chance < 1e-14 else float(-ndtri(by_chance))

@@ -5,7 +5,7 @@ import pytest
 
 from eelsflow.edges import O_K
 from eelsflow.errors import StudyFileError
-from eelsflow.executors import ThreadExecutor
+from eelsflow.executors import DaskExecutor, ThreadExecutor
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.chain import prepare
@@ -106,7 +106,18 @@ def test_few_pixels_and_line_scans_are_gathered(shape):
     assert (n >= 1 - 1e-5).all()
 
 
-def test_blocks_with_a_halo_equal_the_whole(tmp_path):
+@pytest.fixture(scope="module")
+def dask_executor():
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield DaskExecutor(client)
+
+
+def test_blocks_with_a_halo_equal_the_whole(tmp_path, dask_executor):
     (planned,) = plan_directory(
         n_acquisitions=1, seed=3, shape=(40, 44), preset="wide", detector="ccd", scenes=("interface",), dose=(0.5, 0.5)
     )
@@ -114,7 +125,7 @@ def test_blocks_with_a_halo_equal_the_whole(tmp_path):
     whole = prepare(image, edge=O_K, preset=PRESET)
     assert whole.attrs["spatial_reach"] > 0.5
     raw = write_spectrum_image(image, tmp_path / "raw.zarr", block_shape=(16, 16))
-    for name, executor in (("loop", None), ("threads", ThreadExecutor(2))):
+    for name, executor in (("loop", None), ("threads", ThreadExecutor(2)), ("dask", dask_executor)):
         prepare_blocks(raw, tmp_path / f"{name}.zarr", edge=O_K, preset=PRESET, executor=executor, block_shape=(16, 16))
         product = open_dataset(tmp_path / f"{name}.zarr")
         assert product.attrs["spatial_reach"] == pytest.approx(whole.attrs["spatial_reach"], rel=1e-6)

@@ -6,7 +6,7 @@ import pytest
 from eelsflow.preprocess.shapes import Shapes
 from eelsflow.unmixing.field import unmix
 from eelsflow.unmixing.references import References
-from eelsflow.unmixing.structure import spatial_correlation
+from eelsflow.unmixing.structure import largest_of, spatial_correlation
 
 ENERGY = 525.5 + np.arange(30.0)
 NOISE = 0.25  # of the counts of the window, spread over the bands: several times the contrast of a band
@@ -170,3 +170,16 @@ def test_spatial_correlation_of_noise_is_standard_normal_and_of_halves_large():
     halves = rng.standard_normal((20, 20))
     halves[:, :10] += 1.0
     assert spatial_correlation(halves, np.ones((20, 20)), everywhere) > 6
+
+
+@pytest.mark.parametrize("n", [1, 3, 6])
+def test_the_largest_of_several_correlations_is_as_rare_by_chance_as_one(n):
+    drawn = np.random.default_rng(0).standard_normal((20_000, n))
+    found = np.array([largest_of(row) for row in drawn])
+    assert (found > 2.0).mean() == pytest.approx(0.0228, abs=0.004)
+
+
+def test_the_largest_of_several_correlations_stays_large_far_out():
+    values = [largest_of(np.array([0.0, 0.0, z])) for z in (3.0, 5.0, 7.0, 9.0, 40.0)]
+    assert np.all(np.diff(values) > 0)
+    assert values[-1] == 40.0
