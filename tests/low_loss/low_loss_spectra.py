@@ -59,4 +59,4 @@ def plural(relative_thickness, energy, *, position=0.0, fwhm=0.8, intensity=1e6,
         half = (energy[1] - energy[0]) / 2
         edges = np.append(energy - half, energy[-1] + half) - position
         spectra.append(intensity * np.diff(np.interp(edges, np.append(grid, grid[-1] + step) - step / 2, cumulative)))
-    return np.stack(spectra)
+    return np.maximum(np.stack(spectra), 0.0)  # what a Fourier transform leaves below zero
