@@ -156,12 +156,12 @@ def _single_scattering(spectra: NDArray[np.floating], parts: ElasticPart, rows: 
     peak[:n_peak] = parts.shape[parts.reach : parts.reach + n_peak]
     inelastic = summed - peak
     inelastic[losses <= parts.window[1]] = 0.0
-    single = inelastic.copy()
-    weighted = losses * single
+    single = np.zeros(summed.size)
+    weighted = losses * inelastic
     for n in range(2, summed.size):
         weighted[n] -= weighted[1:n] @ inelastic[n - 1 : 0 : -1]
     single[1:] = weighted[1:] / losses[1:]
-    return single
+    return np.asarray(single)
 
 
 def _tail(single: Array) -> float:
