@@ -10,6 +10,8 @@ peak in Poisson noise, the price of not looking at the flanks.
 
 A peak narrower than two channels is sampled too coarsely for that. It is fitted by a Gaussian integrated over the
 channels, of one width for the whole acquisition (the width and the place within a channel can then be told apart).
+Where a camera has given such a peak tails, no Gaussian fits, and a wider filter is used; if the beam's own width was
+below nine tenths of a channel, the camera has recorded its place no better than to a twentieth of one.
 
 All of these are our choices. That there is no physical marker in an asymmetric peak is not: its maximum is what is
 called zero loss (Egerton, EELS in the Electron Microscope, section 2.3.3).
@@ -35,6 +37,8 @@ MAX_OFFSET = 50.0
 
 _PROMINENT = 0.2  # of the highest: the first such peak is the zero loss, also before a higher plasmon
 _NARROW = 2.0  # channels of width below which a peak is fitted
+_COARSE_SIGMA = 1.5  # channels, of the filter for a narrow peak with tails: the wider, the less the sampling matters
+_TAIL = 0.005  # of a narrow peak's counts may lie left of a Gaussian; more is the spread of a camera
 _BLOCK = 4096  # spectra worked on at once
 _FIT_SAMPLE = 256  # spectra that the width of a narrow peak is fitted on
 _MIN_SIGNIFICANCE = 5.0  # standard errors that the counts in a peak must have
@@ -111,10 +115,14 @@ def measure_zero_loss(
     reach = max(int(np.ceil(max_drift / axis.dispersion)), 2)
     peaks = _highest_near(spectra, middle, reach)
     width = _mean_width(spectra, peaks)
-    narrow = width < _NARROW
     n = spectra.shape[0]
     position, error, fwhm = np.empty(n), np.empty(n), np.empty(n)
-    sigma = _fit_width(spectra, peaks, readout_variance) if narrow else width / FWHM
+    sigma, narrow = width / FWHM, False
+    if width < _NARROW:
+        fitted = _fit_width(spectra, peaks, readout_variance)
+        # a Gaussian of a camera's tails comes out wider than the peak
+        narrow = fitted * FWHM < width and _left_tail(spectra, peaks, fitted) < _TAIL
+        sigma = fitted if narrow else _COARSE_SIGMA
     for begin in range(0, n, _BLOCK):
         rows = slice(begin, begin + _BLOCK)
         if narrow:
@@ -362,6 +370,15 @@ def _gauss_newton(counts: Array, sigma: float, readout_variance: float) -> tuple
     model = amplitude[:, None] * share
     misfit = (weight * (counts - model) ** 2).sum(axis=1)
     return center, amplitude, curvature, misfit
+
+
+def _left_tail(spectra: NDArray[np.floating], peaks: NDArray[np.int64], sigma: float) -> float:
+    """Return the share of a narrow peak's counts that lie to the left of where a Gaussian ends."""
+    end = int(np.ceil(3.5 * sigma + 1.0))
+    total = np.zeros(2 * (end + 6) + 1)
+    for begin in range(0, len(peaks), _BLOCK):
+        total += _around(spectra[begin : begin + _BLOCK], peaks[begin : begin + _BLOCK], end + 6)[0].sum(axis=0)
+    return float(total[:6].sum() / total[6 : 2 * end + 7].sum())
 
 
 def _fit_width(spectra: NDArray[np.floating], peaks: NDArray[np.int64], readout_variance: float) -> float:
