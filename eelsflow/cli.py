@@ -126,9 +126,12 @@ def simulate(
         float | None,
         typer.Option(min=0.001, help="Beam dose relative to the measured one (1); drawn by the preset if not given."),
     ] = None,
+    low_loss: Annotated[
+        bool, typer.Option("--low-loss", help="Write the low loss of every scan too: NAME.low-loss.zarr.")
+    ] = False,
 ) -> None:
     """Simulate acquisitions of iron oxides with their ground truth."""
-    from eelsflow.simulate import simulate_directory
+    from eelsflow.simulate import LowLossRecording, simulate_directory
     from eelsflow.store import make_directory
 
     make_directory(directory)
@@ -141,6 +144,7 @@ def simulate(
             preset=preset.value,
             detector=detector.value,
             dose=None if dose is None else (dose, dose),
+            low_loss=LowLossRecording() if low_loss else None,
             progress=lambda done, total: on_step("simulate", done, total),
         )
     typer.echo(str(manifest))

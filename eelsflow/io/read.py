@@ -105,13 +105,13 @@ class _Candidate:
 def is_readable_name(path: Path | str) -> bool:
     """Tell whether a name looks like an acquisition that `read_spectrum_image` takes; nothing is opened.
 
-    Hidden files and the ground truth that the simulator leaves beside an acquisition are not.
+    Hidden files and what the simulator leaves beside an acquisition, ground truth and low loss, are not.
 
-    >>> [is_readable_name(name) for name in ("a.DM4", "a.zarr", "a.truth.zarr", ".a.dm3", "a.png")]
-    [True, True, False, False, False]
+    >>> [is_readable_name(name) for name in ("a.DM4", "a.zarr", "a.truth.zarr", "a.low-loss.zarr", ".a.dm3", "a.png")]
+    [True, True, False, False, False, False]
     """
     name = Path(path).name
-    if name.startswith(".") or name.lower().endswith(".truth.zarr"):
+    if name.startswith(".") or name.lower().endswith((".truth.zarr", ".low-loss.zarr")):
         return False
     return Path(name).suffix.lower() in READABLE_EXTENSIONS
 

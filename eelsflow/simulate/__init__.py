@@ -1,8 +1,8 @@
 """Simulated acquisitions of iron oxides with their ground truth, at measured noise and levels.
 
 `specimen` is where cubes lie, `scenes` whole fields of particles, `edges` and `generic_edges` what they do to the beam,
-`detector` what the camera makes of it, `parameters` and `presets` how far all of it varies; `acquisition` puts it
-together, `directory` writes many.
+`detector` what the camera makes of it, `low_loss` the low loss of the same scan, `parameters` and `presets` how far all
+of it varies; `acquisition` puts it together, `directory` writes many.
 """
 
 from eelsflow.simulate.acquisition import (
@@ -14,6 +14,7 @@ from eelsflow.simulate.acquisition import (
 )
 from eelsflow.simulate.detector import NoiseModel
 from eelsflow.simulate.directory import KNOWN_FIELDS, PlannedAcquisition, plan_directory, simulate_directory
+from eelsflow.simulate.low_loss import LowLossRecording
 from eelsflow.simulate.presets import PRESETS
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Acquisition",
     "AcquisitionParameters",
     "ExpectedCounts",
+    "LowLossRecording",
     "NoiseModel",
     "PlannedAcquisition",
     "expected_counts",

@@ -26,10 +26,11 @@ from eelsflow.simulate.edges import (
     scatter,
 )
 from eelsflow.simulate.generic_edges import GenericEdge, OtherOxide
+from eelsflow.simulate.low_loss import LowLossRecording, integrate_channels, recorded_resolution, scattered_beam
 from eelsflow.simulate.parameters import AcquisitionParameters, AxisParameters, Levels
 from eelsflow.simulate.presets import PRESETS
 from eelsflow.simulate.scenes import OTHER, FieldParameters, build_field
-from eelsflow.simulate.specimen import PHASES, Specimen, build_specimen
+from eelsflow.simulate.specimen import PHASES, Specimen, build_specimen, draw
 from eelsflow.spectrum_image import build_spectrum_image
 
 __all__ = [
@@ -66,15 +67,25 @@ class Acquisition:
         over the scan), ``dispersion_error`` (relative: true energies are
         ``530 + (nominal + offset + drift - 530) * (1 + dispersion_error)``), ``drift`` (eV, last row minus first),
         ``kind`` of the specimen, ``scene`` (``pure`` where one phase is all there is, else the kind), ``detector``,
-        and every other value that was drawn.
+        and every other value that was drawn. Where a low loss was recorded also ``t_over_lambda`` (y, x), the
+        ``relative_thickness`` under the name of what is measured, ``zero_loss`` (y), where the peak lies on the
+        nominal axis, eV, and the attributes ``resolution`` (full width at half maximum of the recorded zero-loss peak,
+        eV) and ``beam_counts``.
+    low_loss
+        The low loss of the same scan, where one was asked for: a spectrum image on an axis of its own.
     """
 
     image: xr.DataArray
     truth: xr.Dataset
+    low_loss: xr.DataArray | None = None
 
 
 def simulate_acquisition(
-    parameters: AcquisitionParameters, seed: int | np.random.SeedSequence, *, name: str = "simulated"
+    parameters: AcquisitionParameters,
+    seed: int | np.random.SeedSequence,
+    *,
+    name: str = "simulated",
+    low_loss: LowLossRecording | None = None,
 ) -> Acquisition:
     """Simulate one acquisition.
 
@@ -87,6 +98,8 @@ def simulate_acquisition(
         streams of their own, so a change of detector leaves the specimen as it was.
     name
         The acquisition's name, kept as its source.
+    low_loss
+        How the low loss of the scan is recorded; None: it is not. The core loss is the same with it and without.
 
     Raises
     ------
@@ -108,7 +121,10 @@ def simulate_acquisition(
     for row, expected in enumerate(drawn.rows()):
         counts[row], spike_mask[row] = drawn.detector.record(expected, rng=rng)
     image = _build_image(counts, drawn.axis, parameters, name)
-    return Acquisition(image, _build_truth(drawn, spike_mask, image))
+    truth = _build_truth(drawn, spike_mask, image)
+    if low_loss is None:
+        return Acquisition(image, truth)
+    return _with_low_loss(image, truth, drawn, low_loss, _streams(seed, *_STREAMS)["low_loss"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +181,18 @@ class _AxisError:
     dispersion_error: float
     drift: NDArray[np.float64]
 
-    def true_energies(self, nominal: NDArray[np.float64], row: int) -> NDArray[np.float64]:
+    def true_energies(
+        self, nominal: NDArray[np.float64], row: int, *, fixed: float = REFERENCE_ENERGY
+    ) -> NDArray[np.float64]:
+        """Return true energies; the dispersion error moves nothing at the energy `fixed` (eV)."""
         shifted = nominal + self.offset + self.drift[row]
-        true: NDArray[np.float64] = REFERENCE_ENERGY + (shifted - REFERENCE_ENERGY) * (1.0 + self.dispersion_error)
+        true: NDArray[np.float64] = fixed + (shifted - fixed) * (1.0 + self.dispersion_error)
         return true
 
 
 # Every part of an acquisition draws from a stream of its own; a further one is added at the end, so that the others
 # stay as they are.
-_STREAMS = ("specimen", "physics", "axis", "detector", "noise", "setting")
+_STREAMS = ("specimen", "physics", "axis", "detector", "noise", "setting", "low_loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +328,39 @@ def _sample(energy: NDArray[np.float64], basis: NDArray[np.float64], at: NDArray
     index = np.clip(position.astype(np.intp), 0, energy.size - 2)
     part = position - index
     return np.asarray(basis[:, index] * (1.0 - part) + basis[:, index + 1] * part)
+
+
+def _with_low_loss(
+    image: xr.DataArray,
+    truth: xr.Dataset,
+    drawn: _Drawn,
+    recording: LowLossRecording,
+    rng: np.random.Generator,
+) -> Acquisition:
+    """Return the acquisition with the low loss of its scan, recorded on another part of the same detector."""
+    parameters, axis_error = drawn.parameters, drawn.axis_error
+    axis = EnergyAxis(recording.start, drawn.axis.dispersion, drawn.axis.size)
+    detector = Detector.draw(parameters.detector, n_channels=axis.size, rng=rng)
+    beam_counts = draw(rng, recording.beam_counts) * drawn.levels.dose * detector.parameters.level_scale
+    boundaries = [axis_error.true_energies(axis.boundaries, row, fixed=0.0) for row in range(parameters.shape[0])]
+    energy, orders = scattered_beam(
+        drawn.low_loss, start=min(b[0] for b in boundaries), stop=max(b[-1] for b in boundaries)
+    )
+    weights = poisson_weights(drawn.specimen.oxide_thickness / drawn.low_loss.mean_free_path)
+    counts = np.empty((*parameters.shape, axis.size), dtype=np.int32)
+    for row, channels in enumerate(boundaries):
+        expected = beam_counts * weights[:, row].T @ integrate_channels(energy, orders, channels)
+        # a Fourier transform leaves some 1e-11 counts below zero where there are none
+        counts[row], _ = detector.record(np.maximum(expected, 0.0).astype(np.float32), rng=rng)
+    truth = truth.assign(
+        t_over_lambda=truth["relative_thickness"],
+        zero_loss=(("y",), -(axis_error.offset + axis_error.drift), {"units": "eV"}),
+    ).assign_attrs(
+        resolution=recorded_resolution(drawn.low_loss, axis, detector.parameters.autocorrelation),
+        beam_counts=float(beam_counts),
+    )
+    name = f"{image.attrs['source']}.low-loss"
+    return Acquisition(image, truth, _build_image(counts, axis, parameters, name))
 
 
 def _build_image(

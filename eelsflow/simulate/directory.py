@@ -16,6 +16,7 @@ from eelsflow.errors import InputError, OutputPathError
 from eelsflow.io.zarr_store import write_dataset, write_spectrum_image
 from eelsflow.simulate.acquisition import simulate_acquisition
 from eelsflow.simulate.detector import CountingParameters, DetectorParameters
+from eelsflow.simulate.low_loss import LowLossRecording
 from eelsflow.simulate.parameters import AcquisitionParameters
 from eelsflow.simulate.presets import PRESETS
 from eelsflow.simulate.scenes import OTHER, SCENES, FieldParameters, Scene
@@ -116,6 +117,7 @@ def simulate_directory(
     detector: DetectorChoice | None = None,
     scenes: Sequence[str] | None = None,
     dose: tuple[float, float] | None = None,
+    low_loss: LowLossRecording | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write simulated acquisitions, their ground truth and a manifest.
@@ -142,6 +144,8 @@ def simulate_directory(
         other.
     dose
         Range of the dose relative to the measured one; as the preset has it where None.
+    low_loss
+        How a low loss of each scan is recorded beside its core loss; None: it is not.
     progress
         Called with (done, all) after each acquisition.
 
@@ -150,7 +154,8 @@ def simulate_directory(
     Path
         ``manifest.csv``, with the columns path, label (empty but for pure FeO and Fe3O4), group (the acquisition's
         name) and truth; its paths are relative to the directory. Each acquisition is a spectrum image NAME.zarr with
-        NAME.truth.zarr beside it (see `Acquisition`). Fields of an oxide that is neither have no truth in the
+        NAME.truth.zarr beside it (see `Acquisition`), and NAME.low-loss.zarr, which the column low_loss names, where a
+        low loss is recorded. Fields of an oxide that is neither have no truth in the
         manifest, since its phase is none of the two: they are to be prepared and mapped.
 
     Raises
@@ -173,11 +178,14 @@ def simulate_directory(
     rows = []
     for number, planned in enumerate(plan, start=1):
         name = planned.name
-        acquisition = simulate_acquisition(planned.parameters, planned.seed, name=name)
+        acquisition = simulate_acquisition(planned.parameters, planned.seed, name=name, low_loss=low_loss)
         write_dataset(acquisition.truth, directory / f"{name}.truth.zarr")
         write_spectrum_image(acquisition.image, directory / f"{name}.zarr")
         truth = "" if planned.parameters.specimen.kind == OTHER else f"{name}.truth.zarr"
         rows.append({"path": f"{name}.zarr", "label": planned.label, "group": name, "truth": truth})
+        if acquisition.low_loss is not None:
+            write_spectrum_image(acquisition.low_loss, directory / f"{name}.low-loss.zarr")
+            rows[-1]["low_loss"] = f"{name}.low-loss.zarr"
         if progress is not None:
             progress(number, n_acquisitions)
     return _write_manifest(directory / "manifest.csv", rows)
@@ -224,7 +232,7 @@ def _resolve_detector(
 def _write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:
     """Write the manifest whole or not at all."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=["path", "label", "group", "truth"], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
