@@ -192,6 +192,19 @@ class Preset(BaseModel):
         """The preset without its training steps: all that the prepared product depends on."""
         return Preset(name=self.name, steps=self.acquisition_steps)
 
+    @property
+    def caution(self) -> str | None:
+        """What a reader of its results should know; None where the order of the steps costs nothing known."""
+        kinds = [(type(step), getattr(step, "scope", None)) for step in self.acquisition_steps]
+        whole, spikes = (Pca, "acquisition"), (Spikes, None)
+        if whole not in kinds or (spikes in kinds and kinds.index(spikes) < kinds.index(whole)):
+            return None
+        return (
+            f"the preset {self.name} takes components of the whole image before spikes are looked for: hardly any "
+            "spike is found afterwards, a few strong ones raise the number of components, and a small phase may leave "
+            "none"
+        )
+
     def find(self, kind: type[StepType]) -> StepType | None:
         """Return the step of this kind, or None; for `Pca` the first of the two scopes."""
         return next((step for step in self.steps if isinstance(step, kind)), None)
@@ -231,7 +244,9 @@ PRESETS: dict[str, Preset] = {
         Preset(name="none"),
     )
 }
-"""The order of the paper, the same without denoising, what we recommend, and nothing at all (for ready tables)."""
+"""The order of the paper, the same without denoising, what we recommend, and nothing at all (for ready tables).
+
+The paper takes components of the whole image before it looks for spikes; see `Preset.caution` for what that costs."""
 
 
 def resolve_preset(preset: str | dict[str, Any] | Sequence[Any] | Preset) -> Preset:

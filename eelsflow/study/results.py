@@ -369,6 +369,8 @@ def _study_warnings(plan: Plan, maps: Sequence[Row], acquisitions: Sequence[Row]
             f"most maps of fields of two phases show one class only, by {', '.join(one_class)}: these models erase the "
             "smaller phase, whatever they score on pure fields"
         )
+    if plan.acquisitions:
+        warnings += [preset.caution for preset in plan.study.preprocess if preset.caution]
     if padded:
         warnings.append(
             "shifted spectra were padded by repeating their last channel, because no wider data exists: the "

@@ -110,3 +110,10 @@ def test_every_permutation_of_recommended_is_taken_or_refused_clearly() -> None:
     # background before rebin, align and vacuum before background, spikes before rebin:
     # (align, vacuum in 2 orders) then background, rebin, with spikes at any of 4 places before rebin
     assert taken == 8
+
+
+def test_components_before_spikes_are_cautioned_of():
+    assert "hardly any spike is found" in (PRESETS["paper"].caution or "")
+    assert [PRESETS[name].caution for name in ("paper-raw", "recommended", "none")] == [None] * 3
+    mended = resolve_preset(["spikes", {"step": "pca", "scope": "acquisition"}, "align", "background", "rebin"])
+    assert mended.caution is None

@@ -3,6 +3,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import xarray as xr
 from eelsflow.errors import DataSetError, OutputPathError
 from eelsflow.executors import LoopExecutor, ThreadExecutor
 from eelsflow.models.bundle import ModelBundle
+from eelsflow.preprocess.presets import resolve_preset
 from eelsflow.preprocess.shapes import to_shapes
 from eelsflow.simulate import PRESETS, simulate_directory
 from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.store import Store
 from eelsflow.study.config import load_study
+from eelsflow.study.results import _study_warnings
 from eelsflow.study.run import _replace_outputs, run_study
 from eelsflow.study.stages import Place
 
@@ -150,6 +153,15 @@ def test_models_renamed_in_the_study_file_run_through_to_the_results_and_nothing
         assert {entry["model"] for entry in json.loads((out / "evidence" / f"{name}.json").read_text())} == {"My-net+"}
     chosen = ModelBundle.load(out / "model")
     assert (chosen.name, chosen.classifier.base) == ("Mine_v2.0", "svm-linear")
+
+
+def test_results_say_what_the_order_of_the_paper_costs():
+    names = ("paper", "recommended")
+    for chosen in (names, names[1:]):
+        study = SimpleNamespace(preprocess=[resolve_preset(name) for name in chosen])
+        plan = SimpleNamespace(acquisitions=("one",), study=study)
+        warnings = _study_warnings(plan, [{"n_mixed": 1, "one_class": 0}], [], padded=False)
+        assert ["hardly any spike" in warning for warning in warnings] == [True] * ("paper" in chosen)
 
 
 @pytest.fixture
