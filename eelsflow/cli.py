@@ -91,13 +91,17 @@ def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
 def info(
     file: Annotated[Path, typer.Argument(help="An acquisition: DM3, DM4, EMD, hspy, zspy, msa, text or zarr.")],
     edge: Annotated[str | None, typer.Option(help="Refuse (exit 2) where this edge is out of range.")] = None,
+    low_loss: Annotated[
+        Path | None,
+        typer.Option(help="The low loss of the scan, if the file does not hold it: zero loss, t/lambda."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe what a readable file holds."""
     from eelsflow.edges import resolve_edge
     from eelsflow.info import describe, format_description
 
-    description = describe(file, edge=resolve_edge(edge) if edge else None)
+    description = describe(file, edge=resolve_edge(edge) if edge else None, low_loss=low_loss)
     typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis
-from eelsflow.errors import EdgeOutOfRangeError, EelsflowError
-from eelsflow.io.read import read_separate_ranges, read_spectra_table, read_spectrum_image
+from eelsflow.errors import EdgeOutOfRangeError, EelsflowError, InputError
+from eelsflow.io.read import read_low_loss, read_separate_ranges, read_spectra_table, read_spectrum_image
 from eelsflow.io.zarr_store import blocks
+from eelsflow.low_loss.pair import measure_low_loss
 from eelsflow.preprocess.chain import Acquisition, Part, fit_acquisition
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
 from eelsflow.preprocess.presets import MAX_OFFSET, Align, Preset, Spikes, Step, VacuumMask
@@ -81,7 +82,7 @@ _CHEMICAL_SHIFT = 0.8  # eV, 1 sigma: how far an edge lies from its reference en
 _FEWEST_PIXELS = 4  # below this specimen and vacuum cannot be told apart
 
 
-def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
+def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str | None = None) -> dict[str, Any]:
     """Describe a readable file.
 
     Parameters
@@ -91,6 +92,9 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
     edge
         The edge to judge the file by. By default the first shipped edge whose fine structure the axis shows and
         whose energy offset can be estimated.
+    low_loss
+        The file of the low loss of the same scan. By default the low loss that the file itself holds, beside its core
+        loss (dual EELS) or as its only signal; where there is none, nothing is said of it.
 
     Returns
     -------
@@ -101,8 +105,10 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
         ``offsets`` {edge: {value, error}} of every edge that shows, and a warning where they disagree;
         ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
         specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean}; ``file``, ``format``, ``signal``,
-        ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``. What cannot be estimated is None, and a warning says
-        why.
+        ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``; ``low_loss`` {file, shape, zero_loss {mean, spread,
+        low, high}, offset {value, error}, resolution, t_over_lambda {median, low, high}}: positions on the nominal axis
+        and widths in eV, the spread the standard deviation over the scan, the offset minus the mean position. What
+        cannot be estimated is None, and a warning says why.
 
     Raises
     ------
@@ -138,6 +144,7 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
             f"({axis.start:.1f}-{axis.stop:.1f} eV): the fine structure shows, but its background cannot be subtracted"
         )
     counts = _count_range(parts)
+    low = _describe_low_loss(path, image, low_loss, warnings)
     onsets = edges_in_range(axis, [*SHIPPED.values(), *([edge] if edge else [])])
     offset = vacuum = noise = spikes = dead = None
     offsets: dict[str, OffsetEstimate] = {}
@@ -183,7 +190,56 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
         "dead_channels": dead,
         "background_fraction": vacuum.fraction if vacuum else None,
         "noise": {"gain": noise.gain, "readout_variance": noise.readout_variance} if noise else None,
+        "low_loss": low,
         "warnings": warnings,
+    }
+
+
+def _describe_low_loss(
+    path: Path, image: xr.DataArray, given: Path | str | None, warnings: list[str]
+) -> dict[str, Any] | None:
+    """Describe the low loss that was given or that the file holds; None where there is none."""
+    file, low = path, None
+    if given is not None:
+        file = Path(given)
+        low = read_spectrum_image(file)
+    elif path.suffix.lower() != ".npz":
+        low = image if image.coords["energy_loss"].values[0] < 0 else read_low_loss(path)
+    if low is None:
+        return None
+    try:
+        measured = measure_low_loss(low)
+    except InputError as problem:
+        if given is not None:
+            raise InputError(f"{file}: {problem}") from problem
+        warnings.append(str(problem))
+        return None
+    if low.shape[:2] != image.shape[:2]:
+        warnings.append(
+            f"the low loss has {low.shape[0]} x {low.shape[1]} pixels and the core loss {image.shape[0]} x "
+            f"{image.shape[1]}: they are not of the same scan, or one of them was cut"
+        )
+    position, thickness = -measured["offset"].values, measured["t_over_lambda"].values
+    n_seen = int(np.isfinite(position).sum())
+    error = float(np.sqrt(np.nanmean(measured["offset_error"].values ** 2) / n_seen))
+    return {
+        "file": str(file),
+        "shape": list(low.shape),
+        "zero_loss": {
+            "mean": float(np.nanmean(position)),
+            "spread": float(np.nanstd(position)),
+            "low": float(np.nanmin(position)),
+            "high": float(np.nanmax(position)),
+        },
+        "offset": {"value": float(measured.attrs["offset"]), "error": error},
+        "resolution": float(measured.attrs["resolution"]),
+        "t_over_lambda": {
+            "median": float(np.nanmedian(thickness)),
+            "low": float(np.nanmin(thickness)),
+            "high": float(np.nanmax(thickness)),
+        }
+        if np.isfinite(thickness).any()
+        else None,
     }
 
 
@@ -207,6 +263,7 @@ def _describe_separate_ranges(
         "dead_channels",
         "background_fraction",
         "noise",
+        "low_loss",
     )
     return {
         "file": str(path),
@@ -284,11 +341,27 @@ def format_description(description: dict[str, Any]) -> str:
         "dead channels": unknown if dead is None else ", ".join(str(channel) for channel in dead) or "none",
         "background pixels": unknown if vacuum is None else f"{100 * vacuum:.1f} %",
         "noise": f"variance {noise['gain']:.3g} x counts + {noise['readout_variance']:.3g}" if noise else unknown,
+        **_low_loss_lines(description["low_loss"]),
         "sha256": description["sha256"],
     }
     width = max(len(name) for name in lines)
     text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
     return "\n".join([*text, *(f"{'warning':<{width}}  {warning}" for warning in description["warnings"])])
+
+
+def _low_loss_lines(low: dict[str, Any] | None) -> dict[str, str]:
+    if low is None:
+        return {}
+    zero, thickness = low["zero_loss"], low["t_over_lambda"]
+    return {
+        "low loss": low["file"],
+        "zero loss": f"{zero['mean']:+.3f} eV, spread {zero['spread']:.3f} eV ({zero['low']:+.3f} to "
+        f"{zero['high']:+.3f} eV) over the scan",
+        "resolution": f"{low['resolution']:.3f} eV",
+        "t/lambda": f"median {thickness['median']:.3f}, {thickness['low']:.3f} to {thickness['high']:.3f}"
+        if thickness
+        else "cannot be estimated",
+    }
 
 
 def _parts(image: xr.DataArray, path: Path) -> list[Part]:

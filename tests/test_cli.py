@@ -139,6 +139,17 @@ def test_info_describes_an_acquisition_as_json(eelsflow, cube, tmp_path):
     assert description["energy_loss"]["dispersion"] == pytest.approx(0.25)
 
 
+def test_info_describes_the_low_loss_of_a_simulated_pair(eelsflow, tmp_path):
+    assert eelsflow("simulate", tmp_path, "--acquisitions", "1", "--pixels", "12", "--low-loss")[0] == 0
+    core = tmp_path / "cubes-000-FeO.zarr"
+    status, out, _ = eelsflow("info", core, "--low-loss", tmp_path / "cubes-000-FeO.low-loss.zarr", "--json")
+    found = json.loads(out)["low_loss"]
+    assert status == 0
+    assert found["offset"]["value"] == pytest.approx(open_dataset(core.with_suffix(".truth.zarr")).offset, abs=0.02)
+    assert {"resolution", "t_over_lambda", "zero_loss"} <= set(found)
+    assert_refused(eelsflow("info", core, "--low-loss", core), "no zero-loss peak")
+
+
 def test_info_refuses_an_edge_outside_the_axis(eelsflow, cube, tmp_path):
     path = write_acquisition(tmp_path, "cube.zarr", cube, energy_loss=600 + 0.125 * np.arange(2048))
     assert_refused(eelsflow("info", path, "--edge", "O_K"), "O_K", "600.0-855.9 eV")

@@ -98,6 +98,10 @@ class _Candidate:
         return str(_section(_section(self.signal, "metadata"), "Signal").get("signal_type") or "")
 
     @property
+    def n_pixels(self) -> int:
+        return self.size // max(self.energy_loss.size, 1)
+
+    @property
     def title(self) -> str:
         return str(_section(_section(self.signal, "metadata"), "General").get("title") or "")
 
@@ -147,8 +151,8 @@ def read_spectrum_image(path: Path | str, *, lazy: bool | None = None) -> xr.Dat
     Notes
     -----
     Of several signals the EELS one with the most values is taken, then the one that reaches the highest energy (so
-    the core loss of a dual acquisition). An axis of descending energies is turned round. Pixel sizes are converted
-    to nm; without a length unit they are 1 "px". All of these are our choices.
+    the core loss of a dual acquisition; `read_low_loss` reads the other). An axis of descending energies is turned
+    round. Pixel sizes are converted to nm; without a length unit they are 1 "px". All of these are our choices.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -185,7 +189,59 @@ with h5py.File(sys.argv[1], "r") as file:
 """
 
 
+def read_low_loss(path: Path | str, *, lazy: bool | None = None) -> xr.DataArray | None:
+    """Read the low loss that a file holds beside its core loss: a dual acquisition.
+
+    Parameters
+    ----------
+    path, lazy
+        As given to `read_spectrum_image`, which reads the core loss.
+
+    Returns
+    -------
+    xr.DataArray or None
+        By the schema; None where the file holds no such signal.
+
+    Raises
+    ------
+    UnreadableFileError, InputError, MissingDependencyError
+        As `read_spectrum_image`.
+
+    Notes
+    -----
+    Of the EELS signals that `read_spectrum_image` does not take, and whose axis holds the energy 0, the one with the
+    same pixels is taken first, then the largest: our choice.
+    """
+    path = Path(path)
+    plugin = _PLUGINS.get(path.suffix.lower())
+    if plugin is None or not path.exists():
+        return None
+    lazy = path.is_file() and path.stat().st_size > LAZY_BYTES if lazy is None else lazy
+    signals, candidates, messages = _open_signals(path, plugin, lazy=lazy)
+    core = _choose(path, signals, candidates)
+    beside = [
+        one
+        for one in candidates
+        if one.signal_type == "EELS" and one.index != core.index and one.energy_loss.min() <= 0 <= one.energy_loss.max()
+    ]
+    if not beside:
+        return None
+    low = max(beside, key=lambda one: (one.n_pixels == core.n_pixels, one.size, -one.index))
+    with _damage_reported(path, _NAMES[plugin]), _quiet():
+        return _with_finite_counts(path, _build(path, plugin, low, len(signals), messages))
+
+
 def _read_with_rosettasciio(path: Path, plugin: str, *, lazy: bool) -> xr.DataArray:
+    signals, candidates, messages = _open_signals(path, plugin, lazy=lazy)
+    chosen = _choose(path, signals, candidates)
+    with _damage_reported(path, _NAMES[plugin]), _quiet():
+        return _build(path, plugin, chosen, len(signals), messages)
+
+
+def _open_signals(
+    path: Path, plugin: str, *, lazy: bool
+) -> tuple[list[Mapping[str, Any]], list[_Candidate], list[str]]:
+    """Return the signals of a file, those of them with an energy axis, and what the reader had to say."""
     try:
         reader = importlib.import_module(f"rsciio.{plugin}").file_reader
     except ImportError as error:
@@ -201,9 +257,7 @@ def _read_with_rosettasciio(path: Path, plugin: str, *, lazy: bool) -> xr.DataAr
     with _damage_reported(path, _NAMES[plugin]), _quiet() as messages:
         signals = list(reader(str(path), **options))
         candidates = [found for index, signal in enumerate(signals) for found in _energy_axes(signal, index)]
-    chosen = _choose(path, signals, candidates)
-    with _damage_reported(path, _NAMES[plugin]), _quiet():
-        return _build(path, plugin, chosen, len(signals), messages)
+    return signals, candidates, messages
 
 
 def _require_readable_hdf5(path: Path) -> None:

@@ -24,6 +24,7 @@ from eelsflow.low_loss.elastic import ElasticPart, separate_zero_loss
 from eelsflow.low_loss.zero_loss import ZeroLoss, flat_spectra
 
 _END_SHARE = 0.2  # of the losses' range that the tail beyond the axis is learnt from
+_BLOCK = 4096  # spectra summed at once
 _CLASSES = 5  # of thickness, whose sums are taken apart each on its own
 _ORDERS = 25  # of scattering; at t/lambda 6 the next has a probability of 1e-8
 _THICKEST = 6.0  # t/lambda up to which the losses beyond the axis are followed
@@ -96,8 +97,11 @@ def measure_relative_thickness(
     parts = separate_zero_loss(energy_loss, counts, zero_loss) if elastic is None else elastic
     position = parts.position
     first = np.clip(np.rint(np.nan_to_num(position)) - parts.reach, 0, axis.size - 1).astype(np.int64)
-    cumulative = np.concatenate([np.zeros((len(spectra), 1)), np.cumsum(spectra, axis=1, dtype=np.float64)], axis=1)
-    recorded = cumulative[:, -1] - np.take_along_axis(cumulative, first[:, None], axis=1)[:, 0]
+    channel = np.arange(axis.size)
+    recorded = np.empty(len(spectra))
+    for begin in range(0, len(spectra), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        recorded[rows] = spectra[rows].sum(axis=1, dtype=np.float64, where=channel >= first[rows, None])
     peak, window = parts.intensity, parts.window_counts
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.log(recorded / peak)

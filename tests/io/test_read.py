@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from eelsflow.digest import digest_file
 from eelsflow.errors import EelsflowError, InputError, UnreadableFileError
 from eelsflow.io import read
-from eelsflow.io.read import is_readable_name, read_spectra_table, read_spectrum_image
+from eelsflow.io.read import is_readable_name, read_low_loss, read_spectra_table, read_spectrum_image
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.spectrum_image import build_spectrum_image, check_spectrum_image
 from tests.strategies import examples, fractions
@@ -557,3 +557,37 @@ def test_real_file_with_random_bytes_gives_an_image_or_one_clear_error(real_data
     path = tmp_path_factory.mktemp("damaged") / name
     path.write_bytes(content)
     read_or_refuse(path)
+
+
+LOW = {"name": "Energy loss", "units": "eV", "scale": 0.5, "offset": -4.0}
+
+
+def test_the_low_loss_of_a_dual_acquisition_is_read_beside_the_core_loss(tmp_path, served):
+    core, low = make_counts(3, 4, 20), make_counts(3, 4, 20) + 7
+    path = tmp_path / "dual.hspy"
+    signals = [
+        make_signal(low[:1, :1], Y, X, LOW, title="one pixel"),
+        make_signal(low, Y, X, LOW, title="low loss"),
+        make_signal(core, Y, X, ENERGY, title="core loss"),
+    ]
+    image = served(path, *signals)
+    np.testing.assert_array_equal(image, core)
+    found = read_low_loss(path)
+    np.testing.assert_array_equal(found, low)
+    assert json.loads(found.attrs["metadata"])["signal"]["title"] == "low loss"
+    assert found["energy_loss"][0] == -4
+
+
+def test_a_file_without_a_second_signal_that_holds_zero_has_no_low_loss(tmp_path, served):
+    path = tmp_path / "a.hspy"
+    served(path, make_signal(make_counts(3, 4, 20), Y, X, ENERGY))
+    assert read_low_loss(path) is None
+    served(path, make_signal(make_counts(3, 4, 20), Y, X, ENERGY), make_signal(make_counts(3, 4, 10), Y, X, ENERGY))
+    assert read_low_loss(path) is None
+    served(path, make_signal(make_counts(3, 4, 20), Y, X, LOW))
+    assert read_low_loss(path) is None
+
+
+def test_text_and_zarr_hold_one_signal_alone(tmp_path):
+    (tmp_path / "a.txt").write_text("1 2\n2 3\n3 4\n")
+    assert read_low_loss(tmp_path / "a.txt") is None
