@@ -16,7 +16,8 @@ from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EdgeOutOfRangeError, EelsflowError
-from eelsflow.io.read import read_separate_ranges, read_spectra_table, read_spectrum_image
+from eelsflow.io.read import read_spectrum_image
+from eelsflow.io.tables import read_separate_ranges, read_spectra_table
 from eelsflow.io.zarr_store import blocks
 from eelsflow.preprocess.chain import Acquisition, Part, fit_acquisition
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
