@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from eelsflow.errors import EelsflowError, InputError, MissingDependencyError
+from eelsflow.io.formats import list_formats
 
 app = typer.Typer(
     name="eelsflow",
@@ -89,7 +90,7 @@ def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(help="An acquisition: DM3, DM4, EMD, hspy, zspy, msa, text or zarr.")],
+    file: Annotated[Path, typer.Argument(help=f"An acquisition or a table of spectra (npz). Read: {list_formats()}.")],
     edge: Annotated[str | None, typer.Option(help="Refuse (exit 2) where this edge is out of range.")] = None,
     low_loss: Annotated[
         Path | None,

@@ -19,8 +19,22 @@ import eelsflow
 from eelsflow.errors import UnreadableFileError
 
 
+def members(path: Path) -> list[Path]:
+    """Return the files that make up what a path names.
+
+    These are the file itself, all files of a directory (zarr stores), or a .rpl file and the .raw beside it, which
+    holds the counts that it describes.
+    """
+    if path.is_dir():
+        return sorted(member for member in path.rglob("*") if member.is_file())
+    if path.suffix.lower() == ".rpl":
+        raw = [path.with_suffix(suffix) for suffix in (".raw", ".RAW")]
+        return [path, *[member for member in raw if member.is_file()][:1]]
+    return [path]
+
+
 def digest_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes, or of a directory's files and their names (zarr stores).
+    """Return the sha256 of a file's bytes, or of the files and their names where there are several (`members`).
 
     Raises
     ------
@@ -29,9 +43,14 @@ def digest_file(path: Path) -> str:
     """
     sha = hashlib.sha256()
     try:
+        files = members(path)
         if path.is_dir():
-            for member in sorted(p for p in path.rglob("*") if p.is_file()):
+            for member in files:
                 sha.update(f"{member.relative_to(path).as_posix()}\0{member.stat().st_size}\0".encode())
+                _update(sha, member)
+        elif len(files) > 1:
+            for member in files:
+                sha.update(f"{member.suffix.lower()}\0{member.stat().st_size}\0".encode())
                 _update(sha, member)
         else:
             _update(sha, path)

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from eelsflow.digest import digest_file, digest_of
+from eelsflow.digest import digest_file, digest_of, members
 from eelsflow.errors import InputError
-from eelsflow.io.read import is_readable_name
+from eelsflow.io.formats import is_readable_name
 from eelsflow.store import make_directory, read_json, write_json
 
 State = Literal["done", "quarantined", "failed"]
@@ -177,6 +177,6 @@ def _readable(folder: Path) -> list[Path]:
 
 
 def _extent(path: Path) -> tuple[int, int]:
-    """Return size in bytes and time of the last change in ns, of a file or of all files in a store."""
-    stats = [member.stat() for member in (path.rglob("*") if path.is_dir() else [path])]
+    """Return size in bytes and time of the last change in ns, of all files that belong to one."""
+    stats = [member.stat() for member in (path.rglob("*") if path.is_dir() else members(path))]
     return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)

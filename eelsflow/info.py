@@ -16,7 +16,8 @@ from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EdgeOutOfRangeError, EelsflowError, InputError
-from eelsflow.io.read import read_low_loss, read_separate_ranges, read_spectra_table, read_spectrum_image
+from eelsflow.io.read import read_low_loss, read_spectrum_image
+from eelsflow.io.tables import read_separate_ranges, read_spectra_table
 from eelsflow.io.zarr_store import blocks
 from eelsflow.low_loss.pair import measure_low_loss
 from eelsflow.preprocess.chain import Acquisition, Part, fit_acquisition

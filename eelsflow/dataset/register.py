@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eelsflow.dataset.spectra import read_table
 from eelsflow.errors import DataSetError, UnreadableFileError
-from eelsflow.io.read import read_separate_ranges
+from eelsflow.io.tables import read_separate_ranges
 
 Array = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def register_table(table: Path, references: Path, out: Path, *, same: Mapping[st
     table
         Ready table of labelled spectra (npz), see `eelsflow.dataset.spectra.read_table`; not modified.
     references
-        npz with spectra that have an energy range each (`eelsflow.io.read.read_separate_ranges`) and ``label``.
+        npz with spectra that have an energy range each (`eelsflow.io.tables.read_separate_ranges`) and ``label``.
     out
         The table on its new axis, as npz.
     same

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from eelsflow.digest import digest_file
 from eelsflow.errors import EelsflowError, InputError, UnreadableFileError
-from eelsflow.io import read
-from eelsflow.io.read import is_readable_name, read_low_loss, read_spectra_table, read_spectrum_image
+from eelsflow.io import counts as counts_module
+from eelsflow.io.formats import is_readable_name
+from eelsflow.io.read import read_low_loss, read_spectrum_image
+from eelsflow.io.tables import read_spectra_table
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.spectrum_image import build_spectrum_image, check_spectrum_image
 from tests.strategies import examples, fractions
@@ -294,7 +296,7 @@ def test_nan_in_a_zarr_store_is_refused(tmp_path, monkeypatch):
     path = write_spectrum_image(build_spectrum_image(counts, 500 + 0.5 * np.arange(20)), tmp_path / "cube.zarr")
     with pytest.raises(UnreadableFileError, match="1 counts that are NaN or infinite"):
         read_spectrum_image(path)
-    monkeypatch.setattr(read, "LAZY_BYTES", 10)
+    monkeypatch.setattr(counts_module, "LAZY_BYTES", 10)
     with pytest.raises(UnreadableFileError, match="1 counts that are NaN or infinite"):
         read_spectrum_image(path).compute()
 
@@ -334,10 +336,10 @@ def test_energies_rounded_to_the_printed_digits_are_uniform_again(tmp_path):
         (b"424 1\n", "holds 1 rows"),
         (b"424 1\n425 2\n426 3 4\n", "line 3 is '426 3 4'; expected two numbers"),
         (b"424 1\n425 2\nthe end\n", "line 3 is 'the end'"),
-        (b"424,25\t1,5\n424,50\t2,5\n", "points as decimal marks"),
+        (b"424,250\t1,500\n424,500\t2,500\n", "may be a decimal mark or one for thousands"),
         (b"424 1\n425 nan\n426 3\n", "NaN or infinite"),
         (b"424 1\nnan 2\n426 3\n", "not finite"),
-        (b"424 1\n425 2\n430 3\n431 3\n", "not increasing in equal steps"),
+        (b"424 1\n425 2\n430 3\n431 3\n", "nothing lies between 425 and 430 eV"),
         (b"424 1\n425 2\n\0\0\0", "is not text"),
         (bytes(range(1, 256)) * 9, "holds 0 rows"),
     ],
@@ -433,7 +435,7 @@ def read_or_refuse(path: Path) -> None:
 
 def test_hdf5_file_that_takes_for_ever_is_refused(tmp_path, intact, monkeypatch):
     (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
-    monkeypatch.setattr("eelsflow.io.read.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("eelsflow.io.damage.PROBE_SECONDS", 0.01)
     with pytest.raises(
         UnreadableFileError, match=r"a\.hspy is damaged: its names and attributes took more than 0.01 s"
     ):
@@ -442,7 +444,7 @@ def test_hdf5_file_that_takes_for_ever_is_refused(tmp_path, intact, monkeypatch)
 
 def test_hdf5_file_that_crashes_the_library_is_refused(tmp_path, intact, monkeypatch):
     (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
-    monkeypatch.setattr("eelsflow.io.read._PROBE", "import os; os.abort()")
+    monkeypatch.setattr("eelsflow.io.damage._PROBE", "import os; os.abort()")
     with pytest.raises(UnreadableFileError, match=r"made the HDF5 library crash \(signal 6\)"):
         read_spectrum_image(tmp_path / "a.hspy")
 
@@ -475,7 +477,7 @@ def test_table_of_spectra_is_one_line_of_pixels(tmp_path):
     [
         ({"X": np.zeros((3, 20)), "energy_min_max": np.zeros((3, 2))}, "the same axis for all"),
         ({}, "holds nothing"),
-        ({"spectra": np.array([{}]), "energy_loss": np.arange(2.0)}, "not a readable npz file"),
+        ({"spectra": np.array([{}]), "energy_loss": np.arange(2.0)}, "pickled Python objects, which are never loaded"),
         ({"spectra": np.full((3, 4), np.nan), "energy_loss": np.arange(4.0)}, "NaN or infinite"),
         ({"spectra": np.ones((3, 4)), "energy_loss": np.arange(4.0) ** 3}, "not increasing in equal steps"),
     ],

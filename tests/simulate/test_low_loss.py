@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from eelsflow.cli import app
 from eelsflow.dataset.manifest import read_manifest
-from eelsflow.io.read import is_readable_name, read_spectrum_image
+from eelsflow.io.formats import is_readable_name
+from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.simulate import PRESETS, LowLossRecording, simulate_acquisition, simulate_directory
 from eelsflow.simulate.edges import LowLoss, detected, fine_energies

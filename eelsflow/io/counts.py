@@ -1,0 +1,37 @@
+"""Counts of a file: finite, or refused now or when they are computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from eelsflow.errors import UnreadableFileError
+
+LAZY_BYTES = 1 << 29
+"""Files larger than this stay on disk (dask-backed) where the format allows it; our choice."""
+
+
+def with_finite_counts(path: Path, image: xr.DataArray) -> xr.DataArray:
+    """Refuse NaN and infinite counts now, or when they are computed if the image is large and on disk."""
+    if image.dtype.kind != "f":
+        return image
+    if image.chunks is None and (image.variable._in_memory or image.nbytes <= LAZY_BYTES):
+        _require_finite(image.values, source=str(path))
+        return image
+    lazy = image if image.chunks is not None else image.chunk({"y": 64, "x": 64, "energy_loss": -1})
+    checked = lazy.data.map_blocks(_require_finite, source=str(path), dtype=lazy.dtype, meta=lazy.data._meta)
+    return lazy.copy(data=checked)
+
+
+def _require_finite(counts: NDArray[Any], *, source: str) -> NDArray[Any]:
+    n_bad = int(counts.size - np.isfinite(counts).sum())
+    if n_bad:
+        raise UnreadableFileError(
+            f"{source} holds {n_bad} counts that are NaN or infinite among {counts.size}; a fit over them has no "
+            "meaning: export the raw counts again, or replace these values"
+        )
+    return counts

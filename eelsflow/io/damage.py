@@ -1,0 +1,95 @@
+"""What protects the program from broken files: any fault of a reader becomes one error that names the file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from eelsflow.errors import InputError, UnreadableFileError
+
+# Warnings and log records of readers are caught while a file is read; both are process-wide switches.
+_reading = threading.RLock()
+_LOGGERS = ("rsciio", "tifffile")
+
+PROBE_SECONDS = 30.0
+"""How long the names and attributes of an HDF5 file may take to read; usual are .3 s."""
+_PROBE = """
+import sys, h5py
+def look(name, item):
+    for key in item.attrs:
+        item.attrs[key]
+with h5py.File(sys.argv[1], "r") as file:
+    look("", file)
+    file.visititems(look)
+"""
+
+
+@contextlib.contextmanager
+def damage_reported(path: Path, format_name: str) -> Iterator[None]:
+    """Turn whatever a reader raises on broken bytes into `UnreadableFileError`; our own errors pass."""
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnreadableFileError(f"{path} is not a readable {format_name} file: {reason}") from error
+    except Exception as error:  # struct.error, KeyError, IndexError, MemoryError, zlib.error, ...: any of them
+        detail = " ".join(str(error).split())[:200]
+        if "pickle" in detail:  # numpy advises to load pickles, which can run any code
+            raise UnreadableFileError(
+                f"{path} holds pickled Python objects, which are never loaded because they can run any program; "
+                "expected plain arrays of numbers: save it again without objects"
+            ) from error
+        raise UnreadableFileError(
+            f"{path} is not a readable {format_name} file: it is truncated, damaged or of a variant that the reader "
+            f"does not know ({type(error).__name__}: {detail}); copy it again or export it anew"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Collect a reader's warnings instead of showing them; its log records are dropped."""
+    messages: list[str] = []
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    with _reading, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield messages
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            messages.extend(sorted({f"{one.category.__name__}: {one.message}" for one in caught}))
+
+
+def require_readable_hdf5(path: Path) -> None:
+    """Refuse a file whose damage makes the HDF5 library run for ever or crash: a process of its own looks first.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the names, shapes and attributes in the file cannot be read within `PROBE_SECONDS`.
+    """
+    problem = f"took more than {PROBE_SECONDS:g} s to read, where fractions of a second are usual"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _PROBE, str(path)], capture_output=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        pass
+    else:
+        if done.returncode >= 0:  # what it raises is raised again, with more to say, when the file is read
+            return
+        problem = f"made the HDF5 library crash (signal {-done.returncode})"
+    raise UnreadableFileError(f"{path} is damaged: its names and attributes {problem}; copy it again")
