@@ -100,6 +100,7 @@ def deconvolve(
     *,
     pre_edge_window: Window | None = None,
     reconvolution: float | str = "zero_loss",
+    noise: NoiseModel | None = None,
 ) -> xr.Dataset:
     """Remove plural scattering from a core loss by the low loss of the same scan.
 
@@ -113,6 +114,8 @@ def deconvolve(
         Where the power law of the background is fitted, eV on the axis of `core`. None: `core` has none any more.
     reconvolution
         As given to `eelsflow.low_loss.deconvolution.fourier_ratio`.
+    noise
+        Of the core loss's counts; None: estimated from them. Give it where `core` is no recording any more.
 
     Returns
     -------
@@ -142,7 +145,7 @@ def deconvolve(
     measured = _measure(low, max_drift=5.0)
     energy_loss = core.coords["energy_loss"].values
     counts = np.asarray(core.values, dtype=np.float64)
-    noise = estimate_noise(counts)
+    noise = estimate_noise(counts) if noise is None else noise
     variance = np.asarray(noise.variance(counts), dtype=np.float64)
     extra: Array | float = 0.0
     first = 0

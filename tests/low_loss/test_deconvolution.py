@@ -218,7 +218,7 @@ def test_titanium_dioxide_agrees_with_exspy_where_that_is_free_of_its_taper(real
         scale = moved @ ours[window] / (moved @ moved)
         return np.sqrt(((scale * moved - ours[window]) ** 2).mean() / (ours[window] ** 2).mean())
 
-    assert min(match(shift) for shift in range(-130, 131)) < 0.05
+    assert min(match(shift) for shift in range(-130, 131)) < 0.02
     # what plural scattering leaves behind the edges goes, and the result stays positive
     assert ours[window].min() > -0.02 * ours[window].max()
     behind = (energy > 490) & (energy < 520)
