@@ -15,6 +15,7 @@ import warnings
 import numpy as np
 
 from eelsflow.low_loss.pair import deconvolve, measure_low_loss
+from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.simulate import PRESETS, LowLossRecording, simulate_acquisition
 from eelsflow.simulate.acquisition import _Drawn, _sample, _weights
 from eelsflow.simulate.edges import MAX_SCATTERINGS, LowLossParameters
@@ -97,7 +98,7 @@ def deconvolution(seed: int) -> dict[str, float]:
     # the background of every pixel is known here: what is compared is the deconvolution alone
     seen, truth = edges_alone(drawn, single=False), edges_alone(drawn, single=True)
     core = pair.image.copy(data=seen)
-    ours = deconvolve(core, pair.low_loss)["counts"].values
+    ours = deconvolve(core, pair.low_loss, noise=NoiseModel(1.0, 0.0, np.ones(1)))["counts"].values
     theirs = as_exspy(core).fourier_ratio_deconvolution(
         as_exspy(pair.low_loss),
         fwhm=float(measure_low_loss(pair.low_loss).attrs["resolution"]),

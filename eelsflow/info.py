@@ -16,6 +16,7 @@ from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EdgeOutOfRangeError, EelsflowError, InputError
+from eelsflow.io.counts import LAZY_BYTES
 from eelsflow.io.read import read_low_loss, read_spectrum_image
 from eelsflow.io.tables import read_separate_ranges, read_spectra_table
 from eelsflow.io.zarr_store import blocks
@@ -208,8 +209,11 @@ def _describe_low_loss(
         low = image if image.coords["energy_loss"].values[0] < 0 else read_low_loss(path)
     if low is None:
         return None
+    stride = int(np.ceil(np.sqrt(low.nbytes / LAZY_BYTES)))  # what may not fit into memory is sampled
+    if stride > 1:
+        warnings.append(f"the low loss is large: every {stride}th pixel along either side was measured")
     try:
-        measured = measure_low_loss(low)
+        measured = measure_low_loss(low[::stride, ::stride])
     except InputError as problem:
         if given is not None:
             raise InputError(f"{file}: {problem}") from problem

@@ -363,3 +363,42 @@ def test_titanium_dioxide_pair_is_described(real_data):
     assert found["zero_loss"]["spread"] < 0.2
     assert found["resolution"] == pytest.approx(1.5, abs=0.1)
     assert found["t_over_lambda"]["median"] == pytest.approx(0.92, abs=0.03)
+
+
+def test_low_loss_that_the_same_file_holds_is_described(pair, tmp_path):
+    import h5py
+    from rsciio.hspy import file_writer
+
+    from eelsflow.io.read import read_spectrum_image
+
+    directory, truth = pair
+    for name in ("core", "low"):
+        image = read_spectrum_image(directory / f"{name}.zarr")
+        energy = image["energy_loss"].values
+        calibrations = (("y", "nm", 2.1, 0.0), ("x", "nm", 2.1, 0.0), ("E", "eV", energy[1] - energy[0], energy[0]))
+        axes = [
+            {
+                "_type": "UniformDataAxis",
+                **{"name": axis, "units": unit, "scale": float(scale), "offset": float(offset), "size": size},
+                **{"navigate": axis != "E", "is_binned": False, "index_in_array": index},
+            }
+            for index, ((axis, unit, scale, offset), size) in enumerate(zip(calibrations, image.shape, strict=True))
+        ]
+        signal = {
+            "data": image.values,
+            "axes": axes,
+            "metadata": {"General": {"title": name}, "Signal": {"signal_type": "EELS"}},
+            "original_metadata": {},
+            "attributes": {"_lazy": False, "ragged": False},
+            "learning_results": {},
+            "package_info": {"package": "test", "package_version": "1"},
+            "models": {},
+            "tmp_parameters": {},
+        }
+        file_writer(str(tmp_path / f"{name}.hspy"), signal)
+    with h5py.File(tmp_path / "core.hspy", "a") as core, h5py.File(tmp_path / "low.hspy") as low:
+        core.copy(low["Experiments/low"], core["Experiments"], name="low")
+    description = describe(tmp_path / "core.hspy")
+    assert description["signal"] == "core"
+    assert description["low_loss"]["file"] == str(tmp_path / "core.hspy")
+    assert description["low_loss"]["offset"]["value"] == pytest.approx(truth.attrs["offset"], abs=0.02)

@@ -29,7 +29,7 @@ the noise of the zero-loss peak, which all electrons share. Neighbouring channel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,7 +58,8 @@ class Deconvolved:
     Attributes
     ----------
     counts
-        Single scattering, counts per channel of the core loss, shape (..., channels).
+        Single scattering, counts per channel of the core loss, shape (..., channels); NaN where the low loss shows no
+        zero-loss peak.
     variance
         Their variance, counts squared, shape (..., channels); None where the core loss's was not given.
     noise_amplification
@@ -120,6 +121,14 @@ def fourier_ratio(
             f"{spectra.shape[0]} core losses, {low.shape[0]} low losses and {elastic.position.size} zero-loss peaks; "
             "expected the same pixels, or one low loss for all"
         )
+    missing = ~(np.isfinite(elastic.position) & np.isfinite(elastic.intensity))
+    if missing.all():
+        raise InputError("no low loss shows a zero-loss peak; there is nothing to deconvolve with")
+    elastic = replace(
+        elastic,
+        position=np.where(missing, np.nanmedian(elastic.position), elastic.position),
+        intensity=np.where(missing, 1.0, elastic.intensity),
+    )
     kernels = _Kernels(axis, elastic, n_channels=axis.size)
     variance = None if core_variance is None else np.empty(spectra.shape)
     result = np.empty(spectra.shape)
@@ -148,6 +157,10 @@ def fourier_ratio(
                 # losses enter by their own channel alone: a convolution with the lever, squared
                 spread = np.fft.rfft(lever**2, axis=1) * np.fft.rfft(inelastic_square, kernels.size, axis=1)
                 variance[rows] += np.maximum(np.fft.irfft(spread, kernels.size, axis=1)[:, : axis.size], 0.0)
+    if missing.size > 1 and missing.any():
+        result[missing], amplification[missing] = np.nan, np.nan
+        if variance is not None:
+            variance[missing] = np.nan
     shape = (*pixels, axis.size)
     return Deconvolved(
         counts=result.reshape(shape),

@@ -21,7 +21,8 @@ from eelsflow.spectrum_image import check_spectrum_image, energy_axis
 _ABOVE = 5.0  # widths of the peak and eV above it, where the noise is estimated: the peak moves, which is no noise
 _FEWEST_CHANNELS = 64
 _MOST_CHANNELS = 300  # further on counts have fallen by orders of magnitude, and one line no longer fits the noise
-_DEAD = 0.1  # of the lower neighbour's mean: a channel below this between two peaks' worth of counts is dead
+_DEAD = 0.1  # of the lower neighbour's mean: a channel below this is dead ...
+_ENOUGH = 1000.0  # ... if its neighbours hold so many counts in all, 50 electrons of a camera: noise makes no such dip
 
 Array = NDArray[np.float64]
 
@@ -100,6 +101,7 @@ def deconvolve(
     *,
     pre_edge_window: Window | None = None,
     reconvolution: float | str = "zero_loss",
+    noise: NoiseModel | None = None,
 ) -> xr.Dataset:
     """Remove plural scattering from a core loss by the low loss of the same scan.
 
@@ -113,6 +115,8 @@ def deconvolve(
         Where the power law of the background is fitted, eV on the axis of `core`. None: `core` has none any more.
     reconvolution
         As given to `eelsflow.low_loss.deconvolution.fourier_ratio`.
+    noise
+        Of the core loss's counts; None: estimated from them. Give it where `core` is no recording any more.
 
     Returns
     -------
@@ -142,7 +146,7 @@ def deconvolve(
     measured = _measure(low, max_drift=5.0)
     energy_loss = core.coords["energy_loss"].values
     counts = np.asarray(core.values, dtype=np.float64)
-    noise = estimate_noise(counts)
+    noise = estimate_noise(counts) if noise is None else noise
     variance = np.asarray(noise.variance(counts), dtype=np.float64)
     extra: Array | float = 0.0
     first = 0
@@ -239,8 +243,8 @@ def _mended(counts: NDArray[np.generic]) -> tuple[NDArray[np.floating], list[int
     values = counts.astype(np.result_type(counts.dtype, np.float32))
     mean = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64)
     lower = np.minimum(mean[:-2], mean[2:])
-    # where hardly anything is counted, a dip is noise
-    dead = 1 + np.flatnonzero((mean[1:-1] < _DEAD * lower) & (lower > 1e-3 * mean.max()))
+    enough = lower > _ENOUGH / (values.size // values.shape[-1])
+    dead = 1 + np.flatnonzero((mean[1:-1] < _DEAD * lower) & enough)
     for channel in dead:
         near = 0.5 * (values[..., channel - 1] + values[..., channel + 1])
         if 2 <= channel < values.shape[-1] - 2:

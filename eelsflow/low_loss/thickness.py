@@ -251,6 +251,32 @@ def mean_free_path(
     return float(106.0 * relativistic * ratio / np.log(2.0 * collection_angle * ratio))
 
 
+def absolute_thickness(
+    relative_thickness: ArrayLike,
+    *,
+    beam_energy: float,
+    collection_angle: float,
+    convergence_angle: float = 0.0,
+    density: float | None = None,
+    atomic_number: float | None = None,
+) -> Array:
+    """Return the thickness in nm, or its error from that of t/lambda, shape as given.
+
+    Parameters are those of `mean_free_path`, whose own error (10-20 %) is common to all pixels.
+
+    >>> absolute_thickness([0.5], beam_energy=200, collection_angle=20, density=5.17).round(1)
+    array([65.1])
+    """
+    path = mean_free_path(
+        beam_energy=beam_energy,
+        collection_angle=collection_angle,
+        convergence_angle=convergence_angle,
+        density=density,
+        atomic_number=atomic_number,
+    )
+    return np.asarray(relative_thickness, dtype=np.float64) * path
+
+
 def effective_atomic_number(atoms: Mapping[int, float]) -> float:
     """Return the effective atomic number of a compound for Malis' formula.
 

@@ -79,6 +79,12 @@ def test_a_dead_channel_in_the_peak_does_no_harm():
     assert float(found["t_over_lambda"].median()) == pytest.approx(0.5, rel=0.03)
 
 
+def test_empty_channels_of_a_faint_counted_spectrum_are_not_dead():
+    energy = -20 + 0.25 * np.arange(1000)
+    counts = np.random.default_rng(0).poisson(plural([0.5], energy, intensity=2e3))
+    assert measure_low_loss(build_spectrum_image(counts[0], energy)).attrs["dead_channels"] == []
+
+
 def test_a_single_spectrum_is_measured():
     energy = -20 + 0.25 * np.arange(1000)
     counts = np.random.default_rng(0).poisson(plural([0.5], energy, intensity=1e6))

@@ -4,6 +4,7 @@ import pytest
 from eelsflow.errors import InputError
 from eelsflow.low_loss.elastic import separate_zero_loss
 from eelsflow.low_loss.thickness import (
+    absolute_thickness,
     effective_atomic_number,
     mean_free_path,
     measure_relative_thickness,
@@ -161,3 +162,18 @@ def test_relative_thickness_is_nearer_to_the_truth_than_exspy():
 
     assert error(ours) < 0.02
     assert error(ours) <= min(error(theirs), error(simple))
+
+
+def test_thickness_in_nanometres_is_that_of_exspy():
+    exspy_signals = pytest.importorskip("exspy.signals")
+    counts = plural(THICKNESS, ENERGY)
+    signal = exspy_signals.EELSSpectrum(counts)
+    signal.axes_manager[-1].scale, signal.axes_manager[-1].offset = 0.25, -20.0
+    signal.set_microscope_parameters(beam_energy=200, convergence_angle=10, collection_angle=20)
+    theirs = np.ravel(signal.estimate_thickness(threshold=3.0, density=5.2).data)
+    found = thickness_of(ENERGY, counts)
+    microscope = {"beam_energy": 200, "convergence_angle": 10, "collection_angle": 20, "density": 5.2}
+    # theirs cuts the tail of the zero loss and the losses beyond the axis
+    np.testing.assert_allclose(absolute_thickness(found.value, **microscope), theirs, rtol=0.03)
+    truth = absolute_thickness(THICKNESS, **microscope)
+    np.testing.assert_allclose(absolute_thickness(found.value, **microscope), truth, rtol=0.02)
