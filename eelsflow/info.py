@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import EnergyAxis, format_window
 from eelsflow.errors import EdgeOutOfRangeError, EelsflowError
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.tables import read_separate_ranges, read_spectra_table
@@ -135,7 +135,7 @@ def describe(path: Path | str, edge: Edge | None = None) -> dict[str, Any]:
     judged = edge or estimated_for
     if judged and not axis.covers(judged.pre_edge_window):
         warnings.append(
-            f"the background window {judged.pre_edge_window} eV of {judged.name} reaches past the axis "
+            f"the background window {format_window(judged.pre_edge_window)} of {judged.name} reaches past the axis "
             f"({axis.start:.1f}-{axis.stop:.1f} eV): the fine structure shows, but its background cannot be subtracted"
         )
     counts = _count_range(parts)

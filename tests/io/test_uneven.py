@@ -72,7 +72,7 @@ def test_uneven_axis_of_a_hspy_spectrum_is_resampled_and_a_formula_is_not_evalua
 
     x, y = uneven_rows()
     axis = {"_type": "DataAxis", "name": "Energy loss", "units": "eV", "navigate": False, "axis": x, "size": x.size}
-    signal = {"data": y, "axes": [axis], "metadata": {"General": {}}, "original_metadata": {}, "models": {}}
+    signal = {"data": y, "axes": [axis], "metadata": {"General": {"title": ""}}, "original_metadata": {}, "models": {}}
     signal |= {
         "attributes": {"_lazy": False, "ragged": False},
         "learning_results": {},
