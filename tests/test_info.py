@@ -70,10 +70,10 @@ def test_description_finds_offset_spikes_and_bare_pixels(description):
 
 
 def test_description_of_lazy_counts_is_the_same(acquisition, description, tmp_path):
-    from eelsflow.io import read
+    from eelsflow.io import counts, read
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read, "LAZY_BYTES", 10)
+        patch.setattr(counts, "LAZY_BYTES", 10)
         image = read.read_spectrum_image(acquisition).astype("float32")
         float_store = write_spectrum_image(image, tmp_path / "float.zarr")
         again = describe(float_store)

@@ -14,7 +14,7 @@ from tests.strategies import examples
 
 @examples(60)
 @given(
-    steps=st.lists(st.floats(0.5, 1.9), min_size=30, max_size=60),
+    steps=st.lists(st.floats(0.5, 1.9), min_size=45, max_size=60),
     values=st.lists(st.floats(0, 1e4), min_size=61, max_size=61),
 )
 def test_resampling_invents_nothing(steps, values):
