@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from eelsflow.errors import InputError, UnreadableFileError
+from eelsflow.errors import InputError, MissingDependencyError, UnreadableFileError
 
 # Warnings and log records of readers are caught while a file is read; both are process-wide switches.
 _reading = threading.RLock()
@@ -50,6 +50,8 @@ def damage_reported(path: Path, format_name: str) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise type(error)(f"{path}: {error}") from error
+    except MissingDependencyError:
+        raise
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableFileError(f"{path} is not a readable {format_name} file: {reason}") from error
