@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from eelsflow.energy import EnergyAxis, Window
+from eelsflow.energy import EnergyAxis, Window, format_window
 from eelsflow.errors import EdgeOutOfRangeError, StudyFileError
 
 
@@ -50,16 +50,18 @@ class Edge(BaseModel):
         for name in ("elnes_window", "pre_edge_window"):
             start, stop = getattr(self, name)
             if not start < stop:
-                raise ValueError(f"{name} {(start, stop)} eV is empty; write (start, stop) with start < stop")
+                raise ValueError(f"{name} {format_window((start, stop))} is empty; write start < stop")
         if self.pre_edge_window[1] > self.elnes_window[0]:
             raise ValueError(
-                f"pre_edge_window {self.pre_edge_window} eV overlaps elnes_window {self.elnes_window} eV; "
+                f"pre_edge_window {format_window(self.pre_edge_window)} overlaps elnes_window "
+                f"{format_window(self.elnes_window)}; "
                 "the background must be fitted before the edge begins"
             )
         positions = [feature.position for feature in self.features]
         if positions and (positions[0] != 0.0 or sorted(positions) != positions):
             raise ValueError(
-                f"features lie at {positions} eV; the reference feature comes first, at 0, then the others by energy"
+                f"features lie at {', '.join(f'{position:g}' for position in positions)} eV; the "
+                "reference feature comes first, at 0, then the others by energy"
             )
         return self
 
@@ -85,7 +87,7 @@ class Edge(BaseModel):
         for what, window in windows.items():
             if not axis.covers(window, overhang=overhang):
                 raise EdgeOutOfRangeError(
-                    f"{what} {window} eV for {self.name} lies outside the energy axis, which spans "
+                    f"{what} {format_window(window)} for {self.name} lies outside the energy axis, which spans "
                     f"{axis.start:.1f}-{axis.stop:.1f} eV; this file cannot show the {self.name} edge: record "
                     f"{self.pre_edge_window[0] if pre_edge else self.elnes_window[0]:g}-{self.elnes_window[1]:g} eV, "
                     "or choose an edge that the axis covers"

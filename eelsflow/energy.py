@@ -14,6 +14,15 @@ Window = tuple[float, float]
 """A half-open energy window ``(start, stop)`` in eV: channel centres with ``start <= E < stop``."""
 
 
+def format_window(window: Window) -> str:
+    """Return a window as messages show it, whatever type its bounds have.
+
+    >>> format_window((np.float64(495.0), 522.00000001))
+    '(495.0, 522.0) eV'
+    """
+    return f"({round(float(window[0]), 3)}, {round(float(window[1]), 3)}) eV"
+
+
 @dataclass(frozen=True, slots=True)
 class EnergyAxis:
     """A uniform energy-loss axis.
@@ -40,7 +49,7 @@ class EnergyAxis:
     def __post_init__(self) -> None:
         if not (np.isfinite(self.start) and np.isfinite(self.dispersion) and self.dispersion > 0):
             raise InputError(
-                f"energy axis starts at {self.start} eV with {self.dispersion} eV per channel; both must be finite "
+                f"energy axis starts at {self.start:g} eV with {self.dispersion:g} eV per channel; both must be finite "
                 "and the dispersion positive: correct the calibration in the acquisition software"
             )
         if self.size < 2:
@@ -67,8 +76,13 @@ class EnergyAxis:
                 "expected one finite energy in eV for each of at least 2 channels"
             )
         dispersion = (energy_loss[-1] - energy_loss[0]) / (energy_loss.size - 1)
+        if dispersion <= 0:
+            raise InputError(
+                f"energy_loss goes from {energy_loss[0]:g} to {energy_loss[-1]:g} eV and is not increasing in equal "
+                "steps; expected rising energies: turn the axis and the spectra round"
+            )
         axis_deviation = np.abs(energy_loss - (energy_loss[0] + dispersion * np.arange(energy_loss.size))).max()
-        if dispersion <= 0 or axis_deviation > 0.01 * dispersion:
+        if axis_deviation > 0.01 * dispersion:
             raise InputError(
                 f"energy_loss from {energy_loss[0]:g} to {energy_loss[-1]:g} eV is not increasing in equal steps "
                 f"(largest deviation {axis_deviation:.3g} eV); resample the spectra onto a uniform axis first"

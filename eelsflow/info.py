@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import EnergyAxis, format_window
 from eelsflow.errors import EdgeOutOfRangeError, EelsflowError, InputError
 from eelsflow.io.counts import LAZY_BYTES
 from eelsflow.io.read import read_low_loss, read_spectrum_image
@@ -142,7 +142,7 @@ def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str
     judged = edge or estimated_for
     if judged and not axis.covers(judged.pre_edge_window):
         warnings.append(
-            f"the background window {judged.pre_edge_window} eV of {judged.name} reaches past the axis "
+            f"the background window {format_window(judged.pre_edge_window)} of {judged.name} reaches past the axis "
             f"({axis.start:.1f}-{axis.stop:.1f} eV): the fine structure shows, but its background cannot be subtracted"
         )
     counts = _count_range(parts)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import EnergyAxis, format_window
 from eelsflow.errors import InputError
 from tests.strategies import energies
 
@@ -88,3 +88,13 @@ def test_axis_refuses_a_single_channel():
 def test_axis_refuses_values_that_are_not_a_uniform_axis(values, message):
     with pytest.raises(InputError, match=message):
         EnergyAxis.from_values(values)
+
+
+def test_falling_axis_is_said_to_fall():
+    with pytest.raises(InputError, match=r"goes from 510 to 500 eV .* expected rising energies: turn") as error:
+        EnergyAxis.from_values(np.linspace(510, 500, 11))
+    assert "deviation" not in str(error.value)
+
+
+def test_window_is_shown_without_the_type_of_its_bounds():
+    assert format_window((np.float64(696.0), np.float32(689.5))) == "(696.0, 689.5) eV"

@@ -148,3 +148,12 @@ def test_summarize_has_the_keys_of_the_contract() -> None:
             "map": None,
         }
     ]
+
+
+def test_ripple_file_is_tried_again_when_its_counts_arrive(inbox: Path, ledger: Ledger) -> None:
+    write(inbox / "a.rpl", "key\tvalue")
+    [entry] = find_new(inbox, ledger)
+    ledger.record(replace(entry, state="quarantined", reason="a.raw is missing"))
+    assert find_new(inbox, ledger) == []
+    write(inbox / "a.raw", "counts")
+    assert names(find_new(inbox, ledger)) == ["a.rpl"]

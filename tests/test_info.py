@@ -402,3 +402,12 @@ def test_low_loss_that_the_same_file_holds_is_described(pair, tmp_path):
     assert description["signal"] == "core"
     assert description["low_loss"]["file"] == str(tmp_path / "core.hspy")
     assert description["low_loss"]["offset"]["value"] == pytest.approx(truth.attrs["offset"], abs=0.02)
+
+
+def test_window_that_the_axis_leaves_nothing_of_is_not_shown_reversed(tmp_path):
+    energy_loss = 700 + 8.0 * np.arange(38)
+    counts = np.random.default_rng(0).poisson(500, (6, 6, energy_loss.size)).astype("float32")
+    write_spectrum_image(build_spectrum_image(counts, energy_loss), tmp_path / "a.zarr")
+    warnings = " ".join(describe(tmp_path / "a.zarr")["warnings"])
+    assert "nothing is left of the pre-edge window (660.0, 698.0) eV of Fe_L3" in warnings
+    assert "np.float" not in warnings

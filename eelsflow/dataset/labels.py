@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.errors import DataSetError, UnreadableFileError
+from eelsflow.io.damage import PICKLED, is_about_pickles
 
 MIXED = "mixed"
 UNLABELLED = ""
@@ -49,6 +50,8 @@ def read_phase_fraction(path: Path) -> tuple[list[str], NDArray[np.float32]]:
                 phases = [str(name) for name in truth["phase"].values]
                 fraction = truth["phase_fraction"].values.astype(np.float32)
     except Exception as error:  # zipfile.BadZipFile, zlib.error and zarr's errors share no base class
+        if is_about_pickles(error):
+            raise UnreadableFileError(f"{path} {PICKLED}") from error
         raise UnreadableFileError(
             f"{path} holds no per-pixel truth ({error}); expected zarr or npz with phase_fraction (phase, y, x) "
             "and phase"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eelsflow.dataset.spectra import read_table
 from eelsflow.errors import DataSetError, UnreadableFileError
+from eelsflow.io.damage import damage_reported
 from eelsflow.io.tables import read_separate_ranges
 
 Array = NDArray[np.float64]
@@ -60,7 +61,7 @@ def register_table(table: Path, references: Path, out: Path, *, same: Mapping[st
             f"{references} holds no spectra with an energy range each; expected X (n, channels) and energy_min_max "
             "(n, 2), eV, with label (n,)"
         )
-    with np.load(references, allow_pickle=False) as archive:
+    with damage_reported(references, "npz"), np.load(references, allow_pickle=False) as archive:
         reference_label = archive["label"].astype(np.str_)
     shifts = {}
     for name, reference_name in same.items():

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from eelsflow.dataset.labels import MIXED, UNLABELLED
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import DataSetError, InputError, UnreadableFileError
+from eelsflow.io.damage import PICKLED, is_about_pickles
 from eelsflow.io.zarr_store import open_dataset
 
 
@@ -99,6 +100,8 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             table = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError) as error:
+        if is_about_pickles(error):
+            raise UnreadableFileError(f"{path} {PICKLED}") from error
         raise UnreadableFileError(f"{path} is not a readable npz table: {error}") from error
     except Exception as error:  # zipfile.BadZipFile and zlib.error share no base class
         raise UnreadableFileError(f"{path} is damaged: {error}") from error

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from eelsflow.errors import InputError, UnreadableFileError
+from eelsflow.errors import InputError, MissingDependencyError, UnreadableFileError
 
 # Warnings and log records of readers are caught while a file is read; both are process-wide switches.
 _reading = threading.RLock()
@@ -29,6 +29,17 @@ with h5py.File(sys.argv[1], "r") as file:
     file.visititems(look)
 """
 
+PICKLED = (
+    "holds pickled Python objects, which are never loaded because they can run any program; expected plain arrays of "
+    "numbers: save it again without objects"
+)
+"""What messages say instead of numpy's advice to load them after all."""
+
+
+def is_about_pickles(error: BaseException) -> bool:
+    """Tell whether a reader refused pickled objects."""
+    return "pickle" in str(error)
+
 
 @contextlib.contextmanager
 def damage_reported(path: Path, format_name: str) -> Iterator[None]:
@@ -39,16 +50,15 @@ def damage_reported(path: Path, format_name: str) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise type(error)(f"{path}: {error}") from error
+    except MissingDependencyError:
+        raise
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableFileError(f"{path} is not a readable {format_name} file: {reason}") from error
     except Exception as error:  # struct.error, KeyError, IndexError, MemoryError, zlib.error, ...: any of them
+        if is_about_pickles(error):
+            raise UnreadableFileError(f"{path} {PICKLED}") from error
         detail = " ".join(str(error).split())[:200]
-        if "pickle" in detail:  # numpy advises to load pickles, which can run any code
-            raise UnreadableFileError(
-                f"{path} holds pickled Python objects, which are never loaded because they can run any program; "
-                "expected plain arrays of numbers: save it again without objects"
-            ) from error
         raise UnreadableFileError(
             f"{path} is not a readable {format_name} file: it is truncated, damaged or of a variant that the reader "
             f"does not know ({type(error).__name__}: {detail}); copy it again or export it anew"

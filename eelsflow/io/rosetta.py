@@ -21,7 +21,8 @@ from eelsflow.io.signals import image_of_signals, low_loss_of_signals
 from eelsflow.io.uneven import without_rounding
 from eelsflow.io.velox import read_velox
 
-_LOWER_CASE = (PANTA_RHEI, RIPPLE)  # the readers look for the extension as it is usually written
+# These readers look for the extension as it is usually written.
+_SPELLINGS = {PANTA_RHEI: (".prz",), RIPPLE: (".rpl", ".RPL")}
 
 
 def read_with_rosettasciio(path: Path, one: Format, *, lazy: bool) -> xr.DataArray:
@@ -82,7 +83,7 @@ def _signals(path: Path, one: Format, *, lazy: bool) -> list[dict[str, Any]]:
 
 def _require_whole(path: Path, one: Format) -> None:
     """Refuse what a reader would read as something else: files cut short, with parts missing, or of another kind."""
-    if one in _LOWER_CASE and path.suffix not in (one.extensions[0], one.extensions[0].upper()[: 4 * (one is RIPPLE)]):
+    if path.suffix not in _SPELLINGS.get(one, (path.suffix,)):
         raise UnreadableFileError(
             f"{path} has the extension {path.suffix!r}; its reader knows {one.extensions[0]!r} only: rename it"
         )

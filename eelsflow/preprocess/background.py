@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eelsflow.energy import EnergyAxis, Window
+from eelsflow.energy import EnergyAxis, Window, format_window
 from eelsflow.errors import EdgeOutOfRangeError, InputError
 from eelsflow.preprocess.kernels import fit_power_laws
 
@@ -297,13 +297,13 @@ class _Window:
         n_channels = channels.stop - channels.start
         if n_channels < _MIN_CHANNELS or n_channels * axis.dispersion < _MIN_COVERAGE * (window[1] - window[0]):
             raise EdgeOutOfRangeError(
-                f"pre-edge window {window} eV has {n_channels} channels on the energy axis, which spans {axis}; the "
-                f"background needs at least {_MIN_CHANNELS} channels and a third of the window: record more of the "
-                "spectrum before the edge, or choose a narrower pre_edge_window"
+                f"pre-edge window {format_window(window)} has {n_channels} channels on the energy axis, which "
+                f"spans {axis}; the background needs at least {_MIN_CHANNELS} channels and a third of the window: "
+                "record more of the spectrum before the edge, or choose a narrower pre_edge_window"
             )
         if window[0] <= 0:
             raise InputError(
-                f"pre-edge window {window} eV starts at or below zero; a power law needs positive energies"
+                f"pre-edge window {format_window(window)} starts at or below zero; a power law needs positive energies"
             )
         pivot_energy = float(np.sqrt(window[0] * window[1]))
         return cls(

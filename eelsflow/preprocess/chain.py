@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from eelsflow.digest import code_version
 from eelsflow.edges import Edge
-from eelsflow.energy import EnergyAxis, Window
-from eelsflow.errors import EelsflowError, InputError
+from eelsflow.energy import EnergyAxis, Window, format_window
+from eelsflow.errors import EdgeOutOfRangeError, EelsflowError, InputError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
@@ -535,9 +535,20 @@ def _signal_windows(fitted: Fitted) -> tuple[Window, Window]:
     """
     axis, edge = fitted.corrected_axis, fitted.edge
     reach = 0.0 if fitted.offset else MAX_OFFSET
-    lowest, highest = axis.boundaries[0], axis.boundaries[-1]
+    lowest, highest = float(axis.boundaries[0]), float(axis.boundaries[-1])
     before = (max(edge.pre_edge_window[0] - reach, lowest), edge.pre_edge_window[1] - reach)
     inside = (edge.elnes_window[0] + reach, min(edge.elnes_window[1] + reach, highest))
+    for what, window, whole in (
+        ("pre-edge", before, edge.pre_edge_window),
+        ("ELNES", inside, edge.elnes_window),
+    ):
+        if not window[0] < window[1]:
+            raise EdgeOutOfRangeError(
+                f"nothing is left of the {what} window {format_window(whole)} of {edge.name} on the energy axis, which "
+                f"spans {axis.start:.1f}-{axis.stop:.1f} eV{f' and may be wrong by {reach:g} eV' if reach else ''}; "
+                "vacuum cannot be told from specimen: record more of the spectrum, or choose a preset without a vacuum "
+                "mask"
+            )
     return before, inside
 
 
@@ -583,13 +594,13 @@ def _warnings_about(fitted: Fitted, crew: _Crew) -> list[str]:
         )
     if not axis.covers(edge.elnes_window):
         warnings.append(
-            f"the corrected axis spans {axis.start:.1f}-{axis.stop:.1f} eV, so the ELNES window {edge.elnes_window} eV "
-            "is not all there"
+            f"the corrected axis spans {axis.start:.1f}-{axis.stop:.1f} eV, so the ELNES window "
+            f"{format_window(edge.elnes_window)} is not all there"
         )
     if axis.start > edge.pre_edge_window[0] + axis.dispersion:
         warnings.append(
-            f"the corrected axis starts at {axis.start:.1f} eV, inside the pre-edge window {edge.pre_edge_window} eV: "
-            "the background rests on what is left of it"
+            f"the corrected axis starts at {axis.start:.1f} eV, inside the pre-edge window "
+            f"{format_window(edge.pre_edge_window)}: the background rests on what is left of it"
         )
     n_spike_pixels, _ = _count_spikes(crew.parts)
     n_pixels = int(np.prod(crew.shape))

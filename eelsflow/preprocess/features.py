@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.edges import Edge
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import EnergyAxis, format_window
 from eelsflow.errors import InputError, UnreadableFileError
 from eelsflow.preprocess.normalize import NormalizeMethod, feature_scale, normalize
 from eelsflow.preprocess.pca import Pca, Scaling, fit_pca, split_moments
@@ -265,8 +265,8 @@ def _crop(wide: NDArray[np.floating], axis: EnergyAxis, channels: slice, edge: E
         lacking = axis.values[channels][missing.any(axis=0)]
         raise InputError(
             f"{spectra} of {len(wide)} spectra have no data at {lacking[0]:.1f}-{lacking[-1]:.1f} eV, inside the ELNES "
-            f"window {edge.elnes_window} eV of {edge.name}: the detector ended there once the axis was corrected; "
-            "leave that acquisition out, or choose a narrower elnes_window"
+            f"window {format_window(edge.elnes_window)} of {edge.name}: the detector ended there once the axis was "
+            "corrected; leave that acquisition out, or choose a narrower elnes_window"
         )
     return cropped
 

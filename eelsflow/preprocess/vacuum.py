@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eelsflow.energy import EnergyAxis, Window
+from eelsflow.energy import EnergyAxis, Window, format_window
 from eelsflow.errors import InputError
 
 VACUUM_FRACTION = 0.25
@@ -235,8 +235,8 @@ def _channels(energies: NDArray[np.float64], window: Window, what: str) -> slice
     channels = EnergyAxis.from_values(energies).channels(window)
     if channels.stop - channels.start < 4:
         raise InputError(
-            f"the {what} window {window} eV holds {channels.stop - channels.start} channels of the energy axis, which "
-            f"spans {energies[0]:.1f}-{energies[-1]:.1f} eV; at least 4 are needed to measure the edge"
+            f"the {what} window {format_window(window)} holds {channels.stop - channels.start} channels of the energy "
+            f"axis, which spans {energies[0]:.1f}-{energies[-1]:.1f} eV; at least 4 are needed to measure the edge"
         )
     return channels
 

@@ -89,3 +89,10 @@ def test_truncated_table_is_refused(table):
 def test_table_that_is_refused_is_named(table, changes):
     with pytest.raises((DataSetError, InputError), match=r"table\.npz: "):
         read_table(table(**changes))
+
+
+def test_pickled_labels_are_refused_without_the_advice_to_load_them(tmp_path):
+    np.savez(tmp_path / "a.npz", spectra=np.ones((2, 3)), label=np.array([{}, {}]))
+    with pytest.raises(UnreadableFileError, match="pickled Python objects, which are never loaded") as error:
+        read_table(tmp_path / "a.npz")
+    assert "allow_pickle" not in str(error.value)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from eelsflow.errors import UnreadableFileError
@@ -12,6 +14,12 @@ def test_no_extension_belongs_to_two_formats():
 
 def test_help_names_every_extension():
     assert all(extension in list_formats() for one in FORMATS for extension in one.extensions)
+
+
+def test_page_of_formats_names_every_extension():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert [extension for extension in READABLE_EXTENSIONS if not any(extension in row for row in rows)] == []
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "a.h5", "a.raw", "a.emi", "a.npz"])

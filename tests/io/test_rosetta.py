@@ -1,11 +1,12 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 import tifffile
 
 from eelsflow.digest import digest_file
-from eelsflow.errors import InputError, UnreadableFileError
+from eelsflow.errors import InputError, MissingDependencyError, UnreadableFileError
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.report.map_figure import save_map_tiff
 from eelsflow.spectrum_image import check_spectrum_image
@@ -85,3 +86,9 @@ def test_name_that_its_reader_would_not_know_says_so(tmp_path):
 
 def test_title_is_kept(cubes):
     assert json.loads(read_spectrum_image(cubes / "cube.ndata").attrs["metadata"])["signal"]["title"] == "core loss"
+
+
+def test_reader_that_needs_a_package_says_which(cubes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rsciio.tia", None)
+    with pytest.raises(MissingDependencyError, match=r"reading scan_1\.ser needs rsciio\.tia"):
+        read_spectrum_image(cubes / "scan_1.ser")

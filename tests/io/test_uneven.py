@@ -14,7 +14,7 @@ from tests.strategies import examples
 
 @examples(60)
 @given(
-    steps=st.lists(st.floats(0.5, 1.9), min_size=30, max_size=60),
+    steps=st.lists(st.floats(0.5, 1.9), min_size=45, max_size=60),
     values=st.lists(st.floats(0, 1e4), min_size=61, max_size=61),
 )
 def test_resampling_invents_nothing(steps, values):
@@ -72,7 +72,7 @@ def test_uneven_axis_of_a_hspy_spectrum_is_resampled_and_a_formula_is_not_evalua
 
     x, y = uneven_rows()
     axis = {"_type": "DataAxis", "name": "Energy loss", "units": "eV", "navigate": False, "axis": x, "size": x.size}
-    signal = {"data": y, "axes": [axis], "metadata": {"General": {}}, "original_metadata": {}, "models": {}}
+    signal = {"data": y, "axes": [axis], "metadata": {"General": {"title": ""}}, "original_metadata": {}, "models": {}}
     signal |= {
         "attributes": {"_lazy": False, "ragged": False},
         "learning_results": {},
