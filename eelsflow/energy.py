@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -125,3 +125,21 @@ class EnergyAxis:
 
     def __str__(self) -> str:
         return f"{self.start:.1f}-{self.stop:.1f} eV in {self.size} channels of {self.dispersion:.4g} eV"
+
+
+def check_spectra(energy_loss: ArrayLike, counts: ArrayLike) -> tuple[EnergyAxis, NDArray[Any]]:
+    """Return the axis and the counts as an array, shape (..., channels); they are not copied.
+
+    Raises
+    ------
+    InputError
+        If the axis is not uniform, or the last dimension of the counts is not that of the axis.
+    """
+    axis = EnergyAxis.from_values(energy_loss)
+    values = np.asarray(counts)
+    if values.ndim == 0 or values.shape[-1] != axis.size:
+        raise InputError(
+            f"counts have shape {values.shape} but energy_loss has {axis.size} channels; "
+            "the last dimension of counts must be the energy loss"
+        )
+    return axis, values

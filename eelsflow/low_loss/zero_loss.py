@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr
 
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import EnergyAxis, check_spectra
 from eelsflow.errors import InputError
 
 FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
@@ -152,13 +152,7 @@ def measure_zero_loss(
 
 def flat_spectra(energy_loss: ArrayLike, counts: ArrayLike) -> tuple[EnergyAxis, NDArray[np.floating], tuple[int, ...]]:
     """Return the axis, the counts as (spectra, channels) and the shape of the pixels; refuse what does not agree."""
-    axis = EnergyAxis.from_values(energy_loss)
-    values = np.asarray(counts)
-    if values.ndim == 0 or values.shape[-1] != axis.size:
-        raise InputError(
-            f"counts have shape {values.shape} but energy_loss has {axis.size} channels; "
-            "the last dimension of counts must be the energy loss"
-        )
+    axis, values = check_spectra(energy_loss, counts)
     floats = values.astype(np.result_type(values.dtype, np.float32), copy=False)
     return axis, floats.reshape(-1, axis.size), values.shape[:-1]
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eelsflow.energy import EnergyAxis, Window, format_window
+from eelsflow.energy import Window, check_spectra, format_window
 from eelsflow.errors import EdgeOutOfRangeError, InputError
 from eelsflow.preprocess.kernels import fit_power_laws
 
@@ -286,13 +286,7 @@ class _Window:
 
     @classmethod
     def of(cls, energy_loss: ArrayLike, counts: ArrayLike, window: Window) -> _Window:
-        axis = EnergyAxis.from_values(energy_loss)
-        values = np.asarray(counts)
-        if values.ndim == 0 or values.shape[-1] != axis.size:
-            raise InputError(
-                f"counts have shape {values.shape} but energy_loss has {axis.size} channels; "
-                "the last dimension of counts must be the energy loss"
-            )
+        axis, values = check_spectra(energy_loss, counts)
         channels = axis.channels(window)
         n_channels = channels.stop - channels.start
         if n_channels < _MIN_CHANNELS or n_channels * axis.dispersion < _MIN_COVERAGE * (window[1] - window[0]):

@@ -195,14 +195,13 @@ class Preset(BaseModel):
     @property
     def caution(self) -> str | None:
         """What a reader of its results should know; None where the order of the steps costs nothing known."""
-        kinds = [(type(step), getattr(step, "scope", None)) for step in self.acquisition_steps]
-        whole, spikes = (Pca, "acquisition"), (Spikes, None)
-        if whole not in kinds or (spikes in kinds and kinds.index(spikes) < kinds.index(whole)):
+        kinds = [step.step for step in self.acquisition_steps]
+        if "pca" not in kinds or "spikes" in kinds[: kinds.index("pca")]:
             return None
+        spikes = "hardly any spike is found afterwards" if "spikes" in kinds else "spikes stay in the spectra"
         return (
-            f"the preset {self.name} takes components of the whole image before spikes are looked for: hardly any "
-            "spike is found afterwards, a few strong ones raise the number of components, and a small phase may leave "
-            "none"
+            f"the preset {self.name} takes components of the whole image with its spikes in it: {spikes}, a few strong "
+            "ones raise the number of components, and a small phase may leave none"
         )
 
     def find(self, kind: type[StepType]) -> StepType | None:

@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eelsflow.energy import EnergyAxis
-from eelsflow.errors import EdgeOutOfRangeError, InputError
+from eelsflow.energy import EnergyAxis, check_spectra
+from eelsflow.errors import EdgeOutOfRangeError
 
 RebinMethod = Literal["conserve", "linear"]
 
@@ -200,13 +200,7 @@ def _apply(method: RebinMethod, energy_loss: ArrayLike, counts: ArrayLike, targe
 
 
 def _check(energy_loss: ArrayLike, counts: ArrayLike) -> tuple[EnergyAxis, NDArray[np.floating]]:
-    axis = EnergyAxis.from_values(energy_loss)
-    values = np.asarray(counts)
-    if values.ndim == 0 or values.shape[-1] != axis.size:
-        raise InputError(
-            f"counts have shape {values.shape} but energy_loss has {axis.size} channels; "
-            "the last dimension of counts must be the energy loss"
-        )
+    axis, values = check_spectra(energy_loss, counts)
     # float32 holds 8- and 16-bit counts exactly
     return axis, values.astype(np.result_type(values.dtype, np.float32), copy=False)
 

@@ -182,7 +182,8 @@ def test_pixels_without_a_zero_loss_are_nan():
 
 
 def exspy_result(energy, core, low_energy, low, **options):
-    exspy_signals = pytest.importorskip("exspy.signals")
+    import exspy.signals as exspy_signals
+
     theirs = exspy_signals.EELSSpectrum(np.array(core, dtype=float))
     theirs.axes_manager[-1].scale, theirs.axes_manager[-1].offset = energy[1] - energy[0], energy[0]
     zero = exspy_signals.EELSSpectrum(np.array(low, dtype=float))

@@ -105,7 +105,8 @@ def test_mean_free_path_of_iron_oxide_at_200_kv_is_that_of_the_literature():
 @pytest.mark.parametrize("beam_energy", [80.0, 200.0, 300.0])
 @pytest.mark.parametrize("angles", [(10.0, 20.0), (25.0, 10.0), (0.5, 5.0)])
 def test_mean_free_path_from_density_is_that_of_exspy(beam_energy, angles):
-    eels = pytest.importorskip("exspy.utils.eels")
+    import exspy.utils.eels as eels
+
     convergence, collection = angles
     theirs = eels.iMFP_Iakoubovskii(5.2, beam_energy) * eels.iMFP_angular_correction(
         5.2, beam_energy, convergence, collection
@@ -147,7 +148,8 @@ def test_what_makes_no_mean_free_path_is_refused(given, message):
 
 
 def test_relative_thickness_is_nearer_to_the_truth_than_exspy():
-    exspy_signals = pytest.importorskip("exspy.signals")
+    import exspy.signals as exspy_signals
+
     rng = np.random.default_rng(4)
     counts = rng.poisson(plural(np.repeat(THICKNESS, 4), ENERGY, fwhm=1.0)).astype(float)
     signal = exspy_signals.EELSSpectrum(counts)
@@ -165,7 +167,8 @@ def test_relative_thickness_is_nearer_to_the_truth_than_exspy():
 
 
 def test_thickness_in_nanometres_is_that_of_exspy():
-    exspy_signals = pytest.importorskip("exspy.signals")
+    import exspy.signals as exspy_signals
+
     counts = plural(THICKNESS, ENERGY)
     signal = exspy_signals.EELSSpectrum(counts)
     signal.axes_manager[-1].scale, signal.axes_manager[-1].offset = 0.25, -20.0

@@ -117,3 +117,5 @@ def test_components_before_spikes_are_cautioned_of():
     assert [PRESETS[name].caution for name in ("paper-raw", "recommended", "none")] == [None] * 3
     mended = resolve_preset(["spikes", {"step": "pca", "scope": "acquisition"}, "align", "background", "rebin"])
     assert mended.caution is None
+    without = resolve_preset([{"step": "pca", "scope": "acquisition"}, "align", "background", "rebin"])
+    assert "spikes stay in the spectra" in (without.caution or "")
