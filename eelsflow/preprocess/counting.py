@@ -26,9 +26,11 @@ from eelsflow.preprocess.kernels import (
 LEAST_EXPECTED = 0.01
 """Electrons that a channel is expected to count at least where a count of it is judged: ours."""
 
-_LAG = 8  # channels; beyond what neighbouring channels share of an electron
+_LAG = 5  # channels; beyond what neighbouring channels share of an electron
 _POISSON = (0.75, 4 / 3)  # variance over mean, in electrons, of counted electrons; ours
-_TERMS = 512  # that a ratio of variance to mean is made of
+_TERMS = 512  # that a ratio of variance to mean is the mean of
+_BOUND = np.float32(25)  # of one of them: a Gaussian's reach it once in two million
+_LEAST_SHARED = 0.02  # correlation of channels that is not taken for none
 _LATTICE_SPECTRA = 64  # in which the unit is looked for
 _WHOLE = 0.01  # of the unit: how far off a multiple may lie, for numbers that were rounded to single precision
 _HALF = np.float32(0.5)
@@ -48,12 +50,12 @@ def find_quantum(spectra: NDArray[Any]) -> float:
     Notes
     -----
     A detector counts if (a) no count is negative, (b) every count is a whole multiple of the smallest distance of two
-    different counts (zero among them), and (c) the variance is that of so many electrons: for a triple of channels 8
-    apart, ``(k1 - 2 k2 + k3)^2`` has the mean ``k1 + 4 k2 + k3`` for Poisson counts k on a straight line. The median,
-    over groups of 512 triples or more, of the ratio of the two sums must lie between 3/4 and 4/3; spikes and lines are
-    in few groups. Integers of a camera pass (a) and (b) often, but not (c): each of its electrons makes many counts.
-    Where counts are so many that the spectrum's curvature exceeds their noise, (c) fails too, and the general model,
-    which needs no more than a mean and a variance, does. The criterion and its constants are ours.
+    different counts (zero among them), and (c) the variance is that of so many electrons: channels 5 apart that add up
+    to n electrons differ by n in the mean square. The ratio of the two, averaged over groups of 512 pairs or more, must
+    have a median between 3/4 and 4/3 over the groups; lines are in few groups, and a spike hardly moves one. Integers
+    of a camera pass (a) and (b) often, but not (c): each of its electrons makes many counts. Where counts are so many
+    (a thousand and more) that the slope of the spectrum exceeds their noise, (c) fails too, and the general model is
+    right: Poisson's tails are a Gaussian's there. The criterion and its constants are ours.
 
     Examples
     --------
@@ -67,7 +69,7 @@ def find_quantum(spectra: NDArray[Any]) -> float:
     if quantum <= 0 or not _are_multiples(spectra, quantum):
         return 0.0
     low, high = _POISSON
-    return quantum if low < _variance_to_mean(spectra) / quantum < high else 0.0
+    return quantum if low < _variance_to_mean(spectra, quantum, _LAG) < high else 0.0
 
 
 def _spacing(spectra: NDArray[Any]) -> float:
@@ -94,22 +96,51 @@ def _are_multiples(spectra: NDArray[Any], quantum: float) -> bool:
     return bool((off <= _WHOLE + 1e-6 * electrons).all())
 
 
-def _variance_to_mean(spectra: NDArray[Any]) -> float:
-    """Return variance over mean, counts; NaN for too few channels with counts."""
-    columns = spectra.T.astype(np.float64)
-    first, middle, last = columns[: -2 * _LAG], columns[_LAG:-_LAG], columns[2 * _LAG :]
-    square = np.square(first - 2 * middle + last).ravel()
-    level = (first + 4 * middle + last).ravel()
-    # whole channels where there are many spectra, so that a line is in few groups
-    size = max(columns.shape[1], min(_TERMS, square.size))
-    n_groups = square.size // size
-    if n_groups == 0 or size < _TERMS // 2:
+def shared_electrons(spectra: NDArray[Any], quantum: float, max_lag: int) -> NDArray[np.float64]:
+    """Return the correlation of channels of counted electrons against their distance, shape (max_lag + 1,).
+
+    Parameters
+    ----------
+    spectra
+        Raw counts, shape (n, channels).
+    quantum
+        Counts of one electron.
+    max_lag
+        Largest distance, channels.
+
+    Notes
+    -----
+    Electrons that two channels both count make their difference smaller: the variance over the mean falls from 1 to
+    ``1 - correlation``. Correlations under .02, and beyond 4 channels, are taken for none (ours): there the slope of
+    the spectrum shows, or nothing does.
+    """
+    correlation = np.zeros(max_lag + 1)
+    correlation[0] = 1.0
+    for lag in range(1, min(_LAG - 1, max_lag) + 1):
+        shared = 1.0 - _variance_to_mean(spectra, quantum, lag)
+        correlation[lag] = shared if shared > _LEAST_SHARED else 0.0
+    return correlation
+
+
+def _variance_to_mean(spectra: NDArray[Any], quantum: float, lag: int) -> float:
+    """Return variance over mean of the differences of channels `lag` apart, electrons; NaN for too few of them.
+
+    Two Poisson counts of the same mean that add up to n have the mean square difference n, whatever n is. So its ratio
+    to n has the mean 1, one by one, and a spike counts no more than the bound that the ratio is given.
+    """
+    columns = (spectra.T * (1.0 / quantum)).astype(np.float32)
+    both, difference = columns[lag:] + columns[:-lag], columns[lag:] - columns[:-lag]
+    size = max(columns.shape[1], _TERMS)  # whole channels where there are many spectra, so that few groups hold a line
+    n_groups = max(both.size // size, 1)
+    size = min(size, both.size)
+    if size < _TERMS // 2:
         return math.nan
-    squares, levels = (part[: n_groups * size].reshape(n_groups, size).sum(axis=1) for part in (square, level))
-    some = levels > 0
-    # As many counts in every group weigh more than few: a channel with three counts says nothing.
-    some &= levels >= np.median(levels)
-    return float(np.median(squares[some] / levels[some])) if some.any() else math.nan
+    both, difference = (part.ravel()[: n_groups * size].reshape(n_groups, size) for part in (both, difference))
+    some = both > _HALF
+    ratio = np.minimum(np.square(difference) / np.maximum(both, _ONE), _BOUND) * some
+    number = some.sum(axis=1)
+    full = number >= max(0.5 * float(np.median(number)), 1.0)
+    return float(np.median(ratio.sum(axis=1, dtype=np.float64)[full] / number[full])) if full.any() else math.nan
 
 
 @compiled

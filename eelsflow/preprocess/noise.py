@@ -17,14 +17,14 @@ is the gain then, and nothing is read out (`eelsflow.preprocess.counting`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from eelsflow.errors import InputError
-from eelsflow.preprocess.counting import find_quantum
+from eelsflow.preprocess.counting import find_quantum, shared_electrons
 from eelsflow.preprocess.kernels import lagged_products, running_medians
 
 MAX_SAMPLE = 1024
@@ -153,7 +153,7 @@ def estimate_noise(counts: ArrayLike, *, max_lag: int = 8) -> NoiseModel:
     classes are ours.
 
     Where the counts are those of single electrons (`counting.find_quantum` tells from the counts themselves), gain and
-    read-out need no estimate: they are the quantum and nothing. The correlation is estimated as elsewhere.
+    read-out need no estimate: they are the quantum and nothing. The correlation is `counting.shared_electrons`.
     """
     spectra = np.asarray(counts)
     spectra = spectra.reshape(-1, spectra.shape[-1]) if spectra.ndim else spectra.reshape(1, 1)
@@ -169,6 +169,8 @@ def estimate_noise(counts: ArrayLike, *, max_lag: int = 8) -> NoiseModel:
             "mask or repair these channels first"
         )
     quantum = find_quantum(spectra)
+    if quantum:
+        return NoiseModel(quantum, 0.0, shared_electrons(spectra, quantum, max_lag), quantum)
     spectra = spectra.astype(np.float64)
     if spectra.shape[0] >= _MIN_SPECTRA:
         expected, residual, taken = _low_rank_residual(spectra)
@@ -183,8 +185,7 @@ def estimate_noise(counts: ArrayLike, *, max_lag: int = 8) -> NoiseModel:
             "the counts do not fluctuate in any channel, so they carry no noise to estimate: they look smoothed, "
             "saturated or empty; use the raw counts of the acquisition"
         )
-    model = _fit_model(expected, residual, alive, taken=taken, response=response, max_lag=max_lag)
-    return replace(model, gain=quantum, readout_variance=0.0, quantum=quantum) if quantum else model
+    return _fit_model(expected, residual, alive, taken=taken, response=response, max_lag=max_lag)
 
 
 def running_median(values: NDArray[np.floating], width: int) -> NDArray[np.floating]:
