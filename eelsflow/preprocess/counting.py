@@ -33,6 +33,7 @@ _BOUND = np.float32(25)  # of one of them: a Gaussian's reach it once in two mil
 _LEAST_SHARED = 0.02  # correlation of channels that is not taken for none
 _LATTICE_SPECTRA = 64  # in which the unit is looked for
 _WHOLE = 0.01  # of the unit: how far off a multiple may lie, for numbers that were rounded to single precision
+_ROUNDED = 3.0  # counts of an electron from which its multiples can be told although they were rounded to whole counts
 _HALF = np.float32(0.5)
 _PULL = np.float32(4)  # deviations beyond which a value is pulled back, as in `kernels`
 _ROUNDS = 4
@@ -50,12 +51,13 @@ def find_quantum(spectra: NDArray[Any]) -> float:
     Notes
     -----
     A detector counts if (a) no count is negative, (b) every count is a whole multiple of the smallest distance of two
-    different counts (zero among them), and (c) the variance is that of so many electrons: channels 5 apart that add up
-    to n electrons differ by n in the mean square. The ratio of the two, averaged over groups of 512 pairs or more, must
-    have a median between 3/4 and 4/3 over the groups; lines are in few groups, and a spike hardly moves one. Integers
-    of a camera pass (a) and (b) often, but not (c): each of its electrons makes many counts. Where counts are so many
-    (a thousand and more) that the slope of the spectrum exceeds their noise, (c) fails too, and the general model is
-    right: Poisson's tails are a Gaussian's there. The criterion and its constants are ours.
+    different counts (zero among them), but for rounding to whole counts, and (c) the variance is that of so many
+    electrons: channels 5 apart that add up to n electrons differ by n in the mean square. The ratio of the two,
+    averaged over groups of 512 pairs or more, must have a median between 3/4 and 4/3 over the groups; lines are in few
+    groups, and a spike hardly moves one. Integers of a camera pass (a) and (b) often, but not (c): each of its
+    electrons makes many counts. Where counts are so many (a thousand and more) that the slope of the spectrum exceeds
+    their noise, (c) fails too, and the general model is right: Poisson's tails are a Gaussian's there. The criterion
+    and its constants are ours.
 
     Examples
     --------
@@ -65,35 +67,38 @@ def find_quantum(spectra: NDArray[Any]) -> float:
     """
     if spectra.size == 0 or spectra.min() < 0:
         return 0.0
-    quantum = _spacing(spectra[:_LATTICE_SPECTRA])
-    if quantum <= 0 or not _are_multiples(spectra, quantum):
+    few = spectra[:: max(len(spectra) // _LATTICE_SPECTRA, 1)].ravel()
+    some = np.unique(np.append(few, spectra.dtype.type(0))).astype(np.float64)
+    quantum = _spacing(some)
+    if quantum <= 0 or not _are_multiples(some, quantum) or not _are_multiples(spectra, quantum):
         return 0.0
     low, high = _POISSON
     return quantum if low < _variance_to_mean(spectra, quantum, _LAG) < high else 0.0
 
 
-def _spacing(spectra: NDArray[Any]) -> float:
-    """Return the smallest distance of two counts or of one from zero, sharpened by all multiples; 0 without counts."""
-    different = np.unique(np.append(spectra.ravel(), spectra.dtype.type(0))).astype(np.float64)
-    if different.size < 2:
-        return 0.0
+def _spacing(different: NDArray[np.float64]) -> float:
+    """Return the smallest distance of ascending counts, sharpened by its multiples; 0 without any."""
     # single precision leaves 6e-8 of a count between two equal multiples of a unit that is no power of two
     steps = np.diff(different)
     steps = steps[steps > 1e-6 * different[1:]]
     if steps.size == 0:
         return 0.0
     unit = float(steps.min())
-    near = different[different <= 1000 * unit]
-    multiple = np.rint(near / unit)
-    return float(near @ multiple / (multiple @ multiple)) if multiple.any() else 0.0
+    for furthest in (4, 16, 64, 256, 1024):  # the better the unit is known, the further its multiples can be told
+        near = different[different < (furthest + 0.5) * unit]
+        multiple = np.rint(near / unit)
+        if multiple.any():
+            unit = float(near @ multiple / (multiple @ multiple))
+    return unit
 
 
 def _are_multiples(spectra: NDArray[Any], quantum: float) -> bool:
-    if spectra.dtype.kind in "iu" and quantum == 1.0:
-        return True
+    if quantum == 1.0:
+        return bool(spectra.dtype.kind in "iu" or (spectra == np.rint(spectra)).all())
     electrons = spectra / quantum
     off = np.abs(electrons - np.rint(electrons))
-    return bool((off <= _WHOLE + 1e-6 * electrons).all())
+    rounded = 0.5 / quantum if quantum > _ROUNDED and (spectra == np.rint(spectra)).all() else 0.0
+    return bool((off <= _WHOLE + rounded + 1e-6 * electrons).all())
 
 
 def shared_electrons(spectra: NDArray[Any], quantum: float, max_lag: int) -> NDArray[np.float64]:

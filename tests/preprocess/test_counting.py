@@ -58,6 +58,13 @@ def test_counts_with_read_out_are_not_single_electrons() -> None:
     assert find_quantum((counts + rng.normal(0, 0.3, counts.shape) + 5).astype(np.float32)) == 0
 
 
+@pytest.mark.parametrize("level", [0.5, 5.0])
+def test_multiples_of_a_gain_are_found_although_they_were_rounded(level: float) -> None:
+    counts = np.rint(7.3 * counted(level)).astype(np.uint16)
+    assert find_quantum(counts.reshape(-1, 512)) == pytest.approx(7.3, rel=0.01)
+    assert find_spikes(counts, estimate_noise(counts)).any(axis=2).mean() <= 0.005
+
+
 def test_spikes_do_not_hide_that_electrons_are_counted() -> None:
     counts = counted(1.0).reshape(-1, 512)
     counts[np.arange(0, 400, 10), np.arange(0, 400, 10)] += 3000
