@@ -160,7 +160,7 @@ def counted_deviation(count: float, expected: float) -> float:
     Parameters
     ----------
     count, expected
-        In electrons; `expected` positive.
+        In electrons; `expected` positive. What lies below no electron counts as none.
 
     Examples
     --------
@@ -171,7 +171,7 @@ def counted_deviation(count: float, expected: float) -> float:
         x = count - 0.5
         return math.sqrt(max(2.0 * (x * math.log(x / expected) - x + expected), 0.0))
     if count < expected - 0.5:
-        x = count + 0.5
+        x = max(count + 0.5, 1e-30)  # denoised counts may be negative
         return -math.sqrt(max(2.0 * (x * math.log(x / expected) - x + expected), 0.0))
     return 0.0
 
