@@ -540,7 +540,7 @@ def _fit_components(crew: _Crew, fitted: Fitted, step: presets.Pca, sample: Coun
 def _find_vacuum(crew: _Crew, fitted: Fitted, step: presets.VacuumMask, sample: Counts) -> VacuumMask:
     """Tell specimen from vacuum by the edge's signal, wherever the axis may put the edge."""
     windows = _signal_windows(fitted)
-    mean = transform(sample, fitted).counts.mean(axis=0, dtype=np.float64)
+    mean = transform(sample, fitted, spikes=_spikes_in(sample, fitted)).counts.mean(axis=0, dtype=np.float64)
     _require_falling(mean, fitted, windows[0])
     exponent = background_exponent(mean, fitted.corrected_axis.values, windows[0])
     in_bands = step.method == "kmeans"
@@ -555,6 +555,24 @@ def _find_vacuum(crew: _Crew, fitted: Fitted, step: presets.VacuumMask, sample: 
         return find_vacuum(signal, method="threshold", signal_error=error)
     features = crew.assemble([bands for _, bands, _ in answers if bands is not None])
     return find_vacuum(signal, method="kmeans", features=features)
+
+
+def _spikes_in(sample: Counts, fitted: Fitted) -> NDArray[np.int32] | None:
+    """Return where spikes hit the sample of counted electrons, shape (n, 2).
+
+    Elsewhere None: a mean over a thousand spectra bears a spike, but not where it is half an electron a channel.
+    """
+    step = next((step for step in fitted.steps if isinstance(step, presets.Spikes)), None)
+    if step is None or not _few_electrons_tell(fitted):
+        return None
+    mask = find_spikes(
+        sample,
+        fitted.noise,
+        threshold=step.threshold,
+        reference=fitted.reference,
+        dead_channels=fitted.dead_channels,
+    )
+    return np.argwhere(mask).astype(np.int32)
 
 
 def _signal_windows(fitted: Fitted) -> tuple[Window, Window]:
