@@ -542,7 +542,12 @@ def _find_vacuum(crew: _Crew, fitted: Fitted, step: presets.VacuumMask, sample: 
     windows = _signal_windows(fitted)
     mean = transform(sample, fitted, spikes=_spikes_in(sample, fitted)).counts.mean(axis=0, dtype=np.float64)
     _require_falling(mean, fitted, windows[0])
-    exponent = background_exponent(mean, fitted.corrected_axis.values, windows[0])
+    energies = fitted.corrected_axis.values
+    exponent = background_exponent(mean, energies, windows[0])
+    if _few_electrons_tell(fitted):
+        # what the halves of a window say of few electrons may be anything
+        electrons = mean * (len(sample) / fitted.noise.quantum)
+        exponent = pooled_prior(energies, electrons, windows[0], ExponentPrior()).mean
     in_bands = step.method == "kmeans"
     answers = crew.visit(_signal_of, fitted, windows, exponent, in_bands, label="edge signal")
     signal = crew.assemble([signal for signal, *_ in answers])
@@ -550,7 +555,7 @@ def _find_vacuum(crew: _Crew, fitted: Fitted, step: presets.VacuumMask, sample: 
         if not _few_electrons_tell(fitted):
             return find_vacuum(signal, method="threshold")
         total = crew.assemble([total for *_, total in answers if total is not None])
-        noise = signal_variance(mean, fitted.corrected_axis.values, *windows, exponent=exponent) * fitted.noise.quantum
+        noise = signal_variance(mean, energies, *windows, exponent=exponent) * fitted.noise.quantum
         signal, error = signal_with_total(signal, total, quantum=fitted.noise.quantum, noise=noise)
         return find_vacuum(signal, method="threshold", signal_error=error)
     features = crew.assemble([bands for _, bands, _ in answers if bands is not None])
