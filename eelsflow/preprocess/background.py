@@ -275,6 +275,58 @@ def exponent_moments(
     return moments
 
 
+def pooled_prior(energy_loss: ArrayLike, spectrum: ArrayLike, window: Window, prior: ExponentPrior) -> ExponentPrior:
+    """Return the prior of an acquisition of few electrons a pixel, whose exponent the pixels only know together.
+
+    Parameters
+    ----------
+    energy_loss
+        Channel centres, shape (channels,), eV.
+    spectrum
+        Electrons of all pixels with specimen, summed, shape (channels,).
+    window
+        Pre-edge window, eV.
+    prior
+        What single pixels say, from `ExponentMoments.prior`: how far they spread is taken from it.
+
+    Returns
+    -------
+    ExponentPrior
+        Around the exponent of the sum. A sum that does not know it to .5 either leaves the default.
+
+    Raises
+    ------
+    EdgeOutOfRangeError, InputError
+        As `fit_power_law`.
+
+    Notes
+    -----
+    Weighted by the fitted counts themselves, least squares are the score equations of Poisson's likelihood, so the fit
+    of the sum is the maximum-likelihood estimate, and that of few counts is not biased as one weighted by the counts.
+    Pixels whose fit stands ten standard errors above zero are chosen by their noise where the others do not, and the
+    mean of their exponents may lie anywhere; so their spread is not taken for more than the default's either. The
+    choices are ours.
+    """
+    usual = ExponentPrior()
+    data = _Window.of(energy_loss, spectrum, window)
+    _, exponent, status, covariance = _fit_block(
+        data.counts.astype(np.float64), data.log_energy, _Counted(), None, usual.mean
+    )
+    error = float(covariance[0, 1, 1])
+    if status[0] != PowerLawStatus.OK or not error < usual.variance:
+        return usual
+    return ExponentPrior(float(exponent[0]), min(prior.variance, usual.variance) + error)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Noise of single electrons."""
+
+    gain: float = 1.0
+    readout_variance: float = 0.0
+    correlation: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+
+
 @dataclass(frozen=True)
 class _Window:
     """The counts inside the pre-edge window, spectra flattened to one dimension."""
@@ -334,6 +386,9 @@ def _fit_block(
     covariance = fit.covariance(
         scale if noise is None and prior is None else np.ones_like(scale), 1.0 / prior.variance if prior else 0.0
     )
+    if noise is not None and noise.readout_variance == 0:
+        # None counted where one might have been: the posterior of a Poisson mean by Jeffreys' prior has half a count.
+        np.maximum(covariance[:, 0, 0], 0.5 * (noise.gain / y.shape[1]) ** 2, out=covariance[:, 0, 0])
     amplitude, exponent = fit.amplitude, fit.exponent
     status = np.full(exponent.size, PowerLawStatus.OK, dtype=np.uint8)
     if prior is not None:

@@ -34,7 +34,8 @@ from eelsflow.errors import EdgeOutOfRangeError, EelsflowError, InputError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
-from eelsflow.preprocess.background import ExponentMoments, exponent_moments, fit_power_law
+from eelsflow.preprocess.background import ExponentMoments, ExponentPrior, exponent_moments, fit_power_law, pooled_prior
+from eelsflow.preprocess.kernels import add_channels
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
 from eelsflow.preprocess.pca import Moments, Pca, PilotSums, fit_pca
 from eelsflow.preprocess.presets import MAX_OFFSET, Preset
@@ -56,7 +57,14 @@ from eelsflow.preprocess.transform import (
     transform,
     transform_slices,
 )
-from eelsflow.preprocess.vacuum import VacuumMask, background_exponent, edge_signal, find_vacuum
+from eelsflow.preprocess.vacuum import (
+    VacuumMask,
+    background_exponent,
+    edge_signal,
+    find_vacuum,
+    signal_variance,
+    signal_with_total,
+)
 from eelsflow.spectrum_image import check_spectrum_image, energy_axis
 
 __all__ = [
@@ -218,7 +226,8 @@ def fit_acquisition(
                 _require_falling(mean_spectrum, fitted, edge.pre_edge_window)
                 if step.shrink:
                     moments = crew.visit(_exponents_of, fitted, label="background exponents")
-                    fitted = replace(fitted, prior=functools.reduce(ExponentMoments.__add__, moments).prior())
+                    prior = functools.reduce(ExponentMoments.__add__, moments).prior()
+                    fitted = replace(fitted, prior=_prior_of(prior, mean_spectrum * crew.n_specimen, fitted))
             case presets.Rebin() | presets.Spatial():
                 pass
         fitted = replace(fitted, steps=(*fitted.steps, step))
@@ -462,8 +471,11 @@ def _signal_of(
     windows: tuple[Window, Window],
     exponent: float,
     in_bands: bool,
-) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
-    """Return the counts of the edge above its background, shape (pixels,), and the spectra in bands if asked for."""
+) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float64] | None]:
+    """Return the edge's counts above the background, the spectrum in bands and all counts of every pixel.
+
+    The bands if they are asked for, all counts if they are those of single electrons; None otherwise.
+    """
     before, edge = (fitted.corrected_axis.channels(window) for window in windows)
     channels = slice(min(before.start, edge.start), max(before.stop, edge.stop))
     spectra = transform(raw, fitted, spikes=part.spikes, scores=part.scores, channels=channels)
@@ -474,7 +486,20 @@ def _signal_of(
         edge_window=windows[1],
         exponent=exponent,
     )
-    return signal, _bands_of(part, raw, fitted) if in_bands else None
+    bands = _bands_of(part, raw, fitted) if in_bands else None
+    return signal, bands, _totals_of(part, raw, fitted) if _few_electrons_tell(fitted) and not in_bands else None
+
+
+def _few_electrons_tell(fitted: Fitted) -> bool:
+    """Tell whether the counts are still those of single electrons, whose noise is known pixel by pixel."""
+    return fitted.noise.quantum > 0 and fitted.pca is None
+
+
+def _totals_of(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> NDArray[np.float64]:
+    totals = np.empty(int(np.prod(part.shape)))
+    for rows, spectra in transform_slices(part, raw, fitted):
+        add_channels(spectra.counts, totals[rows])
+    return totals
 
 
 def _bands_of(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> NDArray[np.float32]:
@@ -515,16 +540,44 @@ def _fit_components(crew: _Crew, fitted: Fitted, step: presets.Pca, sample: Coun
 def _find_vacuum(crew: _Crew, fitted: Fitted, step: presets.VacuumMask, sample: Counts) -> VacuumMask:
     """Tell specimen from vacuum by the edge's signal, wherever the axis may put the edge."""
     windows = _signal_windows(fitted)
-    mean = transform(sample, fitted).counts.mean(axis=0, dtype=np.float64)
+    mean = transform(sample, fitted, spikes=_spikes_in(sample, fitted)).counts.mean(axis=0, dtype=np.float64)
     _require_falling(mean, fitted, windows[0])
-    exponent = background_exponent(mean, fitted.corrected_axis.values, windows[0])
+    energies = fitted.corrected_axis.values
+    exponent = background_exponent(mean, energies, windows[0])
+    if _few_electrons_tell(fitted):
+        # what the halves of a window say of few electrons may be anything
+        electrons = mean * (len(sample) / fitted.noise.quantum)
+        exponent = pooled_prior(energies, electrons, windows[0], ExponentPrior()).mean
     in_bands = step.method == "kmeans"
     answers = crew.visit(_signal_of, fitted, windows, exponent, in_bands, label="edge signal")
-    signal = crew.assemble([signal for signal, _ in answers])
+    signal = crew.assemble([signal for signal, *_ in answers])
     if not in_bands:
-        return find_vacuum(signal, method="threshold")
-    features = crew.assemble([bands for _, bands in answers if bands is not None])
+        if not _few_electrons_tell(fitted):
+            return find_vacuum(signal, method="threshold")
+        total = crew.assemble([total for *_, total in answers if total is not None])
+        noise = signal_variance(mean, energies, *windows, exponent=exponent) * fitted.noise.quantum
+        signal, error = signal_with_total(signal, total, quantum=fitted.noise.quantum, noise=noise)
+        return find_vacuum(signal, method="threshold", signal_error=error)
+    features = crew.assemble([bands for _, bands, _ in answers if bands is not None])
     return find_vacuum(signal, method="kmeans", features=features)
+
+
+def _spikes_in(sample: Counts, fitted: Fitted) -> NDArray[np.int32] | None:
+    """Return where spikes hit the sample of counted electrons, shape (n, 2).
+
+    Elsewhere None: a mean over a thousand spectra bears a spike, but not where it is half an electron a channel.
+    """
+    step = next((step for step in fitted.steps if isinstance(step, presets.Spikes)), None)
+    if step is None or not _few_electrons_tell(fitted):
+        return None
+    mask = find_spikes(
+        sample,
+        fitted.noise,
+        threshold=step.threshold,
+        reference=fitted.reference,
+        dead_channels=fitted.dead_channels,
+    )
+    return np.argwhere(mask).astype(np.int32)
 
 
 def _signal_windows(fitted: Fitted) -> tuple[Window, Window]:
@@ -568,6 +621,13 @@ def _estimate_offset(
         variance=fitted.noise.variance(mean_spectrum) / n_specimen,
         max_offset=step.max_offset,
     )
+
+
+def _prior_of(prior: ExponentPrior, total: NDArray[np.float64], fitted: Fitted) -> ExponentPrior:
+    """Return the prior of the exponents; of counted electrons it follows from the specimen's summed spectrum."""
+    if not fitted.noise.quantum:
+        return prior
+    return pooled_prior(fitted.corrected_axis.values, total / fitted.noise.quantum, fitted.edge.pre_edge_window, prior)
 
 
 def _require_falling(mean_spectrum: NDArray[np.float64], fitted: Fitted, window: Window) -> None:

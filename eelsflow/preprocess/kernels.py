@@ -575,6 +575,7 @@ def subtract_and_resample(
     correlation: Double,
     intensity: Single,
     variance: Single,
+    quantum: float = 0.0,
 ) -> None:
     """Subtract the power law from every spectrum and resample what is left, with its variance.
 
@@ -594,6 +595,10 @@ def subtract_and_resample(
         Of the noise over channels at lags 0, 1, ..., shape (terms,).
     intensity, variance
         Results, shape (n, targets).
+    quantum
+        Counts of one electron where electrons are counted: one of them is added to the average, and to its channels as
+        many as hold one on the spectrum's average, so that where few are expected and none came the variance is small
+        and not zero. 0 adds nothing.
     """
     n, channels = counts.shape
     terms, targets = weights.shape
@@ -610,8 +615,14 @@ def subtract_and_resample(
             noise[c] = total
             total += float(counts[row, min(c + half + 1, channels - 1)]) - float(counts[row, max(c - half, 0)])
         _power_law(exponent, log_energy, reach, shape)
+        width = float(n_smooth)
+        if quantum > 0.0:
+            total = 0.0
+            for c in range(channels):
+                total += counts[row, c]
+            width += quantum * channels / max(total, 0.5 * quantum)
         for c in range(channels):
-            noise[c] = max(noise[c] / n_smooth, 0.0) * gain + readout_variance
+            noise[c] = max((noise[c] + quantum) / width, 0.0) * gain + readout_variance
             sigma[c] = math.sqrt(noise[c])
             net[c] = counts[row, c] - amplitude * shape[c]
             slope = -amplitude * log_energy[c]

@@ -10,6 +10,9 @@ expected counts and neighbouring channels fluctuate together::
 
 `gain` is the slope of variance against mean *after* the point spread, not counts per electron: with a point
 spread h (sum 1) and G counts per electron it is ``G * sum(h**2)``.
+
+A detector that counts electrons is a case of its own: its counts are Poisson-distributed multiples of `quantum`, which
+is the gain then, and nothing is read out (`eelsflow.preprocess.counting`).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from eelsflow.errors import InputError
+from eelsflow.preprocess.counting import find_quantum, shared_electrons
 from eelsflow.preprocess.kernels import lagged_products, running_medians
 
 MAX_SAMPLE = 1024
@@ -47,11 +51,14 @@ class NoiseModel:
         Variance at zero expected counts, counts squared.
     correlation
         Correlation coefficient of two channels against their distance, shape (lags,); ``correlation[0] == 1``.
+    quantum
+        Counts of one electron where the detector counts electrons, and their tails are Poisson's; 0 elsewhere.
     """
 
     gain: float
     readout_variance: float
     correlation: NDArray[np.float64]
+    quantum: float = 0.0
 
     def variance(self, expected: ArrayLike) -> NDArray[np.floating]:
         """Return the variance of counts whose expectation is `expected` (counts, any shape), counts squared.
@@ -64,6 +71,15 @@ class NoiseModel:
             values = values.astype(np.float64, copy=False)
         dtype = values.dtype.type
         return np.asarray(np.maximum(values, 0) * dtype(self.gain) + dtype(self.readout_variance))
+
+    def reach(self, expected: ArrayLike, n_sigma: float) -> NDArray[np.floating]:
+        """Return how far above `expected` counts that are as rare as `n_sigma` of a Gaussian lie, counts.
+
+        ``n_sigma * sigma``, and for counted electrons the first term of Cornish & Fisher's expansion more,
+        ``(n_sigma^2 - 1) / 6`` electrons, for the skewness of Poisson's distribution.
+        """
+        variance = np.maximum(self.variance(expected), np.finfo(np.float32).tiny * 1e6)  # noiseless data have a reach
+        return np.asarray(n_sigma * np.sqrt(variance) + (n_sigma**2 - 1) / 6 * self.quantum)
 
     def covariance(self, expected: ArrayLike) -> NDArray[np.float64]:
         """Return the covariance of the channels of one spectrum, shape (channels, channels), counts squared.
@@ -135,6 +151,9 @@ def estimate_noise(counts: ArrayLike, *, max_lag: int = 8) -> NoiseModel:
     counts; a straight line weighted by the inverse variance of each class gives read-out variance and gain, neither
     below zero. Channels that do not fluctuate (dead ones) are left out. The choices of rank, window, clip and
     classes are ours.
+
+    Where the counts are those of single electrons (`counting.find_quantum` tells from the counts themselves), gain and
+    read-out need no estimate: they are the quantum and nothing. The correlation is `counting.shared_electrons`.
     """
     spectra = np.asarray(counts)
     spectra = spectra.reshape(-1, spectra.shape[-1]) if spectra.ndim else spectra.reshape(1, 1)
@@ -143,12 +162,16 @@ def estimate_noise(counts: ArrayLike, *, max_lag: int = 8) -> NoiseModel:
             f"{spectra.shape[0]} spectra of {spectra.shape[1]} channels are too few to estimate noise from; "
             f"expected at least one spectrum of {max(32, 4 * max_lag)} channels: read the whole energy axis"
         )
-    spectra = spectra[sample_indices(spectra.shape[0], _NOISE_SAMPLE)].astype(np.float64)
+    spectra = spectra[sample_indices(spectra.shape[0], _NOISE_SAMPLE)]
     if not np.isfinite(spectra).all():
         raise InputError(
             "counts hold values that are not finite (NaN or infinity); noise cannot be estimated from them: "
             "mask or repair these channels first"
         )
+    quantum = find_quantum(spectra)
+    if quantum:
+        return NoiseModel(quantum, 0.0, shared_electrons(spectra, quantum, max_lag), quantum)
+    spectra = spectra.astype(np.float64)
     if spectra.shape[0] >= _MIN_SPECTRA:
         expected, residual, taken = _low_rank_residual(spectra)
         response = np.zeros(max_lag + 1)

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import uniform_filter1d
 
 from eelsflow.errors import InputError
+from eelsflow.preprocess.counting import LEAST_EXPECTED, counted_deviations, deviations_from, mark_counted_spikes
 from eelsflow.preprocess.kernels import in_fours, mark_spikes, robust_fits
 from eelsflow.preprocess.noise import (
     NoiseModel,
@@ -34,6 +36,9 @@ _REFERENCE_RANK = 8
 _CLIP_SIGMA = 5.0  # values beyond are pulled back while the reference is made
 _MIN_REFERENCE_SPECTRA = 4
 _LOCAL_CHANNELS = 41  # over which a misfit of the model is told from a spike
+_LEAST_SHARE = 0.25  # of the mean spectrum, scaled to a spectrum's electrons, that a fit of few electrons is held above
+_CLEAR = 1.15  # of a direction's strength over that of one which holds noise alone
+_SEEN = 64  # electrons a channel should have counted before their absence means that it is dead: 8 standard errors
 
 
 @dataclass(frozen=True)
@@ -88,18 +93,18 @@ def reference_spectra(counts: ArrayLike, noise: NoiseModel, *, rank: int = _REFE
     rank = max(1, min(rank, n // 4))
     mean = spectra.mean(axis=0, dtype=np.float64)
     scale = poisson_scale(mean).astype(np.float32)
-    low, high = plausible_range(spectra, _CLIP_SIGMA * np.sqrt(_positive(noise.variance(mean))).astype(np.float32))
+    low, high = plausible_range(spectra, noise.reach(mean, _CLIP_SIGMA).astype(np.float32))
     for _ in range(3):
-        directions = leading_directions(np.clip(spectra, low, high) / scale, rank)
+        directions = _shared_directions(np.clip(spectra, low, high) / scale, rank, noise)
         fit = ((np.clip(spectra, low, high) / scale) @ directions.T) @ directions * scale
-        margin = _CLIP_SIGMA * np.sqrt(_positive(noise.variance(fit)))
+        margin = noise.reach(fit, _CLIP_SIGMA)
         low, high = fit - margin, fit + margin
-    directions = leading_directions(np.clip(spectra, low, high) / scale, rank)
+    directions = _shared_directions(np.clip(spectra, low, high) / scale, rank, noise)
     shapes = np.asarray(directions * scale, dtype=np.float32)
-    fit, sigma = _robust_fit(spectra, noise, shapes, _coefficients_of(shapes, mean, noise))
+    deviations = _deviations(spectra, noise, shapes, mean)
     # the order statistic below: among few spectra, one spike in a channel must not count as its misfit
     nearly_all = int(0.95 * (n - 1))
-    misfit = quantile_of_spectra(np.abs(spectra - fit) / sigma, nearly_all) / 1.96
+    misfit = quantile_of_spectra(np.abs(deviations), nearly_all) / 1.96
     return SpikeReference(shapes, np.maximum(misfit, 1.0).astype(np.float32), mean)
 
 
@@ -148,6 +153,9 @@ def find_spikes(
        clean Gaussian channels 6 sigma is one in 5e8). Events wider than 7 channels at half their height are features
        of the specimen and are left alone; the others grow along the flank down to 2.5 sigma and by one more channel.
 
+    Where the detector counts electrons, z is `counting.counted_deviation`, how improbable so many electrons are by
+    Poisson's distribution; a fit is held above a quarter of what the mean spectrum, scaled to as many electrons, has.
+
     Up to three spectra have no reference. They are compared with the running median of 5 channels along energy, and
     the excess must also be half of that above the running median of 15: only events of one or two channels are told
     from white lines then. All constants are ours.
@@ -165,19 +173,20 @@ def find_spikes(
     cut = max(threshold - _DETECTION_MARGIN, _FLOOR_SIGMA)
     dead = np.zeros(rows.shape[1], dtype=bool) if dead_channels is None else dead_channels
     if reference is not None:
-        not_finite = mark_spikes(
-            rows,
-            _bridges(dead),
-            in_fours(reference.spectra),
-            in_fours(_coefficients_of(reference.spectra, reference.mean, noise).T),
-            reference.misfit,
-            float(noise.gain),
-            float(noise.readout_variance),
-            cut,
-            _FLOOR_SIGMA,
-            (_LOCAL_CHANNELS, MAX_EVENT_WIDTH),
-            mask,
-        )
+        bridges, widths = _bridges(dead), (_LOCAL_CHANNELS, MAX_EVENT_WIDTH)
+        shapes = in_fours(reference.spectra)
+        solver = in_fours(_coefficients_of(reference.spectra, reference.mean, noise).T)
+        misfit = reference.misfit
+        if noise.quantum:
+            typical, quantum = _least_shares(reference.mean), float(noise.quantum)
+            not_finite = mark_counted_spikes(
+                rows, quantum, bridges, shapes, solver, typical, misfit, cut, _FLOOR_SIGMA, widths, mask
+            )
+        else:
+            gain, readout = float(noise.gain), float(noise.readout_variance)
+            not_finite = mark_spikes(
+                rows, bridges, shapes, solver, misfit, gain, readout, cut, _FLOOR_SIGMA, widths, mask
+            )
         finite = not_finite < 0
     else:
         few = rows.astype(np.float32)
@@ -214,6 +223,7 @@ def find_dead_channels(counts: ArrayLike, noise: NoiseModel, *, n_spectra: int |
     Stuck low: the mean is under half of the lower of the two medians of 4 channels on either side, by more than 8
     standard errors. Constant (needs 16 spectra or more): the variance over the spectra is under a tenth of what the
     noise model expects from the neighbours' mean, and of what they show. A run of at most 2 dead channels is seen.
+    Where electrons are counted, 64 of them or more should have been.
     All constants are ours.
     """
     spectra = _as_rows(counts)
@@ -227,6 +237,9 @@ def find_dead_channels(counts: ArrayLike, noise: NoiseModel, *, n_spectra: int |
         variance = spectra.var(axis=0, dtype=np.float64)
         beside = np.minimum(*_medians_beside(variance))
         dead |= variance < 0.1 * np.minimum(beside, noise.variance(expected))
+    if noise.quantum:
+        n_means = n_spectra if n == 1 and n_spectra else n
+        dead &= expected * n_means > _SEEN * noise.quantum
     return np.asarray(dead)
 
 
@@ -342,21 +355,48 @@ def _positive(variance: NDArray[np.floating]) -> NDArray[np.floating]:
 def _coefficients_of(shapes: NDArray[np.float32], mean: NDArray[np.float64], noise: NoiseModel) -> NDArray[np.float32]:
     """Return the matrix (channels, k) that turns spectra into the coefficients of their weighted least-squares fit."""
     basis = shapes.astype(np.float64)
-    weighted = basis / _positive(noise.variance(mean))
+    # counted electrons leave no variance in a channel that counted none, which would outweigh all others
+    level = poisson_scale(mean) ** 2 if noise.quantum else mean
+    weighted = basis / _positive(noise.variance(level))
     return (np.linalg.pinv(weighted @ basis.T, rcond=1e-10, hermitian=True) @ weighted).T.astype(np.float32)
 
 
-def _robust_fit(
-    block: NDArray[np.float32], noise: NoiseModel, shapes: NDArray[np.float32], solver: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
-    """Return the fit of each spectrum by the shapes, values far off pulled back, and the noise about it."""
-    fit = np.empty_like(block)
-    robust_fits(block, in_fours(shapes), in_fours(solver.T), float(noise.gain), float(noise.readout_variance), fit)
-    return fit, np.asarray(np.sqrt(_positive(noise.variance(fit))))
+def _deviations(
+    spectra: NDArray[np.float32], noise: NoiseModel, shapes: NDArray[np.float32], mean: NDArray[np.float64]
+) -> NDArray[np.floating]:
+    """Return how far spectra stray from their fit by the shapes, values far off pulled back, standard deviations."""
+    solver = in_fours(_coefficients_of(shapes, mean, noise).T)
+    fit = np.empty_like(spectra)
+    if noise.quantum:
+        counted_deviations(spectra, float(noise.quantum), in_fours(shapes), solver, _least_shares(mean), fit)
+        return fit
+    robust_fits(spectra, in_fours(shapes), solver, float(noise.gain), float(noise.readout_variance), fit)
+    return np.asarray((spectra - fit) / np.sqrt(_positive(noise.variance(fit))))
+
+
+def _shared_directions(rows: NDArray[np.float32], rank: int, noise: NoiseModel) -> NDArray[np.floating]:
+    """Return the directions that make references, at most `rank`.
+
+    Of few electrons a spectrum shows one or two. What fills the others is noise, and a spike, even pulled back, is
+    among the strongest of it: it would vouch for itself. So of counted electrons only those stay that stand clear of
+    the direction that is as far down again.
+    """
+    if not noise.quantum:
+        return leading_directions(rows, rank)
+    directions = leading_directions(rows, 2 * rank)
+    strength = np.linalg.norm(rows @ directions.T, axis=0)
+    return directions[: max(1, int(np.count_nonzero(strength[:rank] > _CLEAR * strength[-1])))]
+
+
+def _least_shares(mean: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the share of a spectrum's electrons that each channel holds at least."""
+    return np.asarray(_LEAST_SHARE * mean / max(float(mean.sum()), 1e-30), dtype=np.float32)
 
 
 def _deviation_along_energy(block: NDArray[np.float32], noise: NoiseModel) -> NDArray[np.floating]:
     """Return z against the energies beside, zero where the excess is not that of one or two channels."""
+    if noise.quantum:
+        return _counted_deviation_along_energy(block, noise.quantum)
     near = running_median(block, 5)
     wide = running_median(block, 2 * MAX_EVENT_WIDTH + 1)
     excess = block - near
@@ -364,6 +404,22 @@ def _deviation_along_energy(block: NDArray[np.float32], noise: NoiseModel) -> ND
     z = np.where(sharp, excess, 0.0) / np.sqrt(_positive(noise.variance(np.minimum(near, wide) * 0.5 + 0.5 * near)))
     spread = 1.4826 * running_median(np.abs(excess) / np.sqrt(_positive(noise.variance(near))), _LOCAL_CHANNELS)
     return np.asarray(z / np.maximum(spread, 1.0))
+
+
+def _counted_deviation_along_energy(block: NDArray[np.float32], quantum: float) -> NDArray[np.floating]:
+    """Return how far electrons stray from the mean of those beside, or from their median where a line is.
+
+    The median of few electrons is zero, so their mean is taken, of values cut off where the widest median makes them
+    improbable.
+    """
+    electrons = (block / np.float32(quantum)).astype(np.float32)
+    wide = running_median(electrons, _LOCAL_CHANNELS)
+    most = wide + _CLIP_SIGMA * np.sqrt(wide + 1) + (_CLIP_SIGMA**2 - 1) / 6
+    beside = uniform_filter1d(np.minimum(electrons, most), 2 * MAX_EVENT_WIDTH + 1, axis=-1, mode="nearest")
+    expected = np.maximum(np.maximum(beside, running_median(electrons, 5)), LEAST_EXPECTED).astype(np.float32)
+    z = np.empty_like(electrons)
+    deviations_from(electrons, expected, z)
+    return z
 
 
 def _events(z: NDArray[np.floating], cut: float) -> NDArray[np.bool_]:

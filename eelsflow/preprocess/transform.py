@@ -375,6 +375,7 @@ def finish(part: Part, fitted: Fitted) -> dict[str, NDArray[Any]]:
         correlation,
         intensity,
         variance,
+        float(fitted.noise.quantum),
     )
     intensity[:, ~covered] = variance[:, ~covered] = np.nan
     n_y, n_x = part.shape

@@ -20,6 +20,7 @@ VACUUM_FRACTION = 0.25
 """Signal, as a fraction of the image's maximum, below which a pixel is vacuum."""
 
 _SIGNIFICANT = 5.0  # standard errors above zero that show a specimen
+_CLEAR_SPREAD = 5.0  # standard errors of the signal's variance by which its spread must exceed its noise
 _NOISY = 0.1  # error of a pixel's signal, over the maximum, above which neighbours are averaged in
 
 
@@ -124,11 +125,78 @@ def edge_signal(
         exponent = background_exponent(
             values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64), energies, pre_edge_window
         )
-    shape = (energies / energies[edge].mean()) ** -exponent
-    ratio = shape[edge].sum() / shape[before].sum()
+    ratio = _background_ratio(energies, before, edge, exponent)
     signal = values[..., edge].sum(axis=-1, dtype=np.float64)
     signal -= ratio * values[..., before].sum(axis=-1, dtype=np.float64)
     return np.asarray(signal)
+
+
+def signal_variance(
+    mean: ArrayLike, energy_loss: ArrayLike, pre_edge_window: Window, edge_window: Window, *, exponent: float
+) -> float:
+    """Return the mean variance of `edge_signal` over the electrons counted, counts.
+
+    Parameters
+    ----------
+    mean
+        Mean spectrum, shape (channels,), counts.
+    energy_loss, pre_edge_window, edge_window, exponent
+        As in `edge_signal`.
+    """
+    energies, counts = np.asarray(energy_loss, dtype=np.float64), np.asarray(mean, dtype=np.float64)
+    before = _channels(energies, pre_edge_window, "pre-edge")
+    edge = _channels(energies, edge_window, "edge")
+    ratio = _background_ratio(energies, before, edge, exponent)
+    return float(counts[edge].sum() + ratio**2 * counts[before].sum())
+
+
+def signal_with_total(
+    signal: NDArray[np.float64], total: NDArray[np.float64], *, quantum: float, noise: float
+) -> tuple[NDArray[np.float64], float]:
+    """Return the edge's signal as all electrons of a pixel tell it too, and its error.
+
+    Parameters
+    ----------
+    signal
+        From `edge_signal`, shape (y, x), counts.
+    total
+        Counts of all channels, shape (y, x).
+    quantum
+        Counts of one electron.
+    noise
+        Mean variance of the signal, counts squared.
+
+    Returns
+    -------
+    signal, error
+        Shape (y, x), counts of the edge as before; its standard deviation, counts.
+
+    Notes
+    -----
+    At one electron a channel the edge of a pixel is lost in the noise of its background, yet the background itself
+    grows with the thickness. Over the pixels, signal and total lie about a straight line, ``total = a + b signal``,
+    with the film's counts a; the moments that it follows from are freed from the noise, which is known for counted
+    electrons. ``(total - a) / b`` is a second measure of the signal, whose error has two parts: noise, and how far the
+    pixels scatter about the line (another film, another material). The two are averaged with the weights that make the
+    error least: the total counts where noise hides the edge, and not where the edge can be seen or where the total says
+    something else. The choice is ours.
+    """
+    n = signal.size
+    spread, total_spread = float(signal.var()), float(total.var())
+    shared = float(((signal - signal.mean()) * (total - total.mean())).mean())
+    # the electrons of the edge are among all, those before it too, with the opposite weight
+    noise_shared, total_noise = quantum * float(signal.mean()), quantum * float(total.mean())
+    true, slope = spread - noise, 0.0
+    if true > _CLEAR_SPREAD * spread * (2.0 / n) ** 0.5:
+        slope = (shared - noise_shared) / true
+    if slope <= 0:
+        return signal, noise**0.5
+    scatter = max(total_spread - total_noise - slope**2 * true, 0.0)
+    first, cross, second = noise, noise_shared / slope, (total_noise + scatter) / slope**2
+    weight = min(max((first - cross) / max(first + second - 2 * cross, 1e-30), 0.0), 1.0)
+    other = (total - (total.mean() - slope * signal.mean())) / slope
+    error = (1 - weight) ** 2 * first + 2 * weight * (1 - weight) * cross + weight**2 * second
+    return (1 - weight) * signal + weight * other, error**0.5
 
 
 def find_vacuum(
@@ -228,6 +296,12 @@ def find_vacuum(
     if not mask.any():
         how += "; no pixel is vacuum"
     return VacuumMask(mask, separation, how)
+
+
+def _background_ratio(energies: NDArray[np.float64], before: slice, edge: slice, exponent: float) -> float:
+    """Return the power law's counts in the edge over those before it."""
+    shape = (energies / energies[edge].mean()) ** -exponent
+    return float(shape[edge].sum() / shape[before].sum())
 
 
 def _channels(energies: NDArray[np.float64], window: Window, what: str) -> slice:
