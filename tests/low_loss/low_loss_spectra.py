@@ -1,5 +1,9 @@
 """Low-loss spectra whose truth is known to machine precision."""
 
+import importlib
+import warnings
+from types import ModuleType
+
 import numpy as np
 from scipy.signal import fftconvolve
 from scipy.special import ndtr
@@ -60,3 +64,10 @@ def plural(relative_thickness, energy, *, position=0.0, fwhm=0.8, intensity=1e6,
         edges = np.append(energy - half, energy[-1] + half) - position
         spectra.append(intensity * np.diff(np.interp(edges, np.append(grid, grid[-1] + step) - step / 2, cumulative)))
     return np.maximum(np.stack(spectra), 0.0)  # what a Fourier transform leaves below zero
+
+
+def import_exspy(name: str) -> ModuleType:
+    """Import a module of exspy, which warns when it is imported, as do those that it needs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"exspy.{name}")

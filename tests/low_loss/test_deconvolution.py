@@ -6,7 +6,7 @@ from eelsflow.errors import InputError
 from eelsflow.low_loss.deconvolution import fourier_ratio
 from eelsflow.low_loss.elastic import separate_zero_loss
 from eelsflow.low_loss.zero_loss import measure_zero_loss
-from tests.low_loss.low_loss_spectra import drude, gaussian, plural
+from tests.low_loss.low_loss_spectra import drude, gaussian, import_exspy, plural
 
 LOW = -20.0 + 0.25 * np.arange(800)
 CORE = 500.0 + 0.25 * np.arange(600)
@@ -182,7 +182,7 @@ def test_pixels_without_a_zero_loss_are_nan():
 
 
 def exspy_result(energy, core, low_energy, low, **options):
-    import exspy.signals as exspy_signals
+    exspy_signals = import_exspy("signals")
 
     theirs = exspy_signals.EELSSpectrum(np.array(core, dtype=float))
     theirs.axes_manager[-1].scale, theirs.axes_manager[-1].offset = energy[1] - energy[0], energy[0]

@@ -10,7 +10,7 @@ from eelsflow.low_loss.thickness import (
     measure_relative_thickness,
 )
 from eelsflow.low_loss.zero_loss import measure_zero_loss
-from tests.low_loss.low_loss_spectra import drude, plural, with_tail
+from tests.low_loss.low_loss_spectra import drude, import_exspy, plural, with_tail
 
 ENERGY = -20.0 + 0.25 * np.arange(2048)
 SHORT = -20.0 + 0.1 * np.arange(1024)
@@ -105,7 +105,7 @@ def test_mean_free_path_of_iron_oxide_at_200_kv_is_that_of_the_literature():
 @pytest.mark.parametrize("beam_energy", [80.0, 200.0, 300.0])
 @pytest.mark.parametrize("angles", [(10.0, 20.0), (25.0, 10.0), (0.5, 5.0)])
 def test_mean_free_path_from_density_is_that_of_exspy(beam_energy, angles):
-    import exspy.utils.eels as eels
+    eels = import_exspy("utils.eels")
 
     convergence, collection = angles
     theirs = eels.iMFP_Iakoubovskii(5.2, beam_energy) * eels.iMFP_angular_correction(
@@ -148,7 +148,7 @@ def test_what_makes_no_mean_free_path_is_refused(given, message):
 
 
 def test_relative_thickness_is_nearer_to_the_truth_than_exspy():
-    import exspy.signals as exspy_signals
+    exspy_signals = import_exspy("signals")
 
     rng = np.random.default_rng(4)
     counts = rng.poisson(plural(np.repeat(THICKNESS, 4), ENERGY, fwhm=1.0)).astype(float)
@@ -167,7 +167,7 @@ def test_relative_thickness_is_nearer_to_the_truth_than_exspy():
 
 
 def test_thickness_in_nanometres_is_that_of_exspy():
-    import exspy.signals as exspy_signals
+    exspy_signals = import_exspy("signals")
 
     counts = plural(THICKNESS, ENERGY)
     signal = exspy_signals.EELSSpectrum(counts)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from eelsflow.errors import InputError
 from eelsflow.low_loss.zero_loss import measure_zero_loss
-from tests.low_loss.low_loss_spectra import drude, plural, recorded, recorded_gaussian, with_tail
+from tests.low_loss.low_loss_spectra import drude, import_exspy, plural, recorded, recorded_gaussian, with_tail
 from tests.strategies import examples
 
 ENERGY = -20.0 + 0.25 * np.arange(400)
@@ -115,7 +115,7 @@ def test_an_axis_without_a_whole_zero_loss_peak_is_refused(energy, counts, messa
     ("dispersion", "fwhm", "tail"), [(0.1, 0.6, 0), (0.25, 0.8, 0), (0.5, 1.0, 0), (0.25, 0.7, 0.3)]
 )
 def test_positions_are_no_worse_than_those_of_exspy(dispersion, fwhm, tail):
-    import exspy.signals as exspy_signals
+    exspy_signals = import_exspy("signals")
 
     energy = -20.0 + dispersion * np.arange(400)
     rng = np.random.default_rng(1)
