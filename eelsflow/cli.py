@@ -96,13 +96,14 @@ def info(
         Path | None,
         typer.Option(help="The low loss of the scan, if the file does not hold it: zero loss, t/lambda."),
     ] = None,
+    density: Annotated[float | None, typer.Option(help="Of the specimen, g/cm3: makes nanometres of t/lambda.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe what a readable file holds."""
     from eelsflow.edges import resolve_edge
     from eelsflow.info import describe, format_description
 
-    description = describe(file, edge=resolve_edge(edge) if edge else None, low_loss=low_loss)
+    description = describe(file, edge=resolve_edge(edge) if edge else None, low_loss=low_loss, density=density)
     typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
 
 
@@ -264,18 +265,23 @@ def classify(
     model: Annotated[str, typer.Option(help="A study's results, a model directory, a registered name, or 'default'.")],
     out: Annotated[Path, typer.Option(help="Where a folder a file is written.")],
     edge: Annotated[str | None, typer.Option(help="The edge that must be in range; by default the model's.")] = None,
+    low_loss: Annotated[
+        Path | None, typer.Option(help="The low loss of the scan (of one file), if the file does not hold it.")
+    ] = None,
 ) -> None:
     """Map the oxidation state: a class with its probability for every pixel."""
     from eelsflow.maps import classify_file
     from eelsflow.store import make_directory
 
+    if low_loss is not None and len(files) > 1:
+        raise InputError(f"--low-loss belongs to one acquisition and {len(files)} are given; classify them one by one")
     make_directory(out)
     failures = []
     with _progress("classify") as on_step:
         for number, file in enumerate(files):
             on_step(f"classify {file.name}", number, len(files))
             try:
-                summary = classify_file(file, model=model, out=out, edge=edge)
+                summary = classify_file(file, model=model, out=out, edge=edge, low_loss=low_loss)
             except EelsflowError as error:
                 failures.append(str(error))
                 continue

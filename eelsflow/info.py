@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from eelsflow.io.counts import LAZY_BYTES
 from eelsflow.io.read import read_low_loss, read_spectrum_image
 from eelsflow.io.tables import read_separate_ranges, read_spectra_table
 from eelsflow.io.zarr_store import blocks
+from eelsflow.low_loss.companion import path_of
+from eelsflow.low_loss.instrument import instrument_of
 from eelsflow.low_loss.pair import measure_low_loss
 from eelsflow.preprocess.chain import Acquisition, Part, fit_acquisition
+from eelsflow.preprocess.companion import settle_offset
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
 from eelsflow.preprocess.presets import MAX_OFFSET, Align, Preset, Spikes, Step, VacuumMask
 from eelsflow.spectrum_image import energy_axis
@@ -84,7 +88,9 @@ _CHEMICAL_SHIFT = 0.8  # eV, 1 sigma: how far an edge lies from its reference en
 _FEWEST_PIXELS = 4  # below this specimen and vacuum cannot be told apart
 
 
-def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str | None = None) -> dict[str, Any]:
+def describe(
+    path: Path | str, edge: Edge | None = None, *, low_loss: Path | str | None = None, density: float | None = None
+) -> dict[str, Any]:
     """Describe a readable file.
 
     Parameters
@@ -97,6 +103,8 @@ def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str
     low_loss
         The file of the low loss of the same scan. By default the low loss that the file itself holds, beside its core
         loss (dual EELS) or as its only signal; where there is none, nothing is said of it.
+    density
+        Of the specimen, g/cm^3; with beam energy and angles from the file it makes nanometres of t/lambda.
 
     Returns
     -------
@@ -108,7 +116,8 @@ def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str
         ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
         specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean}; ``file``, ``format``, ``signal``,
         ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``; ``low_loss`` {file, shape, zero_loss {mean, spread,
-        low, high}, offset {value, error}, resolution, t_over_lambda {median, low, high}}: positions on the nominal axis
+        low, high}, offset {value, error}, resolution, t_over_lambda {median, low, high}, thickness (the same in nm, or
+        null), instrument {beam_energy keV, convergence_angle, collection_angle mrad}}: positions on the nominal axis
         and widths in eV, the spread the standard deviation over the scan, the offset minus the mean position. What
         cannot be estimated is None, and a warning says why.
 
@@ -146,7 +155,7 @@ def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str
             f"({axis.start:.1f}-{axis.stop:.1f} eV): the fine structure shows, but its background cannot be subtracted"
         )
     counts = _count_range(parts)
-    low = _describe_low_loss(path, image, low_loss, warnings)
+    low = _describe_low_loss(path, image, low_loss, density, warnings)
     onsets = edges_in_range(axis, [*SHIPPED.values(), *([edge] if edge else [])])
     offset = vacuum = noise = spikes = dead = None
     offsets: dict[str, OffsetEstimate] = {}
@@ -156,6 +165,9 @@ def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str
         warnings += [warning for warning in acquisition.warnings if warning not in warnings]
         offsets = {estimated_for.name: offset, **_other_offsets(acquisition, estimated_for)}
         warnings += _disagreements(offsets, axis, estimated_for)
+        if low and axis.start > 0:
+            _, apart = settle_offset(offset, OffsetEstimate(low["offset"]["value"], low["offset"]["error"]))
+            warnings += [apart] if apart else []
     elif acquisition and counts["min"] < 0:
         warnings.append(
             f"counts reach down to {counts['min']:.4g}: usual where a dark reference or a background was subtracted"
@@ -198,7 +210,7 @@ def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str
 
 
 def _describe_low_loss(
-    path: Path, image: xr.DataArray, given: Path | str | None, warnings: list[str]
+    path: Path, image: xr.DataArray, given: Path | str | None, density: float | None, warnings: list[str]
 ) -> dict[str, Any] | None:
     """Describe the low loss that was given or that the file holds; None where there is none."""
     file, low = path, None
@@ -227,6 +239,16 @@ def _describe_low_loss(
     position, thickness = -measured["offset"].values, measured["t_over_lambda"].values
     n_seen = int(np.isfinite(position).sum())
     error = float(np.sqrt(np.nanmean(measured["offset_error"].values ** 2) / n_seen))
+    relative = None
+    if np.isfinite(thickness).any():
+        summary = {"median": np.nanmedian, "low": np.nanmin, "high": np.nanmax}
+        relative = {name: float(function(thickness)) for name, function in summary.items()}
+    instrument = instrument_of(low)
+    free_path = path_of(instrument, density)
+    if density is not None and free_path is None:
+        warnings.append(
+            "the file does not say beam energy and collection angle, without which t/lambda makes no thickness in nm"
+        )
     return {
         "file": str(file),
         "shape": list(low.shape),
@@ -238,13 +260,9 @@ def _describe_low_loss(
         },
         "offset": {"value": float(measured.attrs["offset"]), "error": error},
         "resolution": float(measured.attrs["resolution"]),
-        "t_over_lambda": {
-            "median": float(np.nanmedian(thickness)),
-            "low": float(np.nanmin(thickness)),
-            "high": float(np.nanmax(thickness)),
-        }
-        if np.isfinite(thickness).any()
-        else None,
+        "t_over_lambda": relative,
+        "thickness": {name: free_path * value for name, value in relative.items()} if free_path and relative else None,
+        "instrument": asdict(instrument),
     }
 
 
@@ -366,6 +384,16 @@ def _low_loss_lines(low: dict[str, Any] | None) -> dict[str, str]:
         "t/lambda": f"median {thickness['median']:.3f}, {thickness['low']:.3f} to {thickness['high']:.3f}"
         if thickness
         else "cannot be estimated",
+        **_thickness_line(low["thickness"]),
+    }
+
+
+def _thickness_line(thickness: dict[str, float] | None) -> dict[str, str]:
+    if thickness is None:
+        return {}
+    return {
+        "thickness": f"median {thickness['median']:.0f} nm, {thickness['low']:.0f} to {thickness['high']:.0f} nm (the "
+        "mean free path is known to 10 %)"
     }
 
 

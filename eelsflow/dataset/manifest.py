@@ -31,6 +31,8 @@ class Acquisition(BaseModel):
     session: str = ""
     truth: Path | None = None
     truth_sha256: str = ""
+    low_loss: Path | None = None
+    low_loss_sha256: str = ""
 
 
 def read_manifest(path: Path) -> list[Acquisition]:
@@ -40,8 +42,8 @@ def read_manifest(path: Path) -> list[Acquisition]:
     ----------
     path
         CSV with the columns path, label, group and optionally session, truth, low_loss. A label may be empty; an
-        empty group is the acquisition itself. `session` is kept with the acquisition and `low_loss` must exist; no
-        step uses either yet.
+        empty group is the acquisition itself. `session` is kept with the acquisition; no step
+        uses it yet. `low_loss` is the file of the low loss of the same scan.
 
     Raises
     ------
@@ -98,6 +100,7 @@ def read_manifest(path: Path) -> list[Acquisition]:
                 f"{path.parent}; correct the name or leave the cell empty"
             )
         truth = (path.parent / value["truth"]).resolve() if value["truth"] else None
+        low_loss = (path.parent / value["low_loss"]).resolve() if value["low_loss"] else None
         name = file.stem
         if shared[name] > 1:  # files of this name in several folders: all of them, so that their order does not matter
             name = f"{name}-{sha256[:8]}"
@@ -111,6 +114,8 @@ def read_manifest(path: Path) -> list[Acquisition]:
                 session=value["session"],
                 truth=truth,
                 truth_sha256=digest_file(truth) if truth else "",
+                low_loss=low_loss,
+                low_loss_sha256=digest_file(low_loss) if low_loss else "",
             )
         )
     return acquisitions

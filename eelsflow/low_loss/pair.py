@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,11 @@ def measure_low_loss(image: xr.DataArray, *, max_drift: float = 5.0) -> xr.Datas
     The offset at the zero loss is that of the core loss if the spectrum was moved between the two by a known voltage,
     and only as well as that voltage is known.
     """
-    measured = _measure(image, max_drift=max_drift)
+    return describe_low_loss(locate_zero_loss(image, max_drift=max_drift), image)
+
+
+def describe_low_loss(measured: MeasuredLowLoss, image: xr.DataArray) -> xr.Dataset:
+    """Return what `measure_low_loss` does of a low loss whose zero-loss peaks are known."""
     zero_loss, noise = measured.zero_loss, measured.noise
     thickness = measure_relative_thickness(
         measured.axis.values,
@@ -143,7 +148,7 @@ def deconvolve(
             f"the core loss has {core.shape[0]} x {core.shape[1]} pixels and the low loss {low.shape[0]} x "
             f"{low.shape[1]}; expected the same scan, or one spectrum for all"
         )
-    measured = _measure(low, max_drift=5.0)
+    measured = locate_zero_loss(low, max_drift=5.0)
     energy_loss = core.coords["energy_loss"].values
     counts = np.asarray(core.values, dtype=np.float64)
     noise = estimate_noise(counts) if noise is None else noise
@@ -184,8 +189,22 @@ def deconvolve(
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """A low loss with its dead channels mended, its noise and its zero-loss peaks."""
+class MeasuredLowLoss:
+    """A low loss with its dead channels mended, its noise and its zero-loss peaks.
+
+    Attributes
+    ----------
+    axis
+        Nominal.
+    counts
+        Shape (y, x, channels).
+    noise
+        Of the counts.
+    zero_loss, elastic
+        Place and width of each pixel's peak; its shape and intensity.
+    dead_channels
+        Which were interpolated.
+    """
 
     axis: EnergyAxis
     counts: NDArray[np.floating]
@@ -195,10 +214,13 @@ class _Measured:
     dead_channels: list[int]
 
 
-def _measure(image: xr.DataArray, *, max_drift: float) -> _Measured:
+def locate_zero_loss(image: xr.DataArray, *, max_drift: float = 5.0) -> MeasuredLowLoss:
+    """Find the zero-loss peak of every pixel; takes and raises what `measure_low_loss` does."""
     check_spectrum_image(image)
     axis = energy_axis(image)
-    counts, dead = _mended(np.asarray(image.values))
+    counts = np.asarray(image.values)
+    dead = _dead_channels(counts)
+    counts = mended(counts, dead)
     zero_loss = measure_zero_loss(axis.values, counts, max_drift=max_drift)
     noise = _noise_above(axis, counts, zero_loss)
     error = zero_loss.error * np.sqrt(_sum_variance(noise))
@@ -213,7 +235,7 @@ def _measure(image: xr.DataArray, *, max_drift: float) -> _Measured:
     else:
         zero_loss = ZeroLoss(zero_loss.position, error, zero_loss.fwhm, zero_loss.resolution, zero_loss.is_narrow)
     elastic = separate_zero_loss(axis.values, counts, zero_loss)
-    return _Measured(axis, counts, noise, zero_loss, elastic, dead)
+    return MeasuredLowLoss(axis, counts, noise, zero_loss, elastic, dead)
 
 
 def _sum_variance(noise: NoiseModel) -> float:
@@ -233,18 +255,21 @@ def _noise_above(axis: EnergyAxis, counts: NDArray[np.floating], zero_loss: Zero
     return NoiseModel(1.0, 0.0, np.ones(1))
 
 
-def _mended(counts: NDArray[np.generic]) -> tuple[NDArray[np.floating], list[int]]:
-    """Return the counts with dead channels interpolated, and which those are.
+def _dead_channels(counts: NDArray[np.generic]) -> list[int]:
+    """Return the dead channels: their mean is below a tenth of either neighbour's, and no peak has such a dip."""
+    mean = counts.reshape(-1, counts.shape[-1]).mean(axis=0, dtype=np.float64)
+    lower = np.minimum(mean[:-2], mean[2:])
+    enough = lower > _ENOUGH / (counts.size // counts.shape[-1])
+    return [int(channel) for channel in 1 + np.flatnonzero((mean[1:-1] < _DEAD * lower) & enough)]
 
-    A channel is dead if its mean is below a tenth of either neighbour's: no peak has such a dip. One alone takes the
-    cubic through the logarithms of two neighbours on either side, exact for a Gaussian; where counts are not positive,
-    and at the ends, the mean of its neighbours.
+
+def mended(counts: NDArray[np.generic], dead: Sequence[int]) -> NDArray[np.floating]:
+    """Return counts with dead channels interpolated, shape (..., channels).
+
+    One alone takes the cubic through the logarithms of two neighbours on either side, exact for a Gaussian; where
+    counts are not positive, and at the ends, the mean of its neighbours.
     """
     values = counts.astype(np.result_type(counts.dtype, np.float32))
-    mean = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64)
-    lower = np.minimum(mean[:-2], mean[2:])
-    enough = lower > _ENOUGH / (values.size // values.shape[-1])
-    dead = 1 + np.flatnonzero((mean[1:-1] < _DEAD * lower) & enough)
     for channel in dead:
         near = 0.5 * (values[..., channel - 1] + values[..., channel + 1])
         if 2 <= channel < values.shape[-1] - 2:
@@ -254,4 +279,4 @@ def _mended(counts: NDArray[np.generic]) -> tuple[NDArray[np.floating], list[int
             cubic = np.exp((-logs[0] + 4.0 * logs[1] + 4.0 * logs[2] - logs[3]) / 6.0)
             near = np.where(positive, cubic, near)
         values[..., channel] = near
-    return values, [int(channel) for channel in dead]
+    return values

@@ -14,11 +14,10 @@ from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError, OutputPathError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.read import read_spectrum_image
-from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.maps.registry import find_model, registered_models
 from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle, read_description
-from eelsflow.preprocess.blocks import prepare_blocks
+from eelsflow.prepare import find_low_loss, prepare_counts, remove_counts, write_counts
 from eelsflow.preprocess.presets import MAX_OFFSET
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import make_directory, read_json, write_json
@@ -47,7 +46,13 @@ def _require_edge(path: Path, axis: EnergyAxis, edge: Edge) -> None:
 
 
 def classify_file(
-    path: Path, *, model: Path | str, out: Path, edge: str | None = None, executor: Executor | None = None
+    path: Path,
+    *,
+    model: Path | str,
+    out: Path,
+    edge: str | None = None,
+    low_loss: Path | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Map the oxidation state in one acquisition.
 
@@ -62,6 +67,8 @@ def classify_file(
         ``summary.json``.
     edge
         Which edge must be in range; by default the model's, and for the model "default" any of a registered model's.
+    low_loss
+        The file of the low loss of the same scan; by default what the acquisition's own file holds.
     executor
         Where blocks are prepared; a plain loop by default.
 
@@ -79,6 +86,7 @@ def classify_file(
     image = read_spectrum_image(path)
     axis = energy_axis(image)
     _require_edge(path, axis, _edge_to_check(str(model), edge, axis))
+    low = find_low_loss(path, image, given=low_loss)
     bundle = ModelBundle.load(find_model(str(model), edge=edge, axis=axis))
     make_directory(out)
     sha256 = digest_file(path)
@@ -87,15 +95,14 @@ def classify_file(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        raw, prepared = temporary / "counts.zarr", temporary / "prepared.zarr"
-        write_spectrum_image(image, raw)
+        write_counts(image, low, temporary)
         try:
-            prepare_blocks(raw, prepared, edge=bundle.edge, preset=bundle.acquisition_preset, executor=executor)
+            prepared = prepare_counts(temporary, edge=bundle.edge, preset=bundle.acquisition_preset, executor=executor)
         except EelsflowError as error:
             raise type(error)(f"{path.name}: {error}") from error
         summary = map_product(prepared, bundle, temporary, title=path.name) | {"file_sha256": sha256}
         write_json(temporary / "summary.json", summary)
-        shutil.rmtree(raw)
+        remove_counts(temporary)
         shutil.rmtree(prepared)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)

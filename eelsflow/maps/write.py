@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import eelsflow
 from eelsflow.io.zarr_store import open_dataset, write_dataset
+from eelsflow.low_loss.companion import describe_companion
 from eelsflow.maps.judge import describe_unknown, judge_map
 from eelsflow.maps.pixels import VACUUM, PixelMap, map_pixels
 from eelsflow.models.bundle import ModelBundle
@@ -30,7 +31,9 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
         A model for the same edge.
     directory
         Exists; ``map.zarr``, ``class.tif``, ``probability.tif``, ``fraction-CLASS.tif``, ``unknown.tif``, ``map.png``
-        and ``summary.json`` are written into it, and ``valence.tif`` where the model knows the classes' valences.
+        and ``summary.json`` are written into it, and ``valence.tif`` where the model knows the classes' valences,
+        ``t_over_lambda.tif`` where a low loss was recorded and ``thickness.tif`` (nm) where density, beam energy and
+        angles are known too.
     title
         Above the picture.
 
@@ -57,6 +60,13 @@ def write_map(
     if valence is not None:
         dataset["valence"] = (("y", "x"), valence[0])
         dataset["valence_error"] = (("y", "x"), valence[1])
+    low_loss = summary["low_loss"]
+    if low_loss is not None:
+        for name in ("t_over_lambda", "t_over_lambda_error", "zero_loss_offset"):
+            dataset[name] = product[name].load()
+        if low_loss["mean_free_path"]:
+            dataset["thickness"] = (("y", "x"), low_loss["mean_free_path"] * dataset["t_over_lambda"].values)
+            dataset["thickness"].attrs["units"] = "nm"
     write_dataset(dataset, directory / "map.zarr")
 
     size_nm = summary["pixel_size"] if summary["pixel_unit"] == "nm" else None
@@ -68,6 +78,7 @@ def write_map(
     }
     if valence is not None:
         images["valence"] = valence[0]
+    images |= {name: dataset[name].values for name in ("t_over_lambda", "thickness") if name in dataset}
     for name, image in images.items():
         save_map_tiff(directory / f"{name}.tif", image, size_nm)
     figure = map_figure(
@@ -120,6 +131,7 @@ def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings
             "reach_nm": reach * pixel_size if unit == "nm" else None,
             "effective_spectra": float(np.median(found.effective_spectra[specimen])) if specimen.any() else None,
         },
+        "low_loss": describe_companion(product, density=bundle.provenance.get("density")),
         "pixel_size": pixel_size,
         "pixel_unit": unit,
         "model": {"name": bundle.name, "edge": bundle.edge.name, "preset": bundle.preset.name, **bundle.provenance},

@@ -25,6 +25,7 @@ from eelsflow.io.zarr_store import (
     write_variable,
 )
 from eelsflow.preprocess.chain import check_image, describe_product, fit_acquisition, on_block
+from eelsflow.preprocess.companion import Companion
 from eelsflow.preprocess.presets import Preset
 from eelsflow.preprocess.shapes import Shapes, to_shapes
 from eelsflow.preprocess.spatial import Guide, fit_guide, gather, spatial_step
@@ -43,6 +44,7 @@ def prepare_blocks(
     edge: Edge,
     preset: Preset,
     executor: Executor | None = None,
+    companion: Companion | None = None,
     block_shape: tuple[int, int] = BLOCK_SHAPE,
 ) -> None:
     """Prepare a raw store and write the prepared product.
@@ -55,7 +57,7 @@ def prepare_blocks(
     out
         Where the product goes, a zarr store; one that is there is replaced. It appears when it is whole, so a run
         that is refused, fails or is killed leaves nothing that looks finished.
-    edge, preset, executor
+    edge, preset, executor, companion
         As in `eelsflow.preprocess.chain.prepare`, whose result the product equals but for rounding.
     block_shape
         Pixels (y, x) worked on, held in memory and written at once; also the shards of the product.
@@ -77,7 +79,9 @@ def prepare_blocks(
     parts = [Part(raw, block, width=n_x) for block in blocks(n_y, n_x, block_shape=block_shape)]
     if executor.shares_memory and image.nbytes <= HELD_BYTES:
         parts = executor.map(functools.partial(on_block, Part.hold, ()), parts, label="read counts")
-    acquisition = fit_acquisition(energy_axis(image), parts, (n_y, n_x), edge=edge, preset=preset, executor=executor)
+    acquisition = fit_acquisition(
+        energy_axis(image), parts, (n_y, n_x), edge=edge, preset=preset, executor=executor, companion=companion
+    )
     store = create_store(describe_product(acquisition, image), out, block_shape=block_shape)
     try:
         write = functools.partial(_write_part, acquisition.fitted, store, spatial_step(preset) is not None)

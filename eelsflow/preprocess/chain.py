@@ -35,6 +35,7 @@ from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentMoments, ExponentPrior, exponent_moments, fit_power_law, pooled_prior
+from eelsflow.preprocess.companion import Companion, settle_offset
 from eelsflow.preprocess.kernels import add_channels
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
 from eelsflow.preprocess.pca import Moments, Pca, PilotSums, fit_pca
@@ -104,10 +105,12 @@ class Acquisition:
     shape: tuple[int, int]
     vacuum: VacuumMask | None
     mean_spectrum: NDArray[np.float64]
+    edge_offset: OffsetEstimate | None = None
+    companion: Companion | None = None
     warnings: tuple[str, ...] = ()
 
 
-def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset) -> xr.Dataset:
+def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset, companion: Companion | None = None) -> xr.Dataset:
     """Prepare a spectrum image that fits in memory.
 
     Parameters
@@ -118,6 +121,8 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset) -> xr.Dataset:
         The edge to prepare.
     preset
         Its acquisition steps are run.
+    companion
+        What the low loss of the same scan says, of the image's pixels.
 
     Returns
     -------
@@ -128,7 +133,7 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset) -> xr.Dataset:
         ``mean_energy_loss``, ``mean_spectrum`` and ``mean_background`` (native_channel) of the specimen pixels; and
         what was found, in the attributes. With a spatial step also ``gathered`` and ``gathered_variance``
         (y, x, energy_loss), what neighbours lend taken in, and ``effective_spectra`` (y, x), of how many pixels each is
-        the mean.
+        the mean. With a companion its maps (y, x), and in the attribute ``low_loss``, as JSON, its facts.
 
     Raises
     ------
@@ -142,7 +147,9 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset) -> xr.Dataset:
     check_image(image, edge=edge)
     n_y, n_x, _ = image.shape
     whole = Part(image.values, Block(slice(0, n_y), slice(0, n_x)), width=n_x)
-    acquisition = fit_acquisition(energy_axis(image), [whole], (n_y, n_x), edge=edge, preset=preset)
+    acquisition = fit_acquisition(
+        energy_axis(image), [whole], (n_y, n_x), edge=edge, preset=preset, companion=companion
+    )
     values = finish(acquisition.parts[0], acquisition.fitted)
     product = describe_product(acquisition, image)
     step = spatial_step(preset)
@@ -177,6 +184,7 @@ def fit_acquisition(
     edge: Edge,
     preset: Preset,
     executor: Executor | None = None,
+    companion: Companion | None = None,
 ) -> Acquisition:
     """Learn from a whole acquisition what each step of a preset needs, in the order of the steps.
 
@@ -192,6 +200,8 @@ def fit_acquisition(
         What is prepared, and how.
     executor
         Where the blocks are worked on; a plain loop by default.
+    companion
+        What the low loss of the same scan says; None: there is none.
 
     Raises
     ------
@@ -204,6 +214,8 @@ def fit_acquisition(
     fitted = Fitted(axis, edge, noise, dead_channels=np.zeros(axis.size, dtype=bool))
     vacuum: VacuumMask | None = None
     mean_spectrum: NDArray[np.float64] | None = None
+    edge_offset: OffsetEstimate | None = None
+    warnings += companion.warnings if companion else ()
 
     for step in preset.acquisition_steps:
         match step:
@@ -219,7 +231,11 @@ def fit_acquisition(
                 crew.learn_vacuum(vacuum.mask)
             case presets.Align():
                 mean_spectrum = _mean_of_specimen(crew, fitted)
-                fitted = replace(fitted, offset=_estimate_offset(mean_spectrum, crew.n_specimen, fitted, step))
+                edge_offset = offset = _estimate_offset(mean_spectrum, crew.n_specimen, fitted, step)
+                if companion is not None:
+                    offset, disagreement = settle_offset(offset, companion.offset)
+                    warnings += [disagreement] if disagreement else []
+                fitted = replace(fitted, offset=offset)
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)
@@ -228,6 +244,10 @@ def fit_acquisition(
                     moments = crew.visit(_exponents_of, fitted, label="background exponents")
                     prior = functools.reduce(ExponentMoments.__add__, moments).prior()
                     fitted = replace(fitted, prior=_prior_of(prior, mean_spectrum * crew.n_specimen, fitted))
+            case presets.Deconvolve():
+                fitted = replace(fitted, plural=companion.plural if companion else None)
+                if companion is None:
+                    warnings.append("there is no low loss of this scan: plural scattering stays in its spectra")
             case presets.Rebin() | presets.Spatial():
                 pass
         fitted = replace(fitted, steps=(*fitted.steps, step))
@@ -239,7 +259,9 @@ def fit_acquisition(
     if crew.postponed:
         crew.visit(_nothing_more, label="find spikes")
     warnings += _warnings_about(fitted, crew)
-    return Acquisition(fitted, preset, tuple(crew.parts), shape, vacuum, mean_spectrum, tuple(warnings))
+    return Acquisition(
+        fitted, preset, tuple(crew.parts), shape, vacuum, mean_spectrum, edge_offset, companion, tuple(warnings)
+    )
 
 
 def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Dataset:
@@ -271,9 +293,20 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "gathered_variance": empty_variable(spectra, (n_y, n_x, axis.size), np.float32, units="counts^2"),
             "effective_spectra": empty_variable(pixels, (n_y, n_x), np.float32),
         }
+    companion = acquisition.companion
+    of_low_loss = (
+        {}
+        if companion is None
+        else {
+            name: (pixels, values, {"units": companion.units[name]} if name in companion.units else {})
+            for name, values in companion.maps.items()
+        }
+    )
+    edge_offset = acquisition.edge_offset
     return xr.Dataset(
         {
             **with_spatial,
+            **of_low_loss,
             "intensity": empty_variable(spectra, (n_y, n_x, axis.size), np.float32, units="counts"),
             "variance": empty_variable(spectra, (n_y, n_x, axis.size), np.float32, units="counts^2"),
             "valid": ("energy_loss", valid),
@@ -297,6 +330,11 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "preset": acquisition.preset.model_dump_json(),
             "energy_offset": fitted.offset.value if fitted.offset else 0.0,
             "energy_offset_error": fitted.offset.error if fitted.offset else None,
+            "edge_offset": edge_offset.value if edge_offset else None,
+            "edge_offset_error": edge_offset.error if edge_offset else None,
+            "low_loss": json.dumps({**companion.facts, "deconvolved": fitted.plural is not None})
+            if companion
+            else None,
             "pixel_size": image.attrs["pixel_size"],
             "pixel_unit": image.attrs["pixel_unit"],
             "sha256": image.attrs.get("sha256", ""),

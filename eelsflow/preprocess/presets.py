@@ -61,6 +61,15 @@ class Background(_Step):
     shrink: bool = True
 
 
+class Deconvolve(_Step):
+    """Take plural scattering out by the low loss of the same scan (Fourier ratio); the variance is carried along.
+
+    An acquisition without a low loss stays as it is, and says so.
+    """
+
+    step: Literal["deconvolve"] = "deconvolve"
+
+
 class Rebin(_Step):
     """Crop to the wide window and resample onto the common grid; `dispersion` in eV per channel."""
 
@@ -99,7 +108,8 @@ class Normalize(_Step):
 
 
 Step = Annotated[
-    Spikes | VacuumMask | Align | Background | Rebin | Spatial | Pca | Normalize, Field(discriminator="step")
+    Spikes | VacuumMask | Align | Background | Deconvolve | Rebin | Spatial | Pca | Normalize,
+    Field(discriminator="step"),
 ]
 StepType = TypeVar("StepType", bound=_Step)
 
@@ -115,6 +125,10 @@ _ORDER: tuple[tuple[str, str, str], ...] = (
     ("background", "spatial", "neighbours are compared by their fine structure, without the background"),
     ("rebin", "spatial", "it averages the spectra of the product"),
     ("background", "rebin", "the power law and its variance follow from the counts that the detector recorded"),
+    ("background", "deconvolve", "plural scattering is taken out of the edge alone"),
+    ("spikes", "deconvolve", "a transform spreads a spike over the whole spectrum"),
+    ("deconvolve", "rebin", "the noise that comes along is known for the detector's own channels"),
+    ("deconvolve", "spatial", "thickness must not make neighbours differ"),
     ("pca of the training set", "normalize", "it is weighted by the variance of spectra that are not normalised"),
 )
 
@@ -175,6 +189,10 @@ class Preset(BaseModel):
                 "'rebin' needs 'background' before it: the common grid holds background-subtracted intensity, and a "
                 "sloping background would enter every normalisation"
             )
+        if "deconvolve" in position and "background" not in position:
+            raise ValueError(
+                "'deconvolve' needs 'background' before it: plural scattering is taken out of the edge alone"
+            )
         return self
 
     @property
@@ -222,28 +240,29 @@ _PAPER_AFTER_PCA = (
     Normalize(method="min_max"),
 )
 
+_RECOMMENDED = (
+    Spikes(),
+    VacuumMask(method="threshold"),
+    Align(),
+    Background(shrink=True),
+    Rebin(method="conserve"),
+    Spatial(),
+    Pca(scope="training_set"),
+    Normalize(method="robust_percentile"),
+)
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(name="paper", steps=(Pca(scope="acquisition"), *_PAPER_AFTER_PCA)),
         Preset(name="paper-raw", steps=_PAPER_AFTER_PCA),
-        Preset(
-            name="recommended",
-            steps=(
-                Spikes(),
-                VacuumMask(method="threshold"),
-                Align(),
-                Background(shrink=True),
-                Rebin(method="conserve"),
-                Spatial(),
-                Pca(scope="training_set"),
-                Normalize(method="robust_percentile"),
-            ),
-        ),
+        Preset(name="recommended", steps=_RECOMMENDED),
+        Preset(name="deconvolved", steps=(*_RECOMMENDED[:4], Deconvolve(), *_RECOMMENDED[4:])),
         Preset(name="none"),
     )
 }
-"""The order of the paper, the same without denoising, what we recommend, and nothing at all (for ready tables).
+"""The order of the paper, the same without denoising, what we recommend, the same on single scattering (where there is
+a low loss), and nothing at all (for ready tables).
 
 The paper takes components of the whole image before it looks for spikes; see `Preset.caution` for what that costs."""
 

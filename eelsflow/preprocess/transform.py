@@ -21,6 +21,7 @@ from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import Block, read_counts
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentPrior, PowerLawFit, fit_power_law
+from eelsflow.preprocess.companion import PluralScattering, single_scattering
 from eelsflow.preprocess.kernels import add_spectra, bridge_hits, subtract_and_resample
 from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.offset import OffsetEstimate
@@ -137,6 +138,8 @@ class Fitted:
         None without `Align`.
     prior
         Of the background's exponents; None without shrinking.
+    plural
+        Takes plural scattering out; None without `Deconvolve`, and without a low loss.
     """
 
     axis: EnergyAxis
@@ -148,6 +151,7 @@ class Fitted:
     pca: Pca | None = None
     offset: OffsetEstimate | None = None
     prior: ExponentPrior | None = None
+    plural: PluralScattering | None = None
 
     @property
     def corrected_axis(self) -> EnergyAxis:
@@ -352,7 +356,40 @@ def finish(part: Part, fitted: Fitted) -> dict[str, NDArray[Any]]:
         status, amplitude, exponent = fit.status, fit.amplitude, fit.exponent
         background[:, 0], background[:, 1] = amplitude, exponent
         background[:, 2:] = fit.covariance[:, [0, 0, 1], [0, 1, 1]]
+    intensity, variance = _net_of_background(part, spectra, background, log_energy, fitted)
+    n_y, n_x = part.shape
+    return {
+        "intensity": intensity.reshape(n_y, n_x, -1),
+        "variance": variance.reshape(n_y, n_x, -1),
+        "vacuum_mask": ~part.specimen.reshape(n_y, n_x),
+        "background_status": status.astype(np.uint8).reshape(n_y, n_x),
+        "background_amplitude": amplitude.astype(np.float32).reshape(n_y, n_x),
+        "background_exponent": exponent.astype(np.float32).reshape(n_y, n_x),
+        "spike_channels": part.spikes_per_pixel.astype(np.uint16).reshape(n_y, n_x),
+    }
+
+
+def _net_of_background(
+    part: Part,
+    spectra: Spectra,
+    background: NDArray[np.float64],
+    log_energy: NDArray[np.float64],
+    fitted: Fitted,
+) -> tuple[Counts, Counts]:
+    """Return what is left of a block's spectra without the background, on the product's axis, and its variance."""
     step = rebin_step(fitted)
+    if fitted.plural is not None and spectra.background is not None:
+        return single_scattering(
+            fitted.plural,
+            part.block,
+            spectra.counts,
+            spectra.axis,
+            spectra.background,
+            fitted.noise,
+            n_smooth=_SMOOTH_CHANNELS,
+            target=product_axis(fitted),
+            rebin=step,
+        )
     if step is not None:
         first, weights, covered = resampling(step.method, spectra.axis, product_axis(fitted))
     else:
@@ -361,7 +398,7 @@ def finish(part: Part, fitted: Fitted) -> dict[str, NDArray[Any]]:
         weights, covered = np.ones((1, first.size)), np.ones(first.size, dtype=bool)
     correlation = np.zeros(len(weights))
     correlation[: fitted.noise.correlation.size] = fitted.noise.correlation[: len(weights)]
-    intensity, variance = (np.empty((n, covered.size), dtype=np.float32) for _ in range(2))
+    intensity, variance = (np.empty((len(spectra.counts), covered.size), dtype=np.float32) for _ in range(2))
     # What a channel's counts should be is read from its neighbours: its own noise would weigh low counts too much.
     subtract_and_resample(
         np.ascontiguousarray(spectra.counts, dtype=np.float32),
@@ -378,16 +415,7 @@ def finish(part: Part, fitted: Fitted) -> dict[str, NDArray[Any]]:
         float(fitted.noise.quantum),
     )
     intensity[:, ~covered] = variance[:, ~covered] = np.nan
-    n_y, n_x = part.shape
-    return {
-        "intensity": intensity.reshape(n_y, n_x, -1),
-        "variance": variance.reshape(n_y, n_x, -1),
-        "vacuum_mask": ~part.specimen.reshape(n_y, n_x),
-        "background_status": status.astype(np.uint8).reshape(n_y, n_x),
-        "background_amplitude": amplitude.astype(np.float32).reshape(n_y, n_x),
-        "background_exponent": exponent.astype(np.float32).reshape(n_y, n_x),
-        "spike_channels": part.spikes_per_pixel.astype(np.uint16).reshape(n_y, n_x),
-    }
+    return intensity, variance
 
 
 def wide_window(edge: Edge) -> Window:

@@ -544,6 +544,7 @@ def acquisition(
     vacuum_mask: NDArray[np.bool_],
     pixel_size: float,
     pixel_unit: str,
+    t_over_lambda: Floats | None = None,
     reference_energy: float | None = None,
     elnes_window: Window | None = None,
     pre_edge_window: Window | None = None,
@@ -560,6 +561,8 @@ def acquisition(
         column) is drawn as a curve, a single spectrum without a map.
     pixel_size, pixel_unit
         Size of a pixel, and its unit ("px" where uncalibrated).
+    t_over_lambda
+        Thickness in mean free paths, shape (y, x), where a low loss was recorded; drawn of images.
     reference_energy, elnes_window, pre_edge_window
         What the edge's configuration says; None draws nothing.
     """
@@ -576,7 +579,12 @@ def acquisition(
         from matplotlib.colors import ListedColormap
 
         figure = new_figure(PAGE_WIDTH, 2.5)
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.6, 1.2, 1))
+        if t_over_lambda is None:
+            left, middle, right = figure.subplots(1, 3, width_ratios=(1.6, 1.2, 1))
+            maps = [middle, right]
+        else:
+            left, middle, right, thickness = figure.subplots(1, 4, width_ratios=(1.6, 1.2, 1, 1.2))
+            maps = [middle, right, thickness]
         _mean_spectrum(left, energy_loss, mean_spectrum, background, elnes_window, pre_edge_window)
         extent = (0.0, n_x * pixel_size, n_y * pixel_size, 0.0)
         image = middle.imshow(signal, extent=extent, cmap="cividis", interpolation="none")
@@ -592,7 +600,12 @@ def acquisition(
             interpolation="none",
         )
         right.set_title(f"Vacuum (light) {vacuum_mask.mean():.0%}")
-        for axes in (middle, right):
+        if t_over_lambda is not None:
+            shown = np.where(vacuum_mask, np.nan, t_over_lambda)
+            image = thickness.imshow(shown, extent=extent, cmap="viridis", interpolation="none")
+            figure.colorbar(image, ax=thickness, label="t/λ", aspect=16, pad=0.03, shrink=0.8)
+            thickness.set_title("Thickness")
+        for axes in maps:
             axes.set(xticks=[], yticks=[])
             draw_scale_bar(axes, n_x * pixel_size, pixel_size, pixel_unit)
     _mark_reference(figure.axes[0], reference_energy)

@@ -197,6 +197,7 @@ def _acquisition_picture(
         vacuum_mask=arrays["vacuum_mask"].astype(bool),
         pixel_size=float(entry.get("pixel_size") or 1.0),
         pixel_unit=str(entry.get("pixel_unit") or "px"),
+        t_over_lambda=arrays.get("t_over_lambda"),
         reference_energy=float(arrays["reference_energy"]) if "reference_energy" in arrays else None,
         **windows,
     )

@@ -44,7 +44,7 @@ _ROW = dict.fromkeys(
 
 _ACQUISITION = dict.fromkeys(
     ("name", "sha256", "label", "group", "preprocess", "pixels", "background_pixels", "pixel_size", "pixel_unit")
-) | dict.fromkeys(("energy_offset", "spikes", "pca_rank", "warnings", "evidence"))
+) | dict.fromkeys(("energy_offset", "spikes", "pca_rank", "low_loss", "warnings", "evidence"))
 
 
 def read_results(directory: Path) -> dict[str, Any]:

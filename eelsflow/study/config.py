@@ -140,6 +140,7 @@ class Study(_Part):
     edge: Annotated[Edge, BeforeValidator(resolve_edge)]
     classes: tuple[str, ...] = ()
     valence: dict[str, float] = {}
+    density: Annotated[float | None, Field(gt=0, le=25)] = None
     caution: str = ""
     data: DataSource
     preprocess: Annotated[
@@ -353,13 +354,15 @@ edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or spelled 
                                # align_on: first_peak|maximum, elnes_window: [a, b], pre_edge_window: [a, b]}
 classes: [FeO, Fe3O4]
 valence: {FeO: 2.0, Fe3O4: 2.667}  # optional: mean valence of each class, for a map of it
+# density: 5.4                 # optional, g/cm3: thickness in nm where a low loss and the microscope's angles are known
 # caution: a sentence           # optional: goes with the model into every map it makes
 data:
   manifest: manifest.csv       # columns path,label,group[,session,truth,low_loss]; label is the class of every specimen
                                # pixel, empty: per-pixel truth, neither: prepared and mapped only
   # simulate: {acquisitions: 60, seed: 1, pixels: 32, preset: wide, detector: both}   # instead: none of your own yet
   # spectra: table.npz         # instead of a manifest: arrays spectra, energy_loss, label and optionally group
-preprocess: [recommended, paper]   # recommended, paper, paper-raw (no PCA), none; a row of results for each
+preprocess: [recommended, paper]   # recommended, deconvolved (single scattering, by the low loss), paper, paper-raw (no
+                               # PCA), none; a row of results for each
 split:
   by: [group, pixel]           # hold out whole acquisitions, and random pixels as the paper did
   test_fraction: 0.35

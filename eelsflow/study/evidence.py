@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
 from eelsflow.io.zarr_store import open_dataset
+from eelsflow.low_loss.companion import describe_companion
 from eelsflow.robustness.perturb import add_gaussian_noise
 from eelsflow.store import write_json
 
@@ -37,6 +38,8 @@ def summarize_prepared(prepared: Path, directory: Path, *, edge: Edge) -> None:
     inside = (energy_loss >= edge.elnes_window[0]) & (energy_loss < edge.elnes_window[1])
     signal = np.nansum(product["intensity"].isel(energy_loss=np.flatnonzero(inside)).values, axis=2)
     attrs = product.attrs
+    low_loss = describe_companion(product)
+    maps = {} if low_loss is None else {"t_over_lambda": product["t_over_lambda"].values}
     np.savez(
         directory / "evidence.npz",
         allow_pickle=False,
@@ -47,6 +50,7 @@ def summarize_prepared(prepared: Path, directory: Path, *, edge: Edge) -> None:
         signal=signal.astype(np.float32),
         pixel_size=np.float64(attrs["pixel_size"]),
         reference_energy=np.float64(edge.reference_energy),
+        **maps,
     )
     write_json(
         directory / "summary.json",
@@ -62,6 +66,7 @@ def summarize_prepared(prepared: Path, directory: Path, *, edge: Edge) -> None:
                 "error": _finite(attrs["energy_offset_error"]),
             },
             "spikes": {"channels": int(spike_channels.sum()), "pixels": int((spike_channels > 0).sum())},
+            "low_loss": low_loss,
             "pca_rank": int(attrs["pca_rank"]) if int(attrs["pca_rank"]) > 0 else None,
             "warnings": json.loads(attrs["warnings"]),
         },

@@ -74,10 +74,11 @@ class PrepareAcquisition(Step):
 
     @cached_property
     def digest(self) -> str:
-        """Address: the file's bytes, edge, acquisition steps, code."""
+        """Address: the files' bytes, edge, acquisition steps, code."""
         steps = [step.model_dump(mode="json") for step in self.preset.acquisition_steps]
-        code = code_version("preprocess", "io", "study.stages", "study.evidence", *_FOUNDATION)
-        return digest_of("prepare", self.acquisition.sha256, self.edge, steps, code)
+        code = code_version("prepare", "preprocess", "low_loss", "io", "study.stages", "study.evidence", *_FOUNDATION)
+        files = [self.acquisition.sha256, self.acquisition.low_loss_sha256]
+        return digest_of("prepare", files, self.edge, steps, code)
 
 
 class BuildDataSet(Step):

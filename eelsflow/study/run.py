@@ -215,6 +215,8 @@ def _about_model(study: Study) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if study.valence:
         about["valence"] = study.valence
+    if study.density:
+        about["density"] = study.density
     if study.caution:
         about["caution"] = study.caution
     return about

@@ -19,7 +19,7 @@ from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validatio
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError
 from eelsflow.executors import Executor, LoopExecutor
-from eelsflow.io.zarr_store import blocks, open_dataset, remove_unfinished, write_dataset, write_spectrum_image
+from eelsflow.io.zarr_store import blocks, open_dataset, remove_unfinished, write_dataset
 from eelsflow.maps.pixels import map_pixels
 from eelsflow.maps.score import score_map
 from eelsflow.models.bundle import ModelBundle
@@ -62,21 +62,22 @@ def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path:
         Naming the acquisition.
     """
     from eelsflow.io.read import read_spectrum_image
+    from eelsflow.prepare import find_low_loss, remove_counts, write_counts
 
     def write(directory: Path) -> None:
-        raw = directory / "counts.zarr"
         try:
             image = read_spectrum_image(step.acquisition.path)
             n_y, n_x, _ = image.shape
-            write_spectrum_image(image, raw)
-            del image  # may be in memory
+            low_loss = find_low_loss(step.acquisition.path, image, given=step.acquisition.low_loss)
+            write_counts(image, low_loss, directory)
+            del image, low_loss  # may be in memory
             if len(blocks(n_y, n_x)) == 1:  # nothing in it to share among workers
                 place.executor.map(_prepare_alone, [(step, directory)], label="prepare")
             else:
                 _prepare(step, directory, place.executor)
         except EelsflowError as error:
             raise type(error)(f"acquisition {step.acquisition.path.name}: {error}") from error
-        shutil.rmtree(raw)
+        remove_counts(directory)
 
     return place.store.compute(step.digest, write)
 
@@ -88,10 +89,9 @@ def _prepare_alone(item: tuple[PrepareAcquisition, Path]) -> None:
 
 
 def _prepare(step: PrepareAcquisition, directory: Path, executor: Executor) -> None:
-    from eelsflow.preprocess.blocks import prepare_blocks
+    from eelsflow.prepare import prepare_counts
 
-    prepared = directory / "prepared.zarr"
-    prepare_blocks(directory / "counts.zarr", prepared, edge=step.edge, preset=step.preset, executor=executor)
+    prepared = prepare_counts(directory, edge=step.edge, preset=step.preset, executor=executor)
     summarize_prepared(prepared, directory, edge=step.edge)
 
 

@@ -1,0 +1,222 @@
+"""The low loss of a scan as the companion of its core loss: absolute offset, thickness, single scattering."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from eelsflow.errors import InputError
+from eelsflow.io.zarr_store import Block, read_counts
+from eelsflow.low_loss.deconvolution import fourier_ratio
+from eelsflow.low_loss.elastic import ElasticPart
+from eelsflow.low_loss.instrument import Instrument, instrument_of
+from eelsflow.low_loss.pair import describe_low_loss, locate_zero_loss, mended
+from eelsflow.low_loss.thickness import mean_free_path
+from eelsflow.preprocess.companion import Companion
+from eelsflow.preprocess.noise import NoiseModel
+from eelsflow.preprocess.offset import OffsetEstimate
+
+DRIFT = 0.5
+"""eV that the zero loss may wander over a scan before a warning says so (ours): the edges of the two oxides lie .6 eV
+apart, and one offset serves the whole scan."""
+
+_FLOOR = 0.01  # eV; the voltage between the two exposures is not known better
+
+Array = NDArray[np.float64]
+
+
+def companion_of(low: xr.DataArray, *, shape: tuple[int, int], store: Path | None = None) -> Companion:
+    """Measure a low loss for the preparation of the core loss of the same scan.
+
+    Parameters
+    ----------
+    low
+        The low loss by the schema; of the same pixels, or one spectrum for all.
+    shape
+        Pixels (y, x) of the core loss.
+    store
+        The zarr store that `low` was opened from, where workers read the blocks they need; None sends them the counts.
+
+    Raises
+    ------
+    InputError
+        If the pixels are not the same, or no zero-loss peak shows.
+    SpectrumImageSchemaError
+        If `low` does not follow the schema.
+    """
+    if low.shape[:2] not in (shape, (1, 1)):
+        raise InputError(
+            f"the low loss has {low.shape[0]} x {low.shape[1]} pixels and the core loss {shape[0]} x {shape[1]}; "
+            "expected the same scan, or one spectrum for all: name the low loss that belongs to it"
+        )
+    measured = locate_zero_loss(low)
+    described = describe_low_loss(measured, low)
+    maps = {
+        name: np.broadcast_to(described[name].values, shape).astype(np.float32)
+        for name in ("t_over_lambda", "t_over_lambda_error")
+    }
+    maps["zero_loss_offset"] = np.broadcast_to(described["offset"].values, shape).astype(np.float32)
+    position = measured.zero_loss.position
+    seen = np.isfinite(position)
+    error = float(np.sqrt(np.nanmean(described["offset_error"].values ** 2) / seen.sum()))
+    drift = float(np.nanmax(row_means := _means_of_rows(position)) - np.nanmin(row_means))
+    warnings = []
+    if drift > DRIFT:
+        warnings.append(
+            f"the zero loss wandered by {drift:.2f} eV over the scan, more than {DRIFT:g} eV: its spectra lie that "
+            "much apart in energy, and one offset serves them all"
+        )
+    if not seen.all():
+        warnings.append(f"{int((~seen).sum())} of {seen.size} spectra of the low loss show no zero-loss peak")
+    return Companion(
+        offset=OffsetEstimate(float(described.attrs["offset"]), float(np.hypot(error, _FLOOR))),
+        maps=maps,
+        units={"zero_loss_offset": "eV"},
+        facts={
+            "source": low.attrs.get("source", ""),
+            "sha256": low.attrs.get("sha256", ""),
+            "offset": {"value": float(described.attrs["offset"]), "error": error},
+            "drift": drift,
+            "resolution": float(described.attrs["resolution"]),
+            "instrument": asdict(instrument_of(low)),
+        },
+        plural=FourierRatio(
+            source=store if store is not None else np.asarray(low.values),
+            elastic=measured.elastic,
+            noise=measured.noise,
+            dead_channels=tuple(measured.dead_channels),
+            shape=(low.shape[0], low.shape[1]),
+        ),
+        warnings=tuple(warnings),
+    )
+
+
+def describe_companion(product: xr.Dataset, *, density: float | None = None) -> dict[str, Any] | None:
+    """Return what the low loss says of a prepared acquisition, as JSON values; None where there was none.
+
+    Parameters
+    ----------
+    product
+        Of `eelsflow.preprocess.chain.prepare`, with a companion.
+    density
+        Of the specimen, g/cm^3; with beam energy and angles from the file it makes nanometres of t/lambda.
+
+    Returns
+    -------
+    dict
+        ``source``, ``sha256``, ``offset`` {value, error} of the zero loss, ``edge_offset`` {value, error}, ``drift``,
+        ``resolution`` (all eV), ``t_over_lambda`` {median, low, high} over the specimen, ``mean_free_path`` and
+        ``thickness`` {median, low, high} in nm or None, ``instrument``, ``deconvolved``.
+    """
+    text = product.attrs.get("low_loss")
+    if not text:
+        return None
+    facts: dict[str, Any] = json.loads(text)
+    specimen = product["t_over_lambda"].values[~product["vacuum_mask"].values]
+    known = specimen[np.isfinite(specimen)].astype(np.float64)
+    relative = _spread(known)
+    path = path_of(Instrument(**facts["instrument"]), density)
+    value, error = product.attrs["edge_offset"], product.attrs["edge_offset_error"]
+    return {
+        **facts,
+        "edge_offset": None if value is None else {"value": float(value), "error": float(error)},
+        "t_over_lambda": relative,
+        "mean_free_path": path,
+        "thickness": {name: path * of for name, of in relative.items()} if path and relative else None,
+    }
+
+
+def path_of(instrument: Instrument, density: float | None) -> float | None:
+    """Return the mean free path in nm, or None where density, beam energy or collection angle are not known."""
+    if density is None or instrument.beam_energy is None or instrument.collection_angle is None:
+        return None
+    return mean_free_path(
+        beam_energy=instrument.beam_energy,
+        collection_angle=instrument.collection_angle,
+        convergence_angle=instrument.convergence_angle or 0.0,
+        density=density,
+    )
+
+
+def _spread(values: Array) -> dict[str, float] | None:
+    if not values.size:
+        return None
+    return {"median": float(np.median(values)), "low": float(values.min()), "high": float(values.max())}
+
+
+def _means_of_rows(position: Array) -> Array:
+    """Return the mean position of the rows of a scan, or of the pixels where there is one row."""
+    if position.shape[0] == 1:
+        return np.asarray(position[0])
+    with np.errstate(invalid="ignore"):
+        count = np.isfinite(position).sum(axis=1)
+        return np.asarray(np.nansum(position, axis=1) / np.where(count > 0, count, np.nan))
+
+
+@dataclass(frozen=True)
+class FourierRatio:
+    """Takes plural scattering out of the spectra of a block; see `eelsflow.low_loss.deconvolution`.
+
+    Attributes
+    ----------
+    source
+        The low loss: a zarr store, or counts of shape (y, x, channels).
+    elastic
+        Its zero-loss peaks.
+    noise
+        Of its counts.
+    dead_channels
+        Which are interpolated.
+    shape
+        Pixels (y, x) of the low loss; (1, 1) serves all.
+    """
+
+    source: Path | NDArray[Any]
+    elastic: ElasticPart
+    noise: NoiseModel
+    dead_channels: tuple[int, ...]
+    shape: tuple[int, int]
+
+    def __call__(
+        self, block: Block, energy_loss: Array, counts: Array, variance: Array, correlation: Array
+    ) -> tuple[Array, Array]:
+        """Return single scattering and its variance; where no zero loss shows, what was given.
+
+        Parameters are those of `eelsflow.preprocess.companion.PluralScattering`.
+        """
+        if self.shape == (1, 1):
+            block = Block(slice(0, 1), slice(0, 1))
+        low = self._read(block)
+        number = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape)[block.y, block.x].ravel()
+        elastic = replace(
+            self.elastic,
+            position=self.elastic.position[number],
+            intensity=self.elastic.intensity[number],
+            window_counts=self.elastic.window_counts[number],
+            pixels=(number.size,),
+        )
+        seen = np.isfinite(elastic.position) & np.isfinite(elastic.intensity)
+        if not seen.any():
+            return counts, variance
+        found = fourier_ratio(
+            energy_loss,
+            counts,
+            elastic,
+            low,
+            core_variance=variance,
+            low_variance=self.noise.variance(low),
+            correlation=correlation,
+        )
+        assert found.variance is not None
+        known = np.broadcast_to(seen[:, None], counts.shape)
+        return np.where(known, found.counts, counts), np.where(known, found.variance, variance)
+
+    def _read(self, block: Block) -> NDArray[np.floating]:
+        counts = read_counts(self.source, block) if isinstance(self.source, Path) else self.source[block.y, block.x]
+        return mended(counts.reshape(-1, counts.shape[-1]), self.dead_channels)

@@ -1,0 +1,157 @@
+"""What the low loss of the same scan adds to the preparation of a core loss.
+
+How a low loss is measured is the matter of `eelsflow.low_loss`, which stands above this package: here is what the
+preparation asks of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
+
+from eelsflow.energy import EnergyAxis
+from eelsflow.io.zarr_store import Block
+from eelsflow.preprocess.background import PowerLawFit
+from eelsflow.preprocess.noise import NoiseModel
+from eelsflow.preprocess.offset import OffsetEstimate
+from eelsflow.preprocess.presets import Rebin
+from eelsflow.preprocess.rebin import rebin_conserving, rebin_linear, rebin_variance
+
+AGREEMENT = 0.5
+"""eV within which the offset from the zero loss replaces the edge's own (ours): farther off, the voltage that moved the
+spectrum between the two exposures was not what it was taken for, or the edge is not where it is expected."""
+
+_SURE = 3.0  # standard errors of the edge's own estimate, where that is less certain
+
+Array = NDArray[np.float64]
+
+
+class PluralScattering(Protocol):
+    """Takes plural scattering out of background-subtracted core losses; can be sent to a worker."""
+
+    def __call__(
+        self, block: Block, energy_loss: Array, counts: Array, variance: Array, correlation: Array
+    ) -> tuple[Array, Array]:
+        """Return single scattering and its variance.
+
+        Parameters
+        ----------
+        block
+            Which pixels, n of them in the order of rows.
+        energy_loss
+            Channel centres, shape (channels,), eV.
+        counts, variance
+            Shape (n, channels).
+        correlation
+            Of the noise over channels at lags 0, 1, ...
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Companion:
+    """The low loss of a scan, as far as it concerns the core loss.
+
+    Attributes
+    ----------
+    offset
+        That the zero loss asks for: eV to add to the nominal axis.
+    maps
+        Values of every pixel, shape (y, x), by name; with `units`.
+    units
+        Of the maps that have one.
+    facts
+        What is known of the scan as a whole, as JSON values.
+    plural
+        Takes plural scattering out.
+    warnings
+        Sentences for a person.
+    """
+
+    offset: OffsetEstimate
+    maps: Mapping[str, NDArray[np.float32]]
+    units: Mapping[str, str]
+    facts: Mapping[str, Any]
+    plural: PluralScattering
+    warnings: tuple[str, ...] = ()
+
+
+def settle_offset(edge: OffsetEstimate, zero_loss: OffsetEstimate) -> tuple[OffsetEstimate, str | None]:
+    """Choose between the offset that the edge shows and that of the zero loss, and say where they disagree.
+
+    Parameters
+    ----------
+    edge, zero_loss
+        Either estimate.
+
+    Returns
+    -------
+    The zero loss's, which is absolute and some ten times as exact, unless they disagree by more than `AGREEMENT` and
+    three standard errors of the edge's; then the edge's, since models learn from edges, and a sentence.
+    """
+    difference = zero_loss.value - edge.value
+    if abs(difference) <= max(AGREEMENT, _SURE * edge.error):
+        return zero_loss, None
+    return edge, (
+        f"the zero loss puts the energy axis at {zero_loss.value:+.2f} +- {zero_loss.error:.2f} eV and the edge at "
+        f"{edge.value:+.2f} +- {edge.error:.2f} eV, {abs(difference):.2f} eV apart: the edge's own offset is used. "
+        "Check the voltage between the two exposures, and that the low loss is of this scan"
+    )
+
+
+def single_scattering(
+    plural: PluralScattering,
+    block: Block,
+    counts: NDArray[np.float32],
+    axis: EnergyAxis,
+    fit: PowerLawFit,
+    noise: NoiseModel,
+    *,
+    n_smooth: int,
+    target: EnergyAxis,
+    rebin: Rebin | None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Subtract the background, take plural scattering out and resample, with the variance.
+
+    Parameters
+    ----------
+    plural, block
+        What takes it out, and which pixels these are.
+    counts
+        Of the block's pixels, shape (n, channels), on `axis`.
+    axis
+        The corrected axis of `counts`.
+    fit
+        The background.
+    noise
+        Of the counts; a channel's variance is that of its counts averaged over `n_smooth` channels, as without
+        deconvolution.
+    target, rebin
+        The product's axis, and how it is resampled onto; None: `target` is a part of `axis`.
+
+    Returns
+    -------
+    intensity, variance
+        Shape (n, target.size); NaN where the detector ends.
+
+    Notes
+    -----
+    The variance of the background is added as it is, an upper bound: deconvolution lowers it by the share of single
+    scattering.
+    """
+    expected = uniform_filter1d(counts.astype(np.float64), n_smooth, axis=1, mode="nearest")
+    variance = np.asarray(noise.variance(np.maximum(expected, noise.quantum / n_smooth)), dtype=np.float64)
+    net, spread = plural(block, axis.values, counts - fit.evaluate(axis.values), variance, noise.correlation)
+    spread = spread + fit.variance(axis.values)
+    if rebin is None:
+        kept = slice(first := int(np.argmin(np.abs(axis.values - target.start))), first + target.size)
+        return net[:, kept].astype(np.float32), spread[:, kept].astype(np.float32)
+    resample = rebin_conserving if rebin.method == "conserve" else rebin_linear
+    intensity = resample(axis.values, net, target)
+    rebinned = rebin_variance(axis.values, spread, target, method=rebin.method, correlation=noise.correlation)
+    return intensity.astype(np.float32), rebinned.astype(np.float32)

@@ -1,0 +1,245 @@
+"""A core loss prepared with the low loss of the same scan, against the truth of simulated pairs."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from eelsflow.cli import app
+from eelsflow.dataset.manifest import read_manifest
+from eelsflow.edges import O_K
+from eelsflow.errors import EelsflowError, InputError, StudyFileError
+from eelsflow.executors import LoopExecutor
+from eelsflow.info import describe
+from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
+from eelsflow.low_loss.companion import companion_of, describe_companion
+from eelsflow.prepare import find_low_loss, prepare_counts, write_counts
+from eelsflow.preprocess.chain import prepare
+from eelsflow.preprocess.companion import settle_offset
+from eelsflow.preprocess.offset import OffsetEstimate
+from eelsflow.preprocess.presets import PRESETS, resolve_preset
+from eelsflow.simulate import PRESETS as SIMULATED
+from eelsflow.simulate import LowLossRecording, simulate_acquisition, simulate_directory
+from eelsflow.simulate.edges import LowLossParameters
+from eelsflow.store import Store, read_json
+from eelsflow.study import stages
+from eelsflow.study.plan import PrepareAcquisition
+from eelsflow.study.stages import Place
+
+SHAPE = (20, 20)
+THICK = SIMULATED["wide"].model_copy(
+    update={"shape": SHAPE, "low_loss": LowLossParameters(mean_free_path=(30.0, 60.0))}
+)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return simulate_acquisition(THICK, 5, low_loss=LowLossRecording())
+
+
+@pytest.fixture(scope="module")
+def product(pair):
+    return prepare(
+        pair.image, edge=O_K, preset=PRESETS["deconvolved"], companion=companion_of(pair.low_loss, shape=SHAPE)
+    )
+
+
+def specimen(product):
+    return ~product["vacuum_mask"].values
+
+
+def test_offset_is_that_of_the_zero_loss_and_both_are_kept(pair, product):
+    assert product.attrs["energy_offset"] == pytest.approx(pair.truth.attrs["offset"], abs=0.02)
+    edge = prepare(pair.image, edge=O_K, preset=PRESETS["recommended"])
+    assert product.attrs["edge_offset"] == edge.attrs["energy_offset"] != product.attrs["energy_offset"]
+    said = describe_companion(product)
+    assert said["offset"]["value"] == pytest.approx(product.attrs["energy_offset"])
+    assert said["edge_offset"]["value"] == edge.attrs["energy_offset"]
+
+
+def test_offsets_that_disagree_are_both_shown_and_the_edge_is_followed(pair):
+    moved = pair.low_loss.assign_coords(
+        energy_loss=("energy_loss", pair.low_loss["energy_loss"].values + 3, {"units": "eV"})
+    )
+    product = prepare(pair.image, edge=O_K, preset=PRESETS["recommended"], companion=companion_of(moved, shape=SHAPE))
+    assert product.attrs["energy_offset"] == product.attrs["edge_offset"]
+    (said,) = [warning for warning in json.loads(product.attrs["warnings"]) if "zero loss puts" in warning]
+    assert f"{product.attrs['edge_offset']:+.2f}" in said
+    assert f"{pair.truth.attrs['offset'] - 3:+.2f}" in said
+
+
+@pytest.mark.parametrize(
+    ("edge", "zero_loss", "chosen"),
+    [
+        ((1.0, 0.05), (1.3, 0.01), 1.3),
+        ((1.0, 0.05), (1.6, 0.01), 1.0),
+        ((1.0, 0.5), (2.2, 0.01), 2.2),  # an ambiguous edge is settled by the zero loss
+    ],
+)
+def test_zero_loss_is_believed_within_half_an_ev_or_the_error_of_the_edge(edge, zero_loss, chosen):
+    offset, said = settle_offset(OffsetEstimate(*edge), OffsetEstimate(*zero_loss))
+    assert offset.value == chosen
+    assert (said is None) == (chosen == zero_loss[0])
+
+
+def test_thickness_is_mapped_pixel_by_pixel(pair, product):
+    true = pair.truth["t_over_lambda"].values
+    thick = specimen(product) & (true > 0.2)
+    assert thick.sum() > 50
+    error = product["t_over_lambda"].values[thick] / true[thick] - 1
+    assert abs(np.median(error)) < 0.03
+    assert np.corrcoef(product["t_over_lambda"].values[thick], true[thick])[0, 1] > 0.98
+
+
+def test_plural_scattering_is_gone_and_its_noise_comes_along():
+    """Of a thick and a thin specimen of the same shape the spectra agree after deconvolution, and not before."""
+    quiet = SIMULATED["wide"].model_copy(
+        update={
+            "shape": SHAPE,
+            "specimen": SIMULATED["wide"].specimen.model_copy(update={"kind": "FeO"}),
+            "levels": SIMULATED["wide"].levels.model_copy(update={"dose": (30.0, 30.0)}),
+        }
+    )
+    shapes = {}
+    for path in (30.0, 1000.0):
+        parameters = quiet.model_copy(update={"low_loss": LowLossParameters(mean_free_path=(path, path))})
+        acquisition = simulate_acquisition(parameters, 11, low_loss=LowLossRecording())
+        companion = companion_of(acquisition.low_loss, shape=SHAPE)
+        for preset in ("recommended", "deconvolved"):
+            found = prepare(acquisition.image, edge=O_K, preset=PRESETS[preset], companion=companion)
+            inside = (found["energy_loss"].values > 540) & (found["energy_loss"].values < 562)
+            spectrum = found["intensity"].values[specimen(found)].sum(axis=0)
+            window = (found["energy_loss"].values > 530) & (found["energy_loss"].values < 540)
+            shapes[path, preset] = (spectrum / spectrum[window].sum())[inside]
+            assert (found["variance"].values[specimen(found)] > 0).all()
+    apart = {
+        preset: np.abs(shapes[30.0, preset] / shapes[1000.0, preset] - 1).mean()
+        for preset in ("recommended", "deconvolved")
+    }
+    assert apart["recommended"] > 0.1
+    assert apart["deconvolved"] < 0.25 * apart["recommended"]
+
+
+def test_variance_predicts_the_scatter_of_repeated_recordings():
+    parameters = THICK.model_copy(
+        update={"specimen": THICK.specimen.model_copy(update={"kind": "FeO"}), "detector": THICK.detector}
+    )
+    pair = simulate_acquisition(parameters, 8, low_loss=LowLossRecording())
+    companion = companion_of(pair.low_loss, shape=SHAPE)
+    found = prepare(pair.image, edge=O_K, preset=PRESETS["deconvolved"], companion=companion)
+    bare = prepare(pair.image, edge=O_K, preset=PRESETS["recommended"], companion=companion)
+    inside = slice(150, 400)
+    # neighbouring channels differ by noise alone, nearly: its scatter grows as the variance says
+    chosen = specimen(found)
+
+    def roughness(product):
+        values = product["intensity"].values[chosen][:, inside]
+        return np.median(np.diff(values, n=2, axis=1) ** 2) / np.median(product["variance"].values[chosen][:, inside])
+
+    assert roughness(found) == pytest.approx(roughness(bare), rel=0.3)
+
+
+def test_blocks_equal_the_whole(pair, tmp_path):
+    write_counts(pair.image, pair.low_loss, tmp_path)
+    out = open_dataset(prepare_counts(tmp_path, edge=O_K, preset=PRESETS["deconvolved"]))
+    companion = companion_of(pair.low_loss, shape=SHAPE)
+    whole = prepare(pair.image, edge=O_K, preset=PRESETS["deconvolved"], companion=companion)
+    from eelsflow.preprocess.blocks import prepare_blocks
+
+    prepare_blocks(
+        tmp_path / "counts.zarr",
+        tmp_path / "blocks.zarr",
+        edge=O_K,
+        preset=PRESETS["deconvolved"],
+        companion=companion_of(pair.low_loss, shape=SHAPE, store=tmp_path / "low-loss.zarr"),
+        block_shape=(8, 8),
+    )
+    for product in (out, open_dataset(tmp_path / "blocks.zarr")):
+        assert np.allclose(product["t_over_lambda"], whole["t_over_lambda"])
+        for name in ("intensity", "variance", "gathered"):
+            assert np.allclose(product[name], whole[name], rtol=1e-4, atol=1e-3), name
+
+
+def test_one_low_loss_may_serve_all_pixels(pair):
+    one = pair.low_loss[:1, :1].copy(data=pair.low_loss.values.sum(axis=(0, 1), keepdims=True))
+    product = prepare(pair.image, edge=O_K, preset=PRESETS["deconvolved"], companion=companion_of(one, shape=SHAPE))
+    assert np.isfinite(product["intensity"].values).all()
+    assert np.ptp(product["t_over_lambda"].values) == 0
+
+
+def test_pixels_without_a_zero_loss_stay_as_they_are(pair):
+    blind = pair.low_loss.copy(data=np.array(pair.low_loss.values))
+    blind[3, 4] = 0
+    companion = companion_of(blind, shape=SHAPE)
+    assert any("show no zero-loss peak" in warning for warning in companion.warnings)
+    product = prepare(pair.image, edge=O_K, preset=PRESETS["deconvolved"], companion=companion)
+    assert np.isfinite(product["intensity"].values).all()
+    assert np.isnan(product["t_over_lambda"].values[3, 4])
+
+
+def test_preset_without_a_low_loss_says_that_plural_scattering_stays(pair):
+    product = prepare(pair.image, edge=O_K, preset=PRESETS["deconvolved"])
+    bare = prepare(pair.image, edge=O_K, preset=PRESETS["recommended"])
+    assert any("plural scattering stays" in warning for warning in json.loads(product.attrs["warnings"]))
+    assert np.array_equal(product["intensity"], bare["intensity"])
+
+
+def test_low_loss_of_another_scan_is_refused(pair, tmp_path):
+    with pytest.raises(InputError, match="expected the same scan"):
+        companion_of(pair.low_loss[:5], shape=SHAPE)
+    write_spectrum_image(pair.low_loss[:5], tmp_path / "other.zarr")
+    with pytest.raises(EelsflowError, match=r"low loss other\.zarr.*20 x 20"):
+        find_low_loss(tmp_path / "core.zarr", pair.image, given=tmp_path / "other.zarr")
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (["deconvolve", "background"], "plural scattering is taken out of the edge alone"),
+        (["background", "rebin", "deconvolve"], "detector's own channels"),
+        (["deconvolve"], "needs 'background'"),
+    ],
+)
+def test_steps_in_an_order_that_cannot_work_are_refused(steps, reason):
+    with pytest.raises(StudyFileError, match=reason):
+        resolve_preset(steps)
+
+
+def test_a_study_prepares_with_the_low_loss_of_the_manifest(tmp_path):
+    manifest = simulate_directory(
+        tmp_path / "files", n_acquisitions=1, seed=3, shape=SHAPE, preset=THICK, low_loss=LowLossRecording()
+    )
+    (acquisition,) = read_manifest(manifest)
+    assert acquisition.low_loss is not None
+    step = PrepareAcquisition(acquisition=acquisition, edge=O_K, preset=PRESETS["deconvolved"].for_acquisition)
+    entry = stages.prepare_acquisition(step, Place(Store(tmp_path / "store"), LoopExecutor()))
+    summary = read_json(entry / "summary.json")
+    assert summary["low_loss"]["deconvolved"]
+    assert summary["low_loss"]["t_over_lambda"]["median"] > 0.1
+    assert "t_over_lambda" in np.load(entry / "evidence.npz")
+    assert {path.name for path in entry.iterdir()} >= {"prepared.zarr", "summary.json", "evidence.npz"}
+    assert not (entry / "low-loss.zarr").exists()
+    without = acquisition.model_copy(update={"low_loss": None, "low_loss_sha256": ""})
+    assert step.model_copy(update={"acquisition": without}).digest != step.digest
+
+
+def test_nanometres_need_density_energy_and_angle(pair, tmp_path):
+    tem = {"beam_energy": 200.0, "convergence_angle": 10.0, "Detector": {"EELS": {"collection_angle": 20.0}}}
+    said = pair.low_loss.copy()
+    said.attrs["metadata"] = json.dumps({"metadata": {"Acquisition_instrument": {"TEM": tem}}})
+    product = prepare(pair.image, edge=O_K, preset=PRESETS["recommended"], companion=companion_of(said, shape=SHAPE))
+    assert describe_companion(product)["thickness"] is None
+    found = describe_companion(product, density=5.17)
+    assert found["mean_free_path"] == pytest.approx(130, abs=1)
+    assert found["thickness"]["median"] == pytest.approx(found["mean_free_path"] * found["t_over_lambda"]["median"])
+
+    write_spectrum_image(pair.image, tmp_path / "core.zarr")
+    write_spectrum_image(said, tmp_path / "low.zarr")
+    described = describe(tmp_path / "core.zarr", low_loss=tmp_path / "low.zarr", density=5.17)["low_loss"]
+    assert described["thickness"]["median"] == pytest.approx(130 * described["t_over_lambda"]["median"], rel=0.01)
+    assert described["instrument"]["beam_energy"] == 200.0
+    arguments = ["info", str(tmp_path / "core.zarr"), "--low-loss", str(tmp_path / "low.zarr"), "--density", "5.17"]
+    result = CliRunner().invoke(app, arguments)
+    assert "thickness" in result.output
+    assert " nm" in result.output
