@@ -241,8 +241,8 @@ def _describe_low_loss(
     error = float(np.sqrt(np.nanmean(measured["offset_error"].values ** 2) / n_seen))
     relative = None
     if np.isfinite(thickness).any():
-        summary = {"median": np.nanmedian, "low": np.nanmin, "high": np.nanmax}
-        relative = {name: float(function(thickness)) for name, function in summary.items()}
+        shares = {"median": 0.5, "low": 0.0, "high": 1.0}
+        relative = {name: float(np.nanquantile(thickness, share)) for name, share in shares.items()}
     instrument = instrument_of(low)
     free_path = path_of(instrument, density)
     if density is not None and free_path is None:

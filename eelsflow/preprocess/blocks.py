@@ -97,6 +97,7 @@ def prepare_blocks(
             lent = executor.map(lend, [part.block for part in acquisition.parts], label="gather neighbours")
             whole |= _assemble(acquisition.parts, [{"effective_spectra": one} for one in lent], (n_y, n_x))
             attrs["spatial_reach"] = guide.reach
+        whole |= dict(companion.maps) if companion else {}
         for name, values in whole.items():
             write_variable(store, name, values)
         finalise_store(store, out, attrs=attrs)
