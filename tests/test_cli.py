@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eelsflow import cli
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.simulate import PRESETS, simulate_acquisition
 from eelsflow.spectrum_image import build_spectrum_image
@@ -19,20 +18,6 @@ from eelsflow.spectrum_image import build_spectrum_image
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def eelsflow(monkeypatch, capsys):
-    """Run a command; return exit status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eelsflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return exit_.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
