@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 
@@ -66,23 +67,32 @@ def fields(n: int, *, seed: int, pixels: int, dose: tuple[float, float] | None =
         except InputError as error:
             print(f"{planned.name}: {error}")
             continue
-        truth = acquisition.truth
-        phases = [str(name) for name in truth["phase"].values]
-        fraction = truth["phase_fraction"].values[[phases.index(name) for name in CLASSES]]
-        yield Field(
-            str(truth.attrs["scene"]),
-            product["intensity"].values,
-            product["variance"].values,
-            EnergyAxis.from_values(product["energy_loss"].values),
-            ~product["vacuum_mask"].values,
-            np.where(truth["vacuum"].values, 0.0, fraction).transpose(1, 2, 0),
-        )
+        yield to_field(product, acquisition.truth)
+
+
+def to_field(product: xr.Dataset, truth: xr.Dataset) -> Field:
+    """Return a prepared product with its truth."""
+    phases = [str(name) for name in truth["phase"].values]
+    fraction = truth["phase_fraction"].values[[phases.index(name) for name in CLASSES]]
+    return Field(
+        str(truth.attrs["scene"]),
+        product["intensity"].values,
+        product["variance"].values,
+        EnergyAxis.from_values(product["energy_loss"].values),
+        ~product["vacuum_mask"].values,
+        np.where(truth["vacuum"].values, 0.0, fraction).transpose(1, 2, 0),
+    )
 
 
 def references(n: int = 264) -> References:
     """Fit the references on pure pixels of wide acquisitions."""
+    return fit_references(fields(n, seed=TRAINING_SEED, pixels=24))
+
+
+def fit_references(training: Iterable[Field]) -> References:
+    """Fit the references on the pure pixels of fields."""
     shapes, label, group = [], [], []
-    for number, field in enumerate(fields(n, seed=TRAINING_SEED, pixels=24)):
+    for number, field in enumerate(training):
         found = field.shapes(field.intensity, field.variance)
         for k, name in enumerate(CLASSES):
             chosen = field.specimen & (field.fraction[..., k] >= 0.8) & found.known

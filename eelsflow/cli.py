@@ -166,6 +166,10 @@ def study(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small grids, 2 seeds, 60 epochs: a first look.")] = False,
     promote: Annotated[bool, typer.Option("--promote", help="Make the best model the default for its edge.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse acquisitions that cannot be used (exit 2); else they are set aside."),
+    ] = False,
     init: Annotated[bool, typer.Option("--init", help="Print a commented study file.")] = False,
 ) -> None:
     """Run a study: prepare, search, train, assess, report."""
@@ -178,7 +182,7 @@ def study(
     if study_file is None or out is None:
         raise InputError("a study needs a study file and --out DIR; `eelsflow study --init` prints a study file")
     resolved = load_study(study_file)
-    _run_study(resolved.quick() if quick else resolved, out, runner=runner, promote=promote)
+    _run_study(resolved.quick() if quick else resolved, out, runner=runner, promote=promote, strict=strict)
 
 
 def _one_thread_each() -> None:
@@ -190,8 +194,8 @@ def _one_thread_each() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: bool) -> None:
-    from eelsflow.store import Store, home, make_directory
+def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: bool, strict: bool) -> None:
+    from eelsflow.store import Store, home, make_directory, read_json
 
     make_directory(out)
     store = Store(home() / "store")
@@ -205,7 +209,7 @@ def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: 
             from eelsflow.study.stages import Place
 
             place = Place(store=store, executor=LoopExecutor())
-            run_study(resolved, out, place=place, on_step=on_step, promote=promote)
+            run_study(resolved, out, place=place, on_step=on_step, promote=promote, strict=strict)
         else:
             if not _orchestration_importable():
                 raise MissingDependencyError(
@@ -215,9 +219,20 @@ def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: 
             # The run's log is in the UI; the terminal has the progress bar and what goes wrong.
             os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
             importlib.import_module("flows.study").run_study(
-                resolved, out, store=store, on_step=on_step, promote=promote, say=_say
+                resolved, out, store=store, on_step=on_step, promote=promote, strict=strict, say=_say
             )
+    _say_set_aside(read_json(out / "results.json"))
     typer.echo(f"report: {out / 'report.html'}")
+
+
+def _say_set_aside(results: dict[str, Any]) -> None:
+    """Tell which acquisitions a study went on without, and of how many."""
+    set_aside = results["set_aside"]
+    for one in set_aside:
+        _say(f"warning: {one['acquisition']} set aside: {one['reason']}")
+    if set_aside:
+        used = {entry["sha256"] for entry in results["acquisitions"]}
+        _say(f"{len(set_aside)} of {len(used) + len(set_aside)} acquisitions set aside; --strict refuses them")
 
 
 def _orchestration_importable() -> bool:
@@ -255,7 +270,7 @@ def demo(
     study_file.write_text(DEMO_STUDY)
     from eelsflow.study.config import load_study
 
-    _run_study(load_study(study_file), directory / "results", runner=runner, promote=False)
+    _run_study(load_study(study_file), directory / "results", runner=runner, promote=False, strict=False)
     typer.echo("the models, grids and figures again, and the runs of the flow: eelsflow up")
 
 

@@ -33,7 +33,8 @@ class Edge(BaseModel):
     maximum. `features` is the shape that an acquisition's summed spectrum is matched with when the energy
     offset is estimated: the reference feature first, at position 0, then the others by energy. Without it the offset
     is found from the highest or the first clear peak within reach, which an axis that is wrong by several eV may
-    mistake.
+    mistake. `pre_edge_window` counts only where raw acquisitions are prepared, and is checked there: see
+    `background_window`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,21 +43,13 @@ class Edge(BaseModel):
     reference_energy: Annotated[float, Field(gt=0)]
     align_on: Literal["first_peak", "maximum"] = "maximum"
     elnes_window: Window
-    pre_edge_window: Window
+    pre_edge_window: Window | None = None
     features: tuple[Feature, ...] = ()
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:
-        for name in ("elnes_window", "pre_edge_window"):
-            start, stop = getattr(self, name)
-            if not start < stop:
-                raise ValueError(f"{name} {format_window((start, stop))} is empty; write start < stop")
-        if self.pre_edge_window[1] > self.elnes_window[0]:
-            raise ValueError(
-                f"pre_edge_window {format_window(self.pre_edge_window)} overlaps elnes_window "
-                f"{format_window(self.elnes_window)}; "
-                "the background must be fitted before the edge begins"
-            )
+        if not self.elnes_window[0] < self.elnes_window[1]:
+            raise ValueError(f"elnes_window {format_window(self.elnes_window)} is empty; write start < stop")
         positions = [feature.position for feature in self.features]
         if positions and (positions[0] != 0.0 or sorted(positions) != positions):
             raise ValueError(
@@ -64,6 +57,31 @@ class Edge(BaseModel):
                 "reference feature comes first, at 0, then the others by energy"
             )
         return self
+
+    @property
+    def background_window(self) -> Window:
+        """The window before the edge that the background of raw acquisitions is fitted on.
+
+        Raises
+        ------
+        StudyFileError
+            If there is none, or it is empty or overlaps the fine structure.
+        """
+        window = self.pre_edge_window
+        if window is None:
+            raise StudyFileError(
+                f"edge {self.name} has no pre_edge_window, on which the background of raw acquisitions is fitted; "
+                "write pre_edge_window: [start, stop], in eV, below its elnes_window "
+                f"{format_window(self.elnes_window)}"
+            )
+        if not window[0] < window[1]:
+            raise StudyFileError(f"pre_edge_window {format_window(window)} is empty; write start < stop")
+        if window[1] > self.elnes_window[0]:
+            raise StudyFileError(
+                f"pre_edge_window {format_window(window)} overlaps elnes_window {format_window(self.elnes_window)}; "
+                "the background must be fitted before the edge begins"
+            )
+        return window
 
     def require_within(self, axis: EnergyAxis, *, overhang: float = 0.0, pre_edge: bool = True) -> None:
         """Refuse an axis that does not show this edge.
@@ -81,15 +99,17 @@ class Edge(BaseModel):
         ------
         EdgeOutOfRangeError
             If the fine-structure window, or the background window, lies outside the axis.
+        StudyFileError
+            If the background window is needed, and is not a usable one.
         """
-        windows = {"pre-edge window": self.pre_edge_window} if pre_edge else {}
+        windows = {"pre-edge window": self.background_window} if pre_edge else {}
         windows["ELNES window"] = self.elnes_window
         for what, window in windows.items():
             if not axis.covers(window, overhang=overhang):
                 raise EdgeOutOfRangeError(
                     f"{what} {format_window(window)} for {self.name} lies outside the energy axis, which spans "
                     f"{axis.start:.1f}-{axis.stop:.1f} eV; this file cannot show the {self.name} edge: record "
-                    f"{self.pre_edge_window[0] if pre_edge else self.elnes_window[0]:g}-{self.elnes_window[1]:g} eV, "
+                    f"{next(iter(windows.values()))[0]:g}-{self.elnes_window[1]:g} eV, "
                     "or choose an edge that the axis covers"
                 )
 

@@ -149,9 +149,9 @@ def describe(
     parts = _parts(image, path)
     acquisition, estimated_for = _learn(axis, parts, image.shape[:2], edge, warnings)
     judged = edge or estimated_for
-    if judged and not axis.covers(judged.pre_edge_window):
+    if judged and not axis.covers(judged.background_window):
         warnings.append(
-            f"the background window {format_window(judged.pre_edge_window)} of {judged.name} reaches past the axis "
+            f"the background window {format_window(judged.background_window)} of {judged.name} reaches past the axis "
             f"({axis.start:.1f}-{axis.stop:.1f} eV): the fine structure shows, but its background cannot be subtracted"
         )
     counts = _count_range(parts)

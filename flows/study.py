@@ -12,16 +12,17 @@ from pathlib import Path
 from uuid import UUID
 
 from prefect import Task, flow, unmapped
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from eelsflow.dataset.aside import SetAside
 from eelsflow.store import Store, home
 from eelsflow.study import stages
 from eelsflow.study.config import Study
 from eelsflow.study.plan import Step, plan_data
-from eelsflow.study.run import claim_directory, fit_final_model, run_stages
+from eelsflow.study.run import Outcome, claim_directory, fit_final_model, prepare_acquisitions, run_stages
 from eelsflow.study.stages import Place
 from flows.cluster import cluster_client
 from flows.server import running_server
@@ -31,7 +32,7 @@ from tasks.prepare import build_dataset, fit_features, prepare_acquisition
 from tasks.report import record_in_artifact_store, record_report, write_report
 from tasks.train import fit_model
 
-TASKS: dict[Callable[..., Path], Task[..., str]] = {
+TASKS: dict[Callable[..., Outcome], Task[..., str | SetAside]] = {
     stages.prepare_acquisition: prepare_acquisition,
     stages.build_dataset: build_dataset,
     stages.fit_features: fit_features,
@@ -50,7 +51,12 @@ workers do not mean more tasks."""
 
 @flow(name="eelsflow-study", flow_run_name="{study.name}", task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE))
 def study(
-    study: Study, out: str, store: str | None = None, scheduler: str | None = None, promote: bool = False
+    study: Study,
+    out: str,
+    store: str | None = None,
+    scheduler: str | None = None,
+    promote: bool = False,
+    strict: bool = False,
 ) -> None:
     """Prepare the acquisitions, search and train the models, assess them, report.
 
@@ -66,18 +72,24 @@ def study(
         Address of the Dask scheduler; None runs everything in the flow's own process.
     promote
         Whether the final model becomes the default one for its edge.
+    strict
+        Refuse acquisitions that cannot be used, instead of setting them aside.
     """
     claim_directory(Path(out))
     root = store or str(home() / "store")
     place = Place(Store(Path(root)), executor_at(scheduler))
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    plan = plan_data(study, place.store)
+    plan = plan_data(study, place.store, strict=strict)
 
-    def run(stage: Callable[..., Path], steps: Sequence[Step]) -> None:
-        _run_tasks(TASKS[stage], steps, store=root, scheduler=scheduler)
+    def run(stage: Callable[..., Outcome], steps: Sequence[Step]) -> list[str | SetAside]:
+        return _run_tasks(TASKS[stage], steps, store=root, scheduler=scheduler)
 
     CANCELLED.clear()
     try:
+        plan = prepare_acquisitions(plan, run, strict=strict)
+        if plan.set_aside:
+            table = [one.model_dump() for one in plan.set_aside]
+            create_table_artifact(key="set-aside", table=table, description="Acquisitions set aside")
         measured, final = run_stages(plan, place, run)
         # Beside the last fit and the figures, which are the workers': the artifact store waits for its database.
         recorded = record_in_artifact_store.submit(
@@ -97,10 +109,12 @@ def study(
         raise
 
 
-def _run_tasks(task: Task[..., str], steps: Sequence[Step], *, store: str, scheduler: str | None) -> None:
-    """Run one task for every step, show the progress, and raise the first failure."""
+def _run_tasks(
+    task: Task[..., str | SetAside], steps: Sequence[Step], *, store: str, scheduler: str | None
+) -> list[str | SetAside]:
+    """Run one task for every step and show the progress; return the results in order, or raise the first failure."""
     if not steps:
-        return
+        return []
     futures = task.map(
         list(steps),
         digest=[step.digest for step in steps],
@@ -117,10 +131,18 @@ def _run_tasks(task: Task[..., str], steps: Sequence[Step], *, store: str, sched
         if number == len(futures) or number % 10 == 0:
             assert isinstance(progress, UUID)  # created in a synchronous flow
             update_progress_artifact(progress, 100.0 * number / len(futures))
+    return [future.result() for future in futures]
 
 
 def run_study(
-    resolved: Study, out: Path, *, store: Store, on_step: OnStep | None, promote: bool, say: Callable[[str], None]
+    resolved: Study,
+    out: Path,
+    *,
+    store: Store,
+    on_step: OnStep | None,
+    promote: bool,
+    strict: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Run the flow with a server and a cluster for the time of the study.
 
@@ -128,7 +150,7 @@ def run_study(
     ----------
     resolved
         The study.
-    out, store, promote
+    out, store, promote, strict
         As in the flow.
     on_step
         Called as ``on_step(task, number, total)`` when a step of a stage has ended.
@@ -149,6 +171,7 @@ def run_study(
                     store=str(store.root.resolve()),
                     scheduler=client.scheduler.address,
                     promote=promote,
+                    strict=strict,
                 )
     finally:
         _on_step.reset(token)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
+from prefect import get_run_logger, task
 
+from eelsflow.dataset.aside import SetAside
 from eelsflow.store import Store
 from eelsflow.study import stages
 from eelsflow.study.plan import BuildDataSet, FitFeatures, PrepareAcquisition
@@ -13,10 +14,16 @@ from eelsflow.study.stages import Place
 from tasks.options import executor_at, task_options
 
 
-@task(**task_options("{title}", tags=("prepare",)))
-def prepare_acquisition(step: PrepareAcquisition, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
-    """Read one acquisition and prepare it block by block on the cluster; return the digest of the product."""
-    stages.prepare_acquisition(step, Place(Store(Path(store)), executor_at(scheduler)))
+# Not cached by Prefect: the store keeps the product, and why an acquisition cannot be used must not be kept.
+@task(**task_options("{title}", tags=("prepare",), cached=False))
+def prepare_acquisition(
+    step: PrepareAcquisition, *, digest: str, title: str, store: str, scheduler: str | None
+) -> str | SetAside:
+    """Read one acquisition and prepare it block by block on the cluster; return the product's digest, or why not."""
+    outcome = stages.prepare_acquisition(step, Place(Store(Path(store)), executor_at(scheduler)))
+    if isinstance(outcome, SetAside):
+        get_run_logger().warning("%s cannot be used: %s", outcome.acquisition, outcome.reason)
+        return outcome
     return digest
 
 

@@ -1,5 +1,7 @@
 """What every test may use."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,63 @@ def table_study(labelled_table, tmp_path):
             "grids": "small",
             "models": ["svm-linear", "svm-rbf", "svm-sgd"],
             "robustness": {"shift_ev": [-4, 4, 2], "noise_sigma": [0, 0.3, 0.15]},
+            **changes,
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def eelsflow(monkeypatch, capsys):
+    """Run a command; return exit status, standard output and standard error."""
+    from eelsflow import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eelsflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return exit_.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def simulated_files(tmp_path_factory):
+    """The directory of six small simulated acquisitions, two of either oxide and two mixed with their truth."""
+    from eelsflow.simulate import PRESETS, simulate_directory
+    from eelsflow.simulate.acquisition import AxisParameters
+
+    directory = tmp_path_factory.mktemp("simulated")
+    preset = PRESETS["paper"].model_copy(update={"axis": AxisParameters(start=485.0, n_channels=400)})
+    simulate_directory(directory, n_acquisitions=6, seed=3, shape=(16, 16), preset=preset)
+    return directory
+
+
+@pytest.fixture
+def manifest_study(simulated_files, tmp_path):
+    """Write a study file over a copy of the simulated acquisitions, without those of some rows; keywords change keys.
+
+    The copy is ``tmp_path / "files"``, to be damaged at will.
+    """
+    files = shutil.copytree(simulated_files, tmp_path / "files")
+    header, *rows = (files / "manifest.csv").read_text().splitlines()
+
+    def write(*, without=(), **changes):
+        kept = [row for row in rows if row.partition(",")[0] not in without]
+        (files / "manifest.csv").write_text("\n".join([header, *kept]) + "\n")
+        content = {
+            "name": "cubes",
+            "edge": "O_K",
+            "classes": ["FeO", "Fe3O4"],
+            "data": {"manifest": str(files / "manifest.csv")},
+            "preprocess": {"name": "nominal", "steps": ["vacuum_mask", "background", "rebin", "normalize"]},
+            "models": ["svm-sgd"],
+            "split": {"by": ["group", "pixel"], "folds": 2, "seeds": 1},
+            "robustness": {"shift_ev": [-5, 5, 5], "noise_sigma": [0, 0.3, 0.15]},
             **changes,
         }
         path = tmp_path / "study.yaml"

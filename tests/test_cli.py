@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eelsflow import cli
+from eelsflow.errors import UnusableModelError
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
+from eelsflow.maps.registry import check_model
 from eelsflow.simulate import PRESETS, simulate_acquisition
 from eelsflow.spectrum_image import build_spectrum_image
 
@@ -19,20 +20,6 @@ from eelsflow.spectrum_image import build_spectrum_image
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def eelsflow(monkeypatch, capsys):
-    """Run a command; return exit status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eelsflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return exit_.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +178,20 @@ def test_damaged_model_is_refused(eelsflow, cube, saved_model, tmp_path, content
     (model / "model.json").write_text(content)
     outcome = eelsflow("classify", path, "--model", model, "--out", tmp_path / "maps")
     assert_refused(outcome, "damaged", "model.json", "train or copy it again")
+
+
+def test_model_of_a_table_without_a_window_before_the_edge_maps_no_acquisition_and_none_is_blamed(
+    eelsflow, cube, saved_model, tmp_path
+):
+    path = write_acquisition(tmp_path, "cube.zarr", cube)
+    model = shutil.copytree(saved_model, tmp_path / "model")
+    description = json.loads((model / "model.json").read_text())
+    description["edge"]["pre_edge_window"] = None
+    (model / "model.json").write_text(json.dumps(description))
+    outcome = eelsflow("classify", path, "--model", model, "--out", tmp_path / "maps")
+    assert_refused(outcome, "cannot map acquisitions: edge O_K has no pre_edge_window")
+    with pytest.raises(UnusableModelError, match="cannot map acquisitions"):
+        check_model(str(model), edge="O_K")
 
 
 def test_output_below_a_regular_file_is_refused(eelsflow, study, cube, tmp_path):

@@ -53,7 +53,6 @@ def test_resolve_refuses_an_unknown_name_and_says_which_there_are():
     ("change", "message"),
     [
         ({"elnes_window": (555.0, 525.0)}, "elnes_window .* is empty"),
-        ({"pre_edge_window": (495.0, 530.0)}, "overlaps elnes_window"),
         ({"reference_energy": -1.0}, "greater than 0"),
         ({"align_on": "nearest"}, "first_peak"),
         ({"colour": "red"}, "Extra inputs are not permitted"),
@@ -73,6 +72,23 @@ def test_edge_refuses_contradictions(change, message):
     values = {"name": "X", "reference_energy": 530.0, "elnes_window": (525.0, 555.0), "pre_edge_window": (495.0, 522.0)}
     with pytest.raises(ValidationError, match=message):
         Edge(**{**values, **change})
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        (None, r"has no pre_edge_window.*below its elnes_window \(525.0, 555.0\) eV"),
+        ((522.0, 495.0), "is empty"),
+        ((495.0, 530.0), "overlaps elnes_window"),
+    ],
+)
+def test_window_of_the_background_is_refused_where_it_is_needed_and_not_before(window, message):
+    edge = Edge(name="X", reference_energy=530.0, elnes_window=(525.0, 555.0), pre_edge_window=window)
+    edge.require_within(EnergyAxis(525.0, 0.1, 300), pre_edge=False, overhang=1.0)
+    with pytest.raises(StudyFileError, match=message):
+        _ = edge.background_window
+    with pytest.raises(StudyFileError, match=message):
+        edge.require_within(EnergyAxis(450.0, 0.25, 2048))
 
 
 def test_feature_needs_a_width():

@@ -63,6 +63,34 @@ def read_phase_fraction(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     return phases, fraction
 
 
+def read_truth(path: Path, shape: tuple[int, ...], *, name: str) -> tuple[list[str], NDArray[np.float32]]:
+    """Read the per-pixel phase fractions of an acquisition; see `read_phase_fraction`.
+
+    Parameters
+    ----------
+    path
+        Where they are.
+    shape
+        Pixels (y, x) of the acquisition.
+    name
+        The acquisition's name, for messages.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the file cannot be read or lacks the arrays.
+    DataSetError
+        If the truth has another shape than the acquisition.
+    """
+    phases, fraction = read_phase_fraction(path)
+    if fraction.shape[1:] != shape:
+        raise DataSetError(
+            f"the truth of {name} has {fraction.shape[1:]} pixels but the acquisition {shape}; "
+            "they must show the same scan"
+        )
+    return phases, fraction
+
+
 def require_label(label: str, classes: Sequence[str], *, name: str) -> None:
     """Refuse the label of an acquisition that is not a class of the study.
 
@@ -129,12 +157,7 @@ def label_pixels(
         return labels
     if truth is None:
         return labels
-    phases, fraction = read_phase_fraction(truth)
-    if fraction.shape[1:] != vacuum_mask.shape:
-        raise DataSetError(
-            f"the truth of {name} has {fraction.shape[1:]} pixels but the acquisition {vacuum_mask.shape}; "
-            "they must show the same scan"
-        )
+    phases, fraction = read_truth(truth, vacuum_mask.shape, name=name)
     require_phases(phases, fraction, classes, name=name)
     labels[~vacuum_mask] = MIXED
     for index, phase in enumerate(phases):
@@ -166,12 +189,7 @@ def class_fractions(
         return fractions
     if truth is None:
         return None
-    phases, found = read_phase_fraction(truth)
-    if found.shape[1:] != shape:
-        raise DataSetError(
-            f"the truth of {name} has {found.shape[1:]} pixels but the acquisition {shape}; "
-            "they must show the same scan"
-        )
+    phases, found = read_truth(truth, shape, name=name)
     require_phases(phases, found, classes, name=name)
     for phase, fraction in zip(phases, found, strict=True):
         if phase in classes:

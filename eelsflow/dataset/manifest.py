@@ -18,16 +18,45 @@ REQUIRED = ("path", "label", "group")
 COLUMNS = (*REQUIRED, "session", "truth", "low_loss")
 
 
-class Acquisition(BaseModel):
-    """One row of the manifest; paths are absolute, `sha256` is that of the file's bytes."""
+class Row(BaseModel):
+    """One row of the manifest: the cells, before any file that they name is looked at."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
+    manifest: Path
+    line: int
+    path: str
+    label: str
+    group: str
+    session: str
+    truth: str
+    low_loss: str
+
+    @property
+    def where(self) -> str:
+        """Manifest and line, for messages."""
+        return f"manifest {self.manifest}, line {self.line}"
+
+    def resolve(self, cell: str) -> Path:
+        """Return the path that a cell names, relative to the manifest's folder."""
+        return (self.manifest.parent / cell).resolve()
+
+
+class Acquisition(BaseModel):
+    """An acquisition of the manifest; paths are absolute, `sha256` is that of the file's bytes.
+
+    `given` is its path as the manifest writes it; `name` and, where the manifest has none, `group` are those of
+    `name_acquisitions`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    given: str
+    name: str = ""
     path: Path
     sha256: str
     label: str = ""
-    group: str
+    group: str = ""
     session: str = ""
     truth: Path | None = None
     truth_sha256: str = ""
@@ -36,29 +65,49 @@ class Acquisition(BaseModel):
 
 
 def read_manifest(path: Path) -> list[Acquisition]:
-    """Read a manifest; relative paths are relative to its folder.
+    """Read a manifest and the bytes of every file that it names.
 
     Parameters
     ----------
     path
-        CSV with the columns path, label, group and optionally session, truth, low_loss. A label may be empty; an
-        empty group is the acquisition itself. `session` is kept with the acquisition; no step
-        uses it yet. `low_loss` is the file of the low loss of the same scan.
+        As in `read_rows`.
 
     Raises
     ------
     UnreadableFileError
         If the manifest, or a file it names, cannot be read.
     StudyFileError
-        If a column is unknown, missing or given twice, a row has more cells than columns, a path is empty, a low_loss
-        file is missing, an acquisition is given twice, or there are no rows.
+        As `read_rows`, `open_acquisition` and `refuse_repeats`.
+    """
+    rows = read_rows(path)
+    acquisitions = [open_acquisition(row) for row in rows]
+    refuse_repeats(rows, acquisitions)
+    return name_acquisitions(acquisitions)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of a manifest; none of the files that they name is looked at.
+
+    Parameters
+    ----------
+    path
+        CSV with the columns path, label, group and optionally session, truth, low_loss. A label may be empty; an
+        empty group is the acquisition itself. Relative paths are relative to its folder.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the manifest cannot be read.
+    StudyFileError
+        If a column is unknown, missing or given twice, a row has more cells than columns, a path is empty, or there
+        are no rows.
     """
     try:
         # utf-8-sig: Excel begins a CSV with a byte-order mark, which would become part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             header = reader.fieldnames or []
-            rows = list(reader)
+            lines = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnreadableFileError(f"manifest {path} cannot be read: {error}") from error
     unknown = [column for column in header if column not in COLUMNS]
@@ -71,54 +120,111 @@ def read_manifest(path: Path) -> list[Acquisition]:
             f"manifest {path} has the columns {list(header)} ({found}); expected path, label, group and optionally "
             "session, truth, low_loss, each once; a label or group that is not known is an empty cell"
         )
-    if not rows:
+    if not lines:
         raise StudyFileError(f"manifest {path} names no acquisition; write one row a file")
 
-    values = [{column: (row.get(column) or "").strip() for column in COLUMNS} for row in rows]
-    shared = Counter((path.parent / value["path"]).resolve().stem for value in values)
-    acquisitions: list[Acquisition] = []
-    seen: dict[str, int] = {}
-    for number, (row, value) in enumerate(zip(rows, values, strict=True), start=2):
-        if None in row:  # where csv puts the cells that have no column
+    rows = []
+    for number, cells in enumerate(lines, start=2):
+        row = Row(manifest=path, line=number, **{column: (cells.get(column) or "").strip() for column in COLUMNS})
+        if None in cells:  # where csv puts the cells that have no column
             raise StudyFileError(
-                f"manifest {path}, line {number}: {len(header) + len(row[None])} cells for {len(header)} columns, the "
-                f"first without a column being {row[None][0]!r}; a comma inside a cell needs quotes around it"
+                f"{row.where}: {len(header) + len(cells[None])} cells for {len(header)} columns, the first without a "
+                f"column being {cells[None][0]!r}; a comma inside a cell needs quotes around it"
             )
-        if not value["path"]:
-            raise StudyFileError(f"manifest {path}, line {number}: the path is empty")
-        file = (path.parent / value["path"]).resolve()
-        sha256 = digest_file(file)
-        if sha256 in seen:
-            raise StudyFileError(
-                f"manifest {path}, line {number}: {value['path']} was already given in line {seen[sha256]} (the same "
-                "content); the same spectra in two rows would count as independent: remove one"
-            )
-        seen[sha256] = number
-        if value["low_loss"] and not (path.parent / value["low_loss"]).exists():
-            raise StudyFileError(
-                f"manifest {path}, line {number}: low_loss names {value['low_loss']}, which does not exist in "
-                f"{path.parent}; correct the name or leave the cell empty"
-            )
-        truth = (path.parent / value["truth"]).resolve() if value["truth"] else None
-        low_loss = (path.parent / value["low_loss"]).resolve() if value["low_loss"] else None
-        name = file.stem
-        if shared[name] > 1:  # files of this name in several folders: all of them, so that their order does not matter
-            name = f"{name}-{sha256[:8]}"
-        acquisitions.append(
-            Acquisition(
-                name=name,
-                path=file,
-                sha256=sha256,
-                label=value["label"],
-                group=value["group"] or name,
-                session=value["session"],
-                truth=truth,
-                truth_sha256=digest_file(truth) if truth else "",
-                low_loss=low_loss,
-                low_loss_sha256=digest_file(low_loss) if low_loss else "",
-            )
+        if not row.path:
+            raise StudyFileError(f"{row.where}: the path is empty")
+        rows.append(row)
+    return rows
+
+
+def open_acquisition(row: Row) -> Acquisition:
+    """Read the bytes of the files of one row; the acquisition has no name yet.
+
+    `session` is kept with the acquisition; no step uses it yet. `low_loss` is the file of the low loss of the same scan.
+
+    Raises
+    ------
+    UnreadableFileError
+        If a file cannot be read.
+    StudyFileError
+        If the low_loss file is missing.
+    """
+    file = row.resolve(row.path)
+    sha256 = digest_file(file)
+    if row.low_loss and not row.resolve(row.low_loss).exists():
+        raise StudyFileError(
+            f"{row.where}: low_loss names {row.low_loss}, which does not exist in {row.manifest.parent}; correct the "
+            "name or leave the cell empty"
         )
-    return acquisitions
+    truth = row.resolve(row.truth) if row.truth else None
+    low_loss = row.resolve(row.low_loss) if row.low_loss else None
+    return Acquisition(
+        given=row.path,
+        path=file,
+        sha256=sha256,
+        label=row.label,
+        group=row.group,
+        session=row.session,
+        truth=truth,
+        truth_sha256=digest_file(truth) if truth else "",
+        low_loss=low_loss,
+        low_loss_sha256=digest_file(low_loss) if low_loss else "",
+    )
+
+
+def refuse_repeats(rows: Sequence[Row], acquisitions: Sequence[Acquisition]) -> None:
+    """Refuse two rows with the same spectra.
+
+    Raises
+    ------
+    StudyFileError
+        Naming both lines.
+    """
+    seen: dict[str, Row] = {}
+    for row, acquisition in zip(rows, acquisitions, strict=True):
+        first = seen.setdefault(acquisition.sha256, row)
+        if first is not row:
+            raise StudyFileError(
+                f"{row.where}: {row.path} was already given in line {first.line} (the same content); the same spectra "
+                "in two rows would count as independent: remove one"
+            )
+
+
+def name_acquisitions(acquisitions: Sequence[Acquisition]) -> list[Acquisition]:
+    """Name each acquisition by its file, and by its content too where files of several folders have one name.
+
+    A group that the manifest does not give is the name. Names depend on which acquisitions there are and not on their
+    order; they are given anew when some are left out.
+    """
+    shared = Counter(acquisition.path.stem for acquisition in acquisitions)
+    named = []
+    for acquisition in acquisitions:
+        stem = acquisition.path.stem
+        name = stem if shared[stem] == 1 else f"{stem}-{acquisition.sha256[:8]}"
+        group = name if acquisition.group in ("", acquisition.name) else acquisition.group
+        named.append(acquisition.model_copy(update={"name": name, "group": group}))
+    return named
+
+
+def classes_held(acquisition: Acquisition, classes: Sequence[str]) -> set[str]:
+    """Return the classes that an acquisition can hold spectra of; none if it is unlabelled.
+
+    Raises
+    ------
+    DataSetError
+        If its label, or a phase of its truth, is no class of the study.
+    UnreadableFileError
+        If its truth cannot be read.
+    """
+    name = acquisition.name or acquisition.path.stem
+    if acquisition.label:
+        require_label(acquisition.label, classes, name=name)
+        return {acquisition.label}
+    if acquisition.truth is None:
+        return set()
+    phases, fraction = read_phase_fraction(acquisition.truth)
+    require_phases(phases, fraction, classes, name=name)
+    return {phase for phase, part in zip(phases, fraction, strict=True) if (part >= PURE_FRACTION).any()}
 
 
 def check_labels(acquisitions: Sequence[Acquisition], classes: Sequence[str], *, split_by: Sequence[SplitBy]) -> None:
@@ -145,16 +251,10 @@ def check_labels(acquisitions: Sequence[Acquisition], classes: Sequence[str], *,
     -----
     What is vacuum is known after the preparation only, so there may be fewer spectra than this assumes.
     """
-    holding = {name: [acquisition for acquisition in acquisitions if acquisition.label == name] for name in classes}
+    holding: dict[str, list[Acquisition]] = {name: [] for name in classes}
     for acquisition in acquisitions:
-        if acquisition.label:
-            require_label(acquisition.label, classes, name=acquisition.name)
-        elif acquisition.truth is not None:
-            phases, fraction = read_phase_fraction(acquisition.truth)
-            require_phases(phases, fraction, classes, name=acquisition.name)
-            for phase, part in zip(phases, fraction, strict=True):
-                if (part >= PURE_FRACTION).any():
-                    holding[phase].append(acquisition)
+        for name in classes_held(acquisition, classes):
+            holding[name].append(acquisition)
     counts = {name: len(found) for name, found in holding.items()}
     if not all(counts.values()):
         raise DataSetError(

@@ -14,7 +14,7 @@ from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError, OutputPathError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.read import read_spectrum_image
-from eelsflow.maps.registry import find_model, registered_models
+from eelsflow.maps.registry import find_model, read_edge, registered_models
 from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle, read_description
 from eelsflow.prepare import find_low_loss, prepare_counts, remove_counts, write_counts
@@ -129,8 +129,10 @@ def _edge_to_check(model: str, edge: str | None, axis: EnergyAxis) -> Edge:
     if edge is not None:
         return resolve_edge(edge)
     try:
-        return Edge.model_validate(read_description(find_model(model, axis=axis))["edge"])
+        directory = find_model(model, axis=axis)
+        read_description(directory)
     except EelsflowError:
         if model == "default" and registered_models():  # and the file shows no edge of theirs
             raise
         return resolve_edge(DEFAULT_EDGE)
+    return read_edge(directory)

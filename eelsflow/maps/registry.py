@@ -7,7 +7,7 @@ from typing import Any
 
 from eelsflow.edges import Edge
 from eelsflow.energy import EnergyAxis
-from eelsflow.errors import EelsflowError, UnusableModelError
+from eelsflow.errors import EelsflowError, StudyFileError, UnusableModelError
 from eelsflow.models.bundle import ModelBundle, read_description
 from eelsflow.preprocess.presets import MAX_OFFSET
 from eelsflow.store import home, make_directory, read_json, write_json
@@ -63,10 +63,29 @@ def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None =
     )
 
 
+def read_edge(directory: Path) -> Edge:
+    """Read which edge an acquisition must show to be mapped by a model.
+
+    Raises
+    ------
+    UnusableModelError
+        If the model is damaged, or its edge does not say where the background of an acquisition is to be fitted.
+    """
+    edge = Edge.model_validate(read_description(directory)["edge"])
+    try:
+        _ = edge.background_window
+    except StudyFileError as error:
+        raise UnusableModelError(
+            f"the model in {directory} is of a table of ready spectra and cannot map acquisitions: {error}, and train "
+            "it again"
+        ) from error
+    return edge
+
+
 def _shows_edge_of(directory: Path, axis: EnergyAxis) -> bool:
     """Tell whether a file of this axis can be classified by the model; by a damaged one it cannot."""
     try:
-        Edge.model_validate(read_description(directory)["edge"]).require_within(axis, overhang=MAX_OFFSET)
+        read_edge(directory).require_within(axis, overhang=MAX_OFFSET)
     except EelsflowError:
         return False
     return True
@@ -133,7 +152,7 @@ def check_model(model: str, *, edge: str) -> tuple[Path, Edge]:
     Raises
     ------
     UnusableModelError
-        If there is no such model, or it is damaged or for another edge.
+        If there is no such model, or it is damaged, for another edge or for tables alone.
     MissingDependencyError
         If it is a network and TensorFlow is not installed.
     """
@@ -145,4 +164,4 @@ def check_model(model: str, *, edge: str) -> tuple[Path, Edge]:
             f"only one of the two would be refused without reason: name a model for {edge}, or the edge "
             f"{bundle.edge.name}"
         )
-    return directory, bundle.edge
+    return directory, read_edge(directory)

@@ -239,7 +239,7 @@ def fit_acquisition(
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)
-                _require_falling(mean_spectrum, fitted, edge.pre_edge_window)
+                _require_falling(mean_spectrum, fitted, edge.background_window)
                 if step.shrink:
                     moments = crew.visit(_exponents_of, fitted, label="background exponents")
                     prior = functools.reduce(ExponentMoments.__add__, moments).prior()
@@ -280,8 +280,8 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
     pixels, spectra = ("y", "x"), ("y", "x", "energy_loss")
     mean_background = np.full(native.size, np.nan)
     if any(isinstance(step, presets.Background) for step in fitted.steps):
-        fit = fit_power_law(native.values, acquisition.mean_spectrum, fitted.edge.pre_edge_window, shrink=False)
-        begin = native.channels(fitted.edge.pre_edge_window).start
+        fit = fit_power_law(native.values, acquisition.mean_spectrum, fitted.edge.background_window, shrink=False)
+        begin = native.channels(fitted.edge.background_window).start
         mean_background[begin:] = fit.evaluate(native.values[begin:])
     step = rebin_step(fitted)
     valid = covered_channels(native.values, axis, method=step.method) if step else np.ones(axis.size, dtype=bool)
@@ -559,7 +559,7 @@ def _in_bands(spectra: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _exponents_of(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> ExponentMoments:
-    window = fitted.edge.pre_edge_window
+    window = fitted.edge.background_window
     channels = fitted.corrected_axis.channels(window)
     spectra = transform(raw, fitted, spikes=part.spikes, scores=part.scores, channels=channels)
     return exponent_moments(spectra.axis.values, spectra.counts[part.specimen], window, noise=fitted.noise)
@@ -627,10 +627,10 @@ def _signal_windows(fitted: Fitted) -> tuple[Window, Window]:
     axis, edge = fitted.corrected_axis, fitted.edge
     reach = 0.0 if fitted.offset else MAX_OFFSET
     lowest, highest = float(axis.boundaries[0]), float(axis.boundaries[-1])
-    before = (max(edge.pre_edge_window[0] - reach, lowest), edge.pre_edge_window[1] - reach)
+    before = (max(edge.background_window[0] - reach, lowest), edge.background_window[1] - reach)
     inside = (edge.elnes_window[0] + reach, min(edge.elnes_window[1] + reach, highest))
     for what, window, whole in (
-        ("pre-edge", before, edge.pre_edge_window),
+        ("pre-edge", before, edge.background_window),
         ("ELNES", inside, edge.elnes_window),
     ):
         if not window[0] < window[1]:
@@ -665,7 +665,9 @@ def _prior_of(prior: ExponentPrior, total: NDArray[np.float64], fitted: Fitted) 
     """Return the prior of the exponents; of counted electrons it follows from the specimen's summed spectrum."""
     if not fitted.noise.quantum:
         return prior
-    return pooled_prior(fitted.corrected_axis.values, total / fitted.noise.quantum, fitted.edge.pre_edge_window, prior)
+    return pooled_prior(
+        fitted.corrected_axis.values, total / fitted.noise.quantum, fitted.edge.background_window, prior
+    )
 
 
 def _require_falling(mean_spectrum: NDArray[np.float64], fitted: Fitted, window: Window) -> None:
@@ -695,10 +697,10 @@ def _warnings_about(fitted: Fitted, crew: _Crew) -> list[str]:
             f"the corrected axis spans {axis.start:.1f}-{axis.stop:.1f} eV, so the ELNES window "
             f"{format_window(edge.elnes_window)} is not all there"
         )
-    if axis.start > edge.pre_edge_window[0] + axis.dispersion:
+    if axis.start > edge.background_window[0] + axis.dispersion:
         warnings.append(
             f"the corrected axis starts at {axis.start:.1f} eV, inside the pre-edge window "
-            f"{format_window(edge.pre_edge_window)}: the background rests on what is left of it"
+            f"{format_window(edge.background_window)}: the background rests on what is left of it"
         )
     n_spike_pixels, _ = _count_spikes(crew.parts)
     n_pixels = int(np.prod(crew.shape))

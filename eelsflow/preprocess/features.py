@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,9 @@ from eelsflow.preprocess.pca import Pca, Scaling, fit_pca, split_moments
 from eelsflow.preprocess.presets import Normalize, Preset
 from eelsflow.preprocess.presets import Pca as PcaStep
 from eelsflow.store import read_json, write_json
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 MAX_OVERHANG = 1.0
 """How far, in eV, the fine-structure window may reach past a ready table's axis; it is clipped there."""
@@ -263,12 +266,40 @@ def _crop(wide: NDArray[np.floating], axis: EnergyAxis, channels: slice, edge: E
     if missing.any():
         spectra = np.count_nonzero(missing.any(axis=1))
         lacking = axis.values[channels][missing.any(axis=0)]
-        raise InputError(
-            f"{spectra} of {len(wide)} spectra have no data at {lacking[0]:.1f}-{lacking[-1]:.1f} eV, inside the ELNES "
-            f"window {format_window(edge.elnes_window)} of {edge.name}: the detector ended there once the axis was "
-            "corrected; leave that acquisition out, or choose a narrower elnes_window"
-        )
+        raise _lacking(f"{spectra} of {len(wide)} spectra have", lacking, edge)
     return cropped
+
+
+def require_window(product: xr.Dataset, edge: Edge) -> None:
+    """Refuse a prepared product that has no data in a part of the fine-structure window, as `FeatureTransform` would.
+
+    Parameters
+    ----------
+    product
+        As `eelsflow.preprocess.chain.prepare` returns it; no pixel of it is read.
+    edge
+        It was prepared for.
+
+    Raises
+    ------
+    EdgeOutOfRangeError
+        If its axis, which is corrected, does not cover the window.
+    InputError
+        If the detector ended inside the window.
+    """
+    axis = EnergyAxis.from_values(product["energy_loss"].values)
+    channels = _window_channels(axis, edge)
+    lacking = axis.values[channels][~product["valid"].values[channels]]
+    if lacking.size:
+        raise _lacking("its spectra have", lacking, edge)
+
+
+def _lacking(what: str, lacking: NDArray[np.float64], edge: Edge) -> InputError:
+    return InputError(
+        f"{what} no data at {lacking[0]:.1f}-{lacking[-1]:.1f} eV, inside the ELNES window "
+        f"{format_window(edge.elnes_window)} of {edge.name}: the detector ended there once the axis was corrected; "
+        "leave that acquisition out, or choose a narrower elnes_window"
+    )
 
 
 def _shift(

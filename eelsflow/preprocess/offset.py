@@ -136,7 +136,7 @@ def _region(axis: EnergyAxis, edge: Edge, max_offset: float) -> slice:
     """Return the channels that the edge may show in, or refuse an axis on which it cannot."""
     reach = max((f.position + f.sigma for f in edge.features), default=edge.elnes_window[1] - edge.reference_energy)
     reach += max_offset
-    below = edge.pre_edge_window[0] - (0.0 if edge.features else max_offset)
+    below = edge.background_window[0] - (0.0 if edge.features else max_offset)
     used = axis.channels((below, edge.reference_energy + reach + axis.dispersion))
     if used.stop - used.start >= 40:
         start, stop = (float(axis.values[channel]) for channel in (used.start, used.stop - 1))
@@ -554,7 +554,7 @@ class _EdgeModel:
 def _from_clear_peak(energies: Array, counts: Array, deviation: Array, edge: Edge, max_offset: float) -> OffsetEstimate:
     """Estimate the offset of an edge that is described by its windows alone: its highest or its first clear peak."""
     # The background is fitted so far below the edge that no offset brings the edge into it.
-    stop = max(edge.pre_edge_window[1] - max_offset, float(energies[0]) + 10.0)
+    stop = max(edge.background_window[1] - max_offset, float(energies[0]) + 10.0)
     before = energies < stop
     background = _background_columns(energies, edge) / deviation[:, None]
     target = counts / deviation

@@ -242,7 +242,7 @@ def transform(
                 background = fit_power_law(
                     spectra.axis.values,
                     spectra.counts,
-                    fitted.edge.pre_edge_window,
+                    fitted.edge.background_window,
                     noise=fitted.noise,
                     shrink=shrink,
                     prior=fitted.prior,
@@ -451,7 +451,7 @@ def cropped(spectra: Spectra, fitted: Fitted) -> Spectra:
 
 def _channels_to_fit(fitted: Fitted) -> slice:
     """Return the channels from the window before the edge to the end of the product."""
-    before = fitted.corrected_axis.channels(fitted.edge.pre_edge_window)
+    before = fitted.corrected_axis.channels(fitted.edge.background_window)
     return slice(min(before.start, fitted.crop.start), max(before.stop, fitted.crop.stop))
 
 

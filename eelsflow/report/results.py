@@ -66,7 +66,7 @@ def read_results(directory: Path) -> dict[str, Any]:
     results = _read_json(path)
     if not isinstance(results, dict) or not isinstance(results.get("models"), list):
         raise InputError(f"{path} is not the results of a study: it has no list of models; run the study again")
-    for key in ("acquisitions", "leakage", "classes", "warnings", "maps", "map_evidence", "controls"):
+    for key in ("acquisitions", "leakage", "classes", "warnings", "maps", "map_evidence", "controls", "set_aside"):
         results[key] = results.get(key) or []
     results["models"] = [_ROW | row for row in results["models"]]
     results["acquisitions"] = [_ACQUISITION | entry for entry in results["acquisitions"]]

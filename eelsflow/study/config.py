@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from eelsflow.dataset.labels import MIXED, UNLABELLED
 from eelsflow.dataset.splits import SplitBy
@@ -199,6 +208,18 @@ class Study(_Part):
                 )
         return presets
 
+    @field_validator("preprocess")
+    @classmethod
+    def _background_can_be_fitted(cls, presets: tuple[Preset, ...], info: ValidationInfo) -> tuple[Preset, ...]:
+        edge: Edge | None = info.data.get("edge")  # none if it was refused itself
+        preparing = next((preset for preset in presets if preset.acquisition_steps), None)
+        if edge is not None and preparing is not None:
+            try:
+                _ = edge.background_window
+            except StudyFileError as error:
+                raise ValueError(f"{preparing.name!r} prepares raw acquisitions, and {error}") from error
+        return presets
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for what, names in (
@@ -351,7 +372,8 @@ EXAMPLE = """\
 # An eelsflow study. Every key is explained; delete what you do not change.
 name: iron-oxide
 edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or spelled out in eV: {name, reference_energy,
-                               # align_on: first_peak|maximum, elnes_window: [a, b], pre_edge_window: [a, b]}
+                               # align_on: first_peak|maximum, elnes_window: [a, b], pre_edge_window: [a, b]};
+                               # preprocess none needs no pre_edge_window
 classes: [FeO, Fe3O4]
 valence: {FeO: 2.0, Fe3O4: 2.667}  # optional: mean valence of each class, for a map of it
 # density: 5.4                 # optional, g/cm3: thickness in nm where a low loss and the microscope's angles are known

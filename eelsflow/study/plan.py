@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from eelsflow.dataset.manifest import Acquisition, check_labels, read_manifest
+from eelsflow.dataset.aside import SetAside, attempt, merge, named_in_refusals, refuse
+from eelsflow.dataset.labels import require_label
+from eelsflow.dataset.manifest import (
+    Acquisition,
+    Row,
+    check_labels,
+    classes_held,
+    name_acquisitions,
+    open_acquisition,
+    read_rows,
+    refuse_repeats,
+)
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
@@ -226,6 +237,32 @@ class Plan(BaseModel):
     acquisitions: tuple[Acquisition, ...]
     prepare: tuple[PrepareAcquisition, ...]
     datasets: tuple[BuildDataSet, ...]
+    set_aside: tuple[SetAside, ...] = ()
+
+    def without(self, found: Sequence[SetAside], *, strict: bool = False) -> Plan:
+        """Return the plan of the study without acquisitions that turned out not to be usable.
+
+        It is that of a study whose manifest lacks them, but for the list of what was set aside.
+
+        Parameters
+        ----------
+        found
+            Why not; an acquisition may have several entries, one for each preset.
+        strict
+            Refuse them instead.
+
+        Raises
+        ------
+        InputError
+            If it is strict.
+        DataSetError
+            If the acquisitions that are left do not suffice: the message names those set aside.
+        """
+        if not found:
+            return self
+        names = {one.acquisition for one in found}
+        usable = [acquisition for acquisition in self.acquisitions if acquisition.given not in names]
+        return _plan_acquisitions(self.study, usable, merge([*self.set_aside, *found]), strict=strict)
 
 
 def simulated_manifest(simulated: Simulated, store: Store) -> Path:
@@ -247,15 +284,23 @@ def simulated_manifest(simulated: Simulated, store: Store) -> Path:
     return store.compute(digest_of("simulated", simulated, code), write) / "manifest.csv"
 
 
-def plan_data(study: Study, store: Store) -> Plan:
-    """Plan the preparation of a study's data; reads the manifest and the bytes of every input.
+def plan_data(study: Study, store: Store, *, strict: bool = False) -> Plan:
+    """Plan the preparation of a study's data; reads the manifest, the bytes of every input and every truth.
 
     Acquisitions that the study wants simulated are simulated into the store first.
+
+    Parameters
+    ----------
+    study, store
+        What is planned, and where it is kept.
+    strict
+        Refuse acquisitions that cannot be used, instead of setting them aside.
 
     Raises
     ------
     EelsflowError
-        If an input cannot be read, or the labels are not those of a study.
+        If the manifest or a table cannot be read, the labels are not those of a study, an acquisition cannot be used
+        and `strict` is set, or those that can do not suffice.
     """
     if study.data.spectra is not None:
         sha256 = digest_file(study.data.spectra)
@@ -269,17 +314,44 @@ def plan_data(study: Study, store: Store) -> Plan:
     if study.data.simulate is not None:
         manifest = simulated_manifest(study.data.simulate, store)
     assert manifest is not None  # the study model has one of the three
-    acquisitions = tuple(read_manifest(manifest))
-    check_labels(acquisitions, study.classes, split_by=study.split.by)
+    rows = read_rows(manifest)
+    for row in rows:
+        if row.label:
+            require_label(row.label, study.classes, name=row.path)
+    found = [attempt(row.path, partial(_open, row, study.classes)) for row in rows]
+    opened = [(row, one) for row, one in zip(rows, found, strict=True) if isinstance(one, Acquisition)]
+    usable = [acquisition for _, acquisition in opened]
+    refuse_repeats([row for row, _ in opened], usable)
+    set_aside = merge([one for one in found if isinstance(one, SetAside)])
+    return _plan_acquisitions(study, usable, set_aside, strict=strict)
+
+
+def _open(row: Row, classes: Sequence[str]) -> Acquisition:
+    """Read the bytes of an acquisition's files, and its truth."""
+    acquisition = open_acquisition(row)
+    classes_held(acquisition, classes)
+    return acquisition
+
+
+def _plan_acquisitions(
+    study: Study, usable: Sequence[Acquisition], set_aside: tuple[SetAside, ...], *, strict: bool
+) -> Plan:
+    """Plan the preparation of the acquisitions that can be used, as far as is known, if they suffice."""
+    total = len(usable) + len(set_aside)
+    if strict:
+        refuse(set_aside, total=total)
+    acquisitions = tuple(name_acquisitions(usable))
+    with named_in_refusals(set_aside, total=total):
+        check_labels(acquisitions, study.classes, split_by=study.split.by)
     prepare: list[PrepareAcquisition] = []
-    datasets_: list[BuildDataSet] = []
+    datasets: list[BuildDataSet] = []
     for preset in study.preprocess:
         steps = tuple(
             PrepareAcquisition(acquisition=acquisition, edge=study.edge, preset=preset.for_acquisition)
             for acquisition in acquisitions
         )
         prepare += steps
-        datasets_.append(
+        datasets.append(
             BuildDataSet(
                 preset_name=preset.name,
                 classes=study.classes,
@@ -287,7 +359,13 @@ def plan_data(study: Study, store: Store) -> Plan:
                 prepared=tuple(step.digest for step in steps),
             )
         )
-    return Plan(study=study, acquisitions=acquisitions, prepare=tuple(prepare), datasets=tuple(datasets_))
+    return Plan(
+        study=study,
+        acquisitions=acquisitions,
+        prepare=tuple(prepare),
+        datasets=tuple(datasets),
+        set_aside=set_aside,
+    )
 
 
 def plan_features(study: Study, dataset: BuildDataSet, preset: Preset, *, splits: list[SplitBy]) -> list[FitFeatures]:

@@ -278,6 +278,7 @@ def write_results(
         "study": study.name,
         "models": rows,
         "acquisitions": acquisitions,
+        "set_aside": [one.model_dump() for one in plan.set_aside],
         "leakage": leakage(rows),
         "controls": controls(steps, place),
         "maps": maps,

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from eelsflow.dataset.aside import SetAside, named_in_refusals
 from eelsflow.dataset.labels import class_fractions
 from eelsflow.dataset.manifest import Acquisition
 from eelsflow.dataset.spectra import LabelledSpectra
@@ -55,14 +56,20 @@ MOST_PIXELS = 1 << 20
 MAPS_OF_A_CLASS = 2
 """Pure fields of each class whose maps are shown; of mixed and unlabelled fields all are."""
 
+Outcome = Path | SetAside
+"""What a stage returns: where its result lies, or why there is none."""
+
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 
 
 class Runner(Protocol):
     """Runs one stage over its steps; the plain loop and the Prefect flow differ in this alone."""
 
-    def __call__(self, stage: Callable[[StepType, Place], Path], steps: Sequence[StepType]) -> object:
-        """Call ``stage(step, place)`` for every step, in any order; return when all are done."""
+    def __call__(self, stage: Callable[[StepType, Place], Outcome], steps: Sequence[StepType]) -> Sequence[object]:
+        """Call ``stage(step, place)`` for every step, in any order; return when all are done.
+
+        What is returned is in the order of the steps, and holds every `SetAside` that a stage returned.
+        """
         ...
 
 
@@ -113,17 +120,50 @@ class Measured:
     scored: list[ScoreMaps]
 
 
-def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[Measured, FitModel]:
-    """Compute a study, stage after stage; return what it measured and the final model, which is not fitted yet.
+def prepare_acquisitions(plan: Plan, run: Runner, *, strict: bool = False) -> Plan:
+    """Prepare the acquisitions; return the plan of the study with those that can be used.
 
-    Reads as the method section: prepare the acquisitions, build the data sets, split them and fit the features,
-    search and train the models, assess them, map what they were not trained on, choose the best.
+    Parameters
+    ----------
+    plan, run
+        What is prepared, and how.
+    strict
+        Refuse acquisitions that cannot be used, instead of setting them aside.
+
+    Raises
+    ------
+    InputError
+        If it is strict, and an acquisition cannot be used.
+    DataSetError
+        If those that can do not suffice.
     """
-    run(stages.prepare_acquisition, plan.prepare)
-    run(stages.build_dataset, plan.datasets)
-    fits = plan_models(plan, place.store)
-    run(stages.fit_features, _unique(fit.features for fit in fits))
-    run(stages.fit_model, _unique(fits))
+    outcomes = run(stages.prepare_acquisition, plan.prepare)
+    return plan.without([outcome for outcome in outcomes if isinstance(outcome, SetAside)], strict=strict)
+
+
+def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[Measured, FitModel]:
+    """Compute a study whose acquisitions are prepared, stage after stage.
+
+    Reads as the method section: build the data sets, split them and fit the features, search and train the models,
+    assess them, map what they were not trained on, choose the best.
+
+    Returns
+    -------
+    measured
+        What was measured.
+    final
+        The final model, which is not fitted yet.
+
+    Raises
+    ------
+    DataSetError
+        If the spectra do not suffice for what was asked: the message names the acquisitions that were set aside.
+    """
+    with named_in_refusals(plan.set_aside, total=len(plan.acquisitions) + len(plan.set_aside)):
+        run(stages.build_dataset, plan.datasets)
+        fits = plan_models(plan, place.store)
+        run(stages.fit_features, _unique(fit.features for fit in fits))
+        run(stages.fit_model, _unique(fits))
     assessed = [plan_assessment(plan.study, fit) for fit in fits]
     run(stages.assess_model, _unique(assessed))
     scored = plan_maps(plan, fits)
@@ -335,7 +375,7 @@ def _write_truth(acquisition: Acquisition, classes: Sequence[str], directory: Pa
 
 def run_study(
     study: Study, out: Path, *, place: Place, on_step: Callable[[str, int, int], None] | None = None,
-    promote: bool = False,
+    promote: bool = False, strict: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a study in a plain loop.
 
@@ -351,6 +391,8 @@ def run_study(
         Called as ``on_step(title, number, total)`` before each step of a stage.
     promote
         Whether the final model becomes the default one for its edge.
+    strict
+        Refuse acquisitions that cannot be used, instead of setting them aside.
 
     Returns
     -------
@@ -359,14 +401,17 @@ def run_study(
     """
     claim_directory(out)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    plan = plan_data(study, place.store)
+    plan = plan_data(study, place.store, strict=strict)
 
-    def run(stage: Callable[[StepType, Place], Path], steps: Sequence[StepType]) -> None:
+    def run(stage: Callable[[StepType, Place], Outcome], steps: Sequence[StepType]) -> list[Outcome]:
+        outcomes = []
         for number, step in enumerate(steps):
             if on_step is not None:
                 on_step(step.title, number, len(steps))
-            stage(step, place)
+            outcomes.append(stage(step, place))
+        return outcomes
 
+    plan = prepare_acquisitions(plan, run, strict=strict)
     measured, final = run_stages(plan, place, run)
     fit_final_model(final, run)
     about = {

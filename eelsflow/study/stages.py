@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
-from eelsflow.dataset.labels import class_fractions, label_pixels
+from eelsflow.dataset.aside import SetAside, attempt
+from eelsflow.dataset.labels import class_fractions, label_pixels, read_truth
 from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
 from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validation_split
 from eelsflow.energy import EnergyAxis
@@ -25,7 +28,7 @@ from eelsflow.maps.score import score_map
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.models.fitting import fit_model as search_and_fit
 from eelsflow.models.spec import Augment
-from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.preprocess.features import FeatureTransform, require_window
 from eelsflow.preprocess.noise import sample_indices
 from eelsflow.preprocess.shapes import to_shapes
 from eelsflow.robustness.curves import assess
@@ -48,38 +51,54 @@ class Place:
     executor: Executor
 
 
-def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path:
+def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path | SetAside:
     """Read an acquisition, prepare it block by block and keep the product with its evidence.
 
     Returns
     -------
     Path
         An entry with ``prepared.zarr``, ``summary.json`` and ``evidence.npz``.
+    SetAside
+        Instead, if the acquisition is bad input. Nothing of this is kept: the next run tries again.
 
     Raises
     ------
     EelsflowError
-        Naming the acquisition.
+        If something else is to blame, such as a full disk; naming the acquisition.
     """
     from eelsflow.io.read import read_spectrum_image
     from eelsflow.prepare import find_low_loss, remove_counts, write_counts
 
+    acquisition = step.acquisition
+
     def write(directory: Path) -> None:
-        try:
-            image = read_spectrum_image(step.acquisition.path)
-            n_y, n_x, _ = image.shape
-            low_loss = find_low_loss(step.acquisition.path, image, given=step.acquisition.low_loss)
-            write_counts(image, low_loss, directory)
-            del image, low_loss  # may be in memory
-            if len(blocks(n_y, n_x)) == 1:  # nothing in it to share among workers
-                place.executor.map(_prepare_alone, [(step, directory)], label="prepare")
-            else:
-                _prepare(step, directory, place.executor)
-        except EelsflowError as error:
-            raise type(error)(f"acquisition {step.acquisition.path.name}: {error}") from error
+        image = read_spectrum_image(acquisition.path)
+        n_y, n_x, _ = image.shape
+        low_loss = find_low_loss(acquisition.path, image, given=acquisition.low_loss)
+        write_counts(image, low_loss, directory)
+        del image, low_loss  # may be in memory
+        if len(blocks(n_y, n_x)) == 1:  # nothing in it to share among workers
+            place.executor.map(_prepare_alone, [(step, directory)], label="prepare")
+        else:
+            _prepare(step, directory, place.executor)
         remove_counts(directory)
 
-    return place.store.compute(step.digest, write)
+    try:
+        entry = attempt(acquisition.given, lambda: place.store.compute(step.digest, write))
+    except EelsflowError as error:
+        raise type(error)(f"acquisition {acquisition.path.name}: {error}") from error
+    if isinstance(entry, SetAside):
+        return entry
+    product = open_dataset(entry / "prepared.zarr")  # not in the attempt: the acquisition is not to blame for the store
+    return attempt(acquisition.given, partial(_require_usable, step, product)) or entry
+
+
+def _require_usable(step: PrepareAcquisition, product: xr.Dataset) -> None:
+    """Refuse an acquisition that could be prepared, but not studied: what the product's address does not tell."""
+    require_window(product, step.edge)
+    acquisition = step.acquisition
+    if not acquisition.label and acquisition.truth is not None:
+        read_truth(acquisition.truth, product["vacuum_mask"].shape, name=acquisition.name)
 
 
 def _prepare_alone(item: tuple[PrepareAcquisition, Path]) -> None:

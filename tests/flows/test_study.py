@@ -1,6 +1,7 @@
 """The orchestrated study against the plain loop, and what survives `kill -9`."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from eelsflow.artifacts import open_client
+from eelsflow.errors import InputError
 from eelsflow.executors import LoopExecutor
+from eelsflow.io.read import read_spectrum_image
+from eelsflow.io.zarr_store import write_spectrum_image
+from eelsflow.spectrum_image import build_spectrum_image
 from eelsflow.store import Store, read_json
 from eelsflow.study.config import load_study
 from eelsflow.study.run import run_study
@@ -101,3 +108,38 @@ def test_killed_study_goes_on_and_computes_nothing_again(study_file, loop_result
     assert len(after) > len(finished)
     assert not list((store / "temporary").glob("*"))
     assert scores(read_json(tmp_path / "out" / "results.json")) == scores(loop_results)
+
+
+def test_flow_sets_aside_what_the_loop_does_and_shows_it(prefect_server: Server, manifest_study, tmp_path, monkeypatch):
+    monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "loop-home"))
+    study_file, bad = manifest_study(), "cubes-004-core-shell.zarr"
+    image = read_spectrum_image(tmp_path / "files" / bad).load()
+    elsewhere = build_spectrum_image(image.values, image["energy_loss"].values + 300)
+    write_spectrum_image(elsewhere, tmp_path / "files" / bad)
+    shutil.rmtree(tmp_path / "files" / "cubes-005-core-shell.zarr")
+    place = Place(Store(tmp_path / "loop-store"), LoopExecutor())
+    loop = run_study(load_study(study_file), tmp_path / "loop", place=place)
+
+    def run(**options):
+        state = study_flow(
+            load_study(study_file), str(tmp_path / "out"), str(tmp_path / "store"), return_state=True, **options
+        )
+        run_id = state.state_details.flow_run_id
+        with get_client(sync_client=True) as client:
+            artifacts = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+        return state, [str(artifact.data) for artifact in artifacts if artifact.key == "set-aside"]
+
+    state, (shown,) = run()
+    assert state.is_completed()
+    results = read_json(tmp_path / "out" / "results.json")
+    assert [one["acquisition"] for one in results["set_aside"]] == ["cubes-005-core-shell.zarr", bad]
+    assert results["set_aside"] == loop["set_aside"]
+    assert scores(results) == scores(loop)
+    assert bad in shown
+    assert "lies outside the energy axis" in shown
+    _, (again,) = run()  # what is bad is not kept as if it were done
+    assert again == shown
+    state, _ = run(strict=True)
+    with pytest.raises(InputError, match="1 of 6 acquisitions cannot be used"):
+        state.result()

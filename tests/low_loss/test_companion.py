@@ -97,7 +97,7 @@ def test_plural_scattering_is_gone():
     parameters = THICK.model_copy(
         update={
             "specimen": THICK.specimen.model_copy(update={"kind": "FeO"}),
-            "levels": THICK.levels.model_copy(update={"dose": (30.0, 30.0)}),
+            "levels": THICK.levels.model_copy(update={"dose": (30.0, 30.0), "film_oxygen": (0.0, 0.0)}),
         }
     )
     pair = simulate_acquisition(parameters, 11, low_loss=LowLossRecording())

@@ -89,6 +89,26 @@ def test_study_file_that_cannot_be_used_is_refused_by_key(study_file, change, me
         load_study(study_file({**MINIMAL, **change}))
 
 
+EDGE = {"name": "X", "reference_energy": 530.0, "elnes_window": [525.0, 555.0]}
+ONLY_NORMALIZED = {"name": "scaled", "steps": ["normalize"]}
+
+
+@pytest.mark.parametrize("window", [None, [495.0, 530.0], [522.0, 495.0]])
+def test_window_before_the_edge_counts_only_where_acquisitions_are_prepared(study_file, window):
+    edge = EDGE if window is None else {**EDGE, "pre_edge_window": window}
+    table = {**MINIMAL, "edge": edge, "data": {"spectra": "table.npz"}}
+    for presets in ("none", ["none", ONLY_NORMALIZED]):
+        study = load_study(study_file({**table, "preprocess": presets}))
+        assert load_study(study_file(yaml.safe_dump(study.model_dump(mode="json")))) == study
+    for data, presets in (
+        ({"spectra": "table.npz"}, ["none", "recommended"]),
+        ({"manifest": "manifest.csv"}, ["recommended"]),
+    ):
+        message = "preprocess: 'recommended' prepares raw acquisitions, and .*pre_edge_window"
+        with pytest.raises(StudyFileError, match=message):
+            load_study(study_file({**MINIMAL, "edge": edge, "data": data, "preprocess": presets}))
+
+
 @pytest.mark.parametrize("content", ["- a\n- b\n", "name: [", "just text"])
 def test_file_that_is_not_a_study_is_refused(study_file, content):
     with pytest.raises(StudyFileError, match=r"study\.yaml"):

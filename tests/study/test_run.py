@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from eelsflow.errors import DataSetError, OutputPathError
+from eelsflow.errors import DataSetError, EdgeOutOfRangeError, OutputPathError
 from eelsflow.executors import LoopExecutor, ThreadExecutor
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.presets import resolve_preset
@@ -92,6 +92,29 @@ def test_model_that_leaves_a_study_is_fitted_on_all_labelled_spectra(table_study
         assert (predicted == table["label"]).mean() > 0.95
     assert np.allclose(probability.sum(axis=1), 1)
     assert (bundle.references.distance(shapes) > bundle.references.pixel_limit).mean() < 0.1
+
+
+@pytest.mark.usefixtures("figures_not_rendered")
+def test_table_is_taken_as_it_is_without_a_window_before_the_edge_and_ends_up_to_an_ev_inside_the_other(
+    table_study, tmp_path
+):
+    """The table spans 690 to 739.5 eV."""
+    edge = {"name": "Mn_placed", "reference_energy": 710.0}
+
+    def study(elnes_window, pre_edge_window=None):
+        windows = {"elnes_window": elnes_window} | ({"pre_edge_window": pre_edge_window} if pre_edge_window else {})
+        split = {"by": "group", "folds": 3, "seeds": 1}
+        return table_study(edge=edge | windows, preprocess="none", models=["svm-sgd", "mlls"], split=split)
+
+    def results_of(study_file, out):
+        return run(study_file, tmp_path / out, store=tmp_path / "store")[0]
+
+    clipped = results_of(study([700.0, 740.6]), "clipped")
+    assert scores(clipped) == scores(results_of(study([700.0, 740.6], [690.0, 705.0]), "overlapping"))
+    assert scores(clipped) == scores(results_of(study([700.0, 739.75]), "covered"))
+    assert "background fitted on" not in (tmp_path / "overlapping" / "report.html").read_text()
+    with pytest.raises(EdgeOutOfRangeError, match=r"ELNES window \(700.0, 740.8\) eV for Mn_placed lies outside"):
+        results_of(study([700.0, 740.8]), "beyond")
 
 
 @pytest.mark.usefixtures("no_figures")
