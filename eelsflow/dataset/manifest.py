@@ -140,7 +140,7 @@ def read_rows(path: Path) -> list[Row]:
 def open_acquisition(row: Row) -> Acquisition:
     """Read the bytes of the files of one row; the acquisition has no name yet.
 
-    `session` is kept with the acquisition; no step uses it yet. `low_loss` is the file of the low loss of the same scan.
+    `session` is kept with the acquisition; no step uses it yet. `low_loss` is the low loss of the same scan.
 
     Raises
     ------
