@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import rsciio  # noqa: F401  its import sets the level of its logger, which `quiet` would otherwise not outlast
+
 from eelsflow.errors import InputError, MissingDependencyError, UnreadableFileError
 
 # Warnings and log records of readers are caught while a file is read; both are process-wide switches.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,19 @@ import zarr
 from eelsflow.digest import members
 from eelsflow.errors import MissingDependencyError, UnreadableFileError
 from eelsflow.io.damage import damage_reported, quiet, require_readable_hdf5
-from eelsflow.io.formats import EMD, EMSA, GATAN_TIFF, NION_HDF5, NION_NDATA, PANTA_RHEI, RIPPLE, TIA, ZSPY, Format
+from eelsflow.io.formats import (
+    DIGITAL_MICROGRAPH,
+    EMD,
+    EMSA,
+    GATAN_TIFF,
+    NION_HDF5,
+    NION_NDATA,
+    PANTA_RHEI,
+    RIPPLE,
+    TIA,
+    ZSPY,
+    Format,
+)
 from eelsflow.io.nion import read_nion_hdf5, read_nion_ndata
 from eelsflow.io.signals import image_of_signals, low_loss_of_signals
 from eelsflow.io.uneven import without_rounding
@@ -23,6 +38,7 @@ from eelsflow.io.velox import read_velox
 
 # These readers look for the extension as it is usually written.
 _SPELLINGS = {PANTA_RHEI: (".prz",), RIPPLE: (".rpl", ".RPL")}
+_ZARR_DESCRIPTIONS = (".zgroup", ".zarray", ".zattrs", "zarr.json")
 
 
 def read_with_rosettasciio(path: Path, one: Format, *, lazy: bool) -> xr.DataArray:
@@ -87,7 +103,9 @@ def _require_whole(path: Path, one: Format) -> None:
         raise UnreadableFileError(
             f"{path} has the extension {path.suffix!r}; its reader knows {one.extensions[0]!r} only: rename it"
         )
-    if one is EMSA:
+    if one is DIGITAL_MICROGRAPH:
+        _require_little_endian(path)
+    elif one is EMSA:
         _require_whole_last_line(path)
     elif one is ZSPY:
         _require_all_chunks(path)
@@ -99,6 +117,18 @@ def _require_whole(path: Path, one: Format) -> None:
         _require_spectra(path)
     elif one is GATAN_TIFF:
         _require_gatan_tags(path)
+
+
+def _require_little_endian(path: Path) -> None:
+    """Refuse a DigitalMicrograph file whose header says big-endian: its reader takes counts as little-endian anyway."""
+    with path.open("rb") as stream:
+        header = stream.read(16)
+    flag = header[8:12] if header[3:4] == b"\3" else header[12:16]
+    if len(flag) == 4 and not any(flag):
+        raise UnreadableFileError(
+            f"{path} says that its numbers are big-endian, as DigitalMicrograph of Macintosh computers wrote them, and "
+            "its counts would be read wrongly: open it in DigitalMicrograph of today and save it again"
+        )
 
 
 def _require_whole_last_line(path: Path) -> None:
@@ -134,15 +164,38 @@ def _complete_msa(path: Path, signals: Sequence[dict[str, Any]]) -> None:
 
 def _require_all_chunks(path: Path) -> None:
     """Refuse a zspy file that lost chunks: they would read as zeros. HyperSpy writes them all, empty or not."""
-    store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
-    experiments: Any = zarr.open_group(store, mode="r")["Experiments"]
-    for name, experiment in experiments.groups():
-        data = experiment["data"]
-        if data.nchunks_initialized < data.nchunks:
-            raise UnreadableFileError(
-                f"{path} is truncated: {data.nchunks_initialized} of {data.nchunks} chunks of {name!r} are there; "
-                "copy it again"
-            )
+    _require_readable_descriptions(path)
+    with contextlib.closing(_zarr_store(path)) as store:
+        experiments: Any = zarr.open_group(store, mode="r")["Experiments"]
+        for name, experiment in experiments.groups():
+            data = experiment["data"]
+            if data.nchunks_initialized < data.nchunks:
+                raise UnreadableFileError(
+                    f"{path} is truncated: {data.nchunks_initialized} of {data.nchunks} chunks of {name!r} are there; "
+                    "copy it again"
+                )
+
+
+def _zarr_store(path: Path) -> zarr.storage.LocalStore | zarr.storage.ZipStore:
+    if path.is_dir():
+        return zarr.storage.LocalStore(path, read_only=True)
+    return zarr.storage.ZipStore(path, mode="r")
+
+
+def _require_readable_descriptions(path: Path) -> None:
+    """Read what describes the arrays of a zarr store, one after the other.
+
+    zarr reads them all at once and raises the first failure; those of the others come out as tracebacks later.
+    """
+    if path.is_dir():
+        for file in members(path):
+            if file.name in _ZARR_DESCRIPTIONS:
+                json.loads(file.read_bytes())
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.rpartition("/")[2] in _ZARR_DESCRIPTIONS:
+                json.loads(archive.read(name))
 
 
 def _require_raw(path: Path) -> None:

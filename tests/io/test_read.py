@@ -21,6 +21,7 @@ from eelsflow.io.read import read_low_loss, read_spectrum_image
 from eelsflow.io.tables import read_spectra_table
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.spectrum_image import build_spectrum_image, check_spectrum_image
+from tests.io.cube_files import copy_to_zarr
 from tests.strategies import examples, fractions
 
 ENERGY = {"name": "Energy loss", "units": "eV", "scale": 0.5, "offset": 500.0}
@@ -48,18 +49,6 @@ def make_signal(data: np.ndarray, *axes: dict[str, Any], signal_type: str = "EEL
         "models": {},
         "tmp_parameters": {},
     }
-
-
-def copy_to_zarr(source: h5py.Group, target: zarr.Group) -> None:
-    """Copy a .hspy tree to the zarr v2 tree of a .zspy file: the writer of rosettasciio needs zarr 2."""
-    for key, value in source.attrs.items():
-        target.attrs[key] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    for key, value in source.items():
-        if isinstance(value, h5py.Group):
-            copy_to_zarr(value, target.require_group(key))
-        else:
-            array = target.create_array(key, shape=value.shape, dtype=value.dtype, chunks=(2, *value.shape[1:]))
-            array[...] = value[()]
 
 
 def write(path: Path, signal: dict[str, Any]) -> Path:
