@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import math
 import zipfile
@@ -17,7 +18,7 @@ import zarr
 
 from eelsflow.digest import members
 from eelsflow.errors import MissingDependencyError, UnreadableFileError
-from eelsflow.io.damage import damage_reported, quiet, require_readable_hdf5
+from eelsflow.io.damage import damage_reported, quiet
 from eelsflow.io.formats import (
     DIGITAL_MICROGRAPH,
     EMD,
@@ -31,6 +32,7 @@ from eelsflow.io.formats import (
     ZSPY,
     Format,
 )
+from eelsflow.io.hdf5 import require_all_stored, require_readable_hdf5
 from eelsflow.io.nion import read_nion_hdf5, read_nion_ndata
 from eelsflow.io.signals import image_of_signals, low_loss_of_signals
 from eelsflow.io.uneven import without_rounding
@@ -38,6 +40,7 @@ from eelsflow.io.velox import read_velox
 
 # These readers look for the extension as it is usually written.
 _SPELLINGS = {PANTA_RHEI: (".prz",), RIPPLE: (".rpl", ".RPL")}
+_TIA_32_BIT = 0x210  # the last version whose offsets have 4 bytes
 _ZARR_DESCRIPTIONS = (".zgroup", ".zarray", ".zattrs", "zarr.json")
 
 
@@ -87,6 +90,8 @@ def _signals(path: Path, one: Format, *, lazy: bool) -> list[dict[str, Any]]:
         return read_nion_hdf5(path)
     if one is EMD and (signals := read_velox(path, lazy=lazy)) is not None:
         return signals
+    if one.hdf5:
+        require_all_stored(path)
     try:
         reader = importlib.import_module(f"rsciio.{one.plugin}").file_reader
     except ImportError as error:
@@ -233,8 +238,20 @@ def _require_spectra(path: Path) -> None:
         raise ValueError("it does not begin like a .ser file")
     if kind == 0x4122:
         raise UnreadableFileError(f"{path} holds images, no spectra: choose the .ser file of the spectrum image")
-    if n_elements * 32 > path.stat().st_size:
+    if n_elements * (32 + _channels_of_ser(path)) > path.stat().st_size:
         raise UnreadableFileError(f"{path} is truncated: it announces {n_elements} spectra; copy it again")
+
+
+def _channels_of_ser(path: Path) -> int:
+    """Return how many channels the first spectrum of a .ser file announces, one byte each at least."""
+    with path.open("rb") as stream:
+        stream.seek(4)
+        n_offset = 4 if int.from_bytes(stream.read(2), "little") <= _TIA_32_BIT else 8
+        stream.seek(22)
+        for _ in range(2):  # where the offsets are, and the first of these
+            stream.seek(int.from_bytes(stream.read(n_offset), "little"))
+        stream.seek(22, io.SEEK_CUR)
+        return int.from_bytes(stream.read(4), "little")
 
 
 def _require_gatan_tags(path: Path) -> None:

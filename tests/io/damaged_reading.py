@@ -13,8 +13,7 @@ from typing import Any
 
 from eelsflow import cli
 from eelsflow.errors import EelsflowError
-from eelsflow.io import damage as guards
-from eelsflow.io import rosetta
+from eelsflow.io import hdf5, rosetta
 from eelsflow.io.formats import format_of
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.spectrum_image import check_spectrum_image
@@ -91,6 +90,8 @@ def outcome_of_reading(path: Path, *, lazy: bool) -> str:
             check_spectrum_image(read_spectrum_image(path, lazy=lazy).compute())
     except EelsflowError as error:
         message = str(error)
+        if "MemoryError" in message:  # beyond this process's limit; without one it would fill the machine
+            return f"asked for too much memory: {message}"
         state = "refused" if path.name in message and "\n" not in message else f"message {message!r}"
     except BaseException as error:
         return f"{type(error).__name__} {error}"
@@ -127,50 +128,55 @@ def outcome(path: Path) -> str:
     return outcome_of_info(path)
 
 
-def read_damaged(target, whole: Path, folder: Path, seeds: list[int], probe: float) -> None:
-    """Send (seed, "lost") before each damaged file is read, and (seed, outcome) after."""
-    found = outcome(whole)  # loads and compiles what reading needs
+Job = tuple[Path, int]
+"""A whole file and the number of the damage."""
+
+
+def read_damaged(target, jobs: list[Job], folder: Path, probe: float) -> None:
+    """Send (job, "lost") before each damaged file is read, and (job, outcome) after."""
+    # Loads and compiles what reading needs.
+    unread = {whole.name: state for whole in {whole for whole, _ in jobs} if (state := outcome(whole)) != "read"}
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    guards.PROBE_SECONDS = probe
+    hdf5.PROBE_SECONDS = probe
     if not probe:
         # This process is the one that looks first: one more for each of 200 files would take minutes.
         rosetta.require_readable_hdf5 = lambda path: None
     refuse_code(allow_probe=bool(probe))
-    target.send((None, found))
-    for seed in seeds:
-        path = write_damaged(whole, folder, seed)
-        target.send((seed, "lost"))
-        target.send((seed, outcome(path)))
+    target.send((None, unread))
+    for job in jobs:
+        path = write_damaged(*job, folder)
+        target.send((job, "lost"))
+        target.send((job, outcome(path)))
         remove(path)
     target.close()
 
 
-def outcomes(whole: Path, folder: Path, seeds: list[int], *, probe: float = 0, seconds: float = SECONDS):
+def outcomes(jobs: list[Job], folder: Path, *, probe: float = 0, seconds: float = SECONDS) -> dict[Job, str]:
     """Return what became of each damage; one that ends its process, or hangs it, is "lost", and a new one goes on.
 
     Parameters
     ----------
-    whole, folder, seeds
-        The file, where damaged copies are written, and the numbers of the damages.
+    jobs, folder
+        What is damaged, and where the copies are written.
     probe
         How long the process that looks into HDF5 files first may take, in seconds; 0: there is none.
     seconds
         How long one file may take.
     """
-    found: dict[int, str] = {}
+    found: dict[Job, str] = {}
     context = multiprocessing.get_context("spawn")  # a fork would inherit locks that other tests' threads hold
-    while left := [seed for seed in seeds if seed not in found]:
+    while left := [job for job in jobs if job not in found]:
         source, target = context.Pipe(duplex=False)
-        worker = context.Process(target=read_damaged, args=(target, whole, folder, left, probe))
+        worker = context.Process(target=read_damaged, args=(target, left, folder, probe))
         worker.start()
         target.close()
         try:
-            assert source.poll(STARTUP_SECONDS)
-            _, state = source.recv()
-            assert state == "read", f"the whole file is not read: {state}"
+            assert source.poll(STARTUP_SECONDS), "the process that reads does not begin"
+            _, unread = source.recv()
+            assert unread == {}, f"whole files are not read: {unread}"
             while source.poll(seconds):
-                seed, state = source.recv()
-                found[seed] = state
+                job, state = source.recv()
+                found[job] = state
         except EOFError:
             assert found, "the process that reads ended before it began"
         finally:

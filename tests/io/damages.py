@@ -27,7 +27,7 @@ def damage_bytes(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(broken)
 
 
-def write_damaged(whole: Path, folder: Path, seed: int) -> Path:
+def write_damaged(whole: Path, seed: int, folder: Path) -> Path:
     """Write a copy with one of its files (`members`) damaged or, where there are several, removed."""
     rng = np.random.default_rng(seed)
     path = folder / f"{seed}{whole.suffix}"

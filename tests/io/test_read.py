@@ -68,7 +68,7 @@ def served(monkeypatch):
     """Let the reader of .hspy files return these signals, as only other formats would."""
 
     def serve(path: Path, *signals: dict[str, Any]) -> xr.DataArray:
-        path.write_bytes(b"x")
+        h5py.File(path, "w").close()
         module = importlib.import_module("rsciio.hspy")
         monkeypatch.setattr(module, "file_reader", lambda name, lazy=False: list(signals))
         return read_spectrum_image(path)
@@ -236,7 +236,7 @@ def test_reader_that_warns_and_logs_is_quiet_and_its_warnings_are_kept(tmp_path,
         return [make_signal(make_counts(3, 20), X, ENERGY)]
 
     monkeypatch.setattr(importlib.import_module("rsciio.hspy"), "file_reader", file_reader)
-    (tmp_path / "a.hspy").write_bytes(b"x")
+    h5py.File(tmp_path / "a.hspy", "w").close()
     image = read_spectrum_image(tmp_path / "a.hspy")
     assert json.loads(image.attrs["metadata"])["notes"] == ["UserWarning: the clock is wrong"]
     assert caplog.records == []
@@ -424,7 +424,7 @@ def read_or_refuse(path: Path) -> None:
 
 def test_hdf5_file_that_takes_for_ever_is_refused(tmp_path, intact, monkeypatch):
     (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
-    monkeypatch.setattr("eelsflow.io.damage.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("eelsflow.io.hdf5.PROBE_SECONDS", 0.01)
     with pytest.raises(
         UnreadableFileError, match=r"a\.hspy is damaged: its names and attributes took more than 0.01 s"
     ):
@@ -433,7 +433,8 @@ def test_hdf5_file_that_takes_for_ever_is_refused(tmp_path, intact, monkeypatch)
 
 def test_hdf5_file_that_crashes_the_library_is_refused(tmp_path, intact, monkeypatch):
     (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
-    monkeypatch.setattr("eelsflow.io.damage._PROBE", "import os; os.abort()")
+    (tmp_path / "probe.py").write_text("import os; os.abort()")
+    monkeypatch.setattr("eelsflow.io.hdf5._PROBE", tmp_path / "probe.py")
     with pytest.raises(UnreadableFileError, match=r"made the HDF5 library crash \(signal 6\)"):
         read_spectrum_image(tmp_path / "a.hspy")
 
