@@ -1,18 +1,53 @@
-"""Counts of a file: finite, or refused now or when they are computed."""
+"""Counts of a file: readable and finite, or refused now or when they are computed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask.array
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from eelsflow.errors import UnreadableFileError
+from eelsflow.io.damage import damage_reported
 
 LAZY_BYTES = 1 << 29
 """Files larger than this stay on disk (dask-backed) where the format allows it; our choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class _GuardedCounts:
+    """Counts on disk of which a damaged part raises `UnreadableFileError`, whatever its reader or codec raises."""
+
+    path: Path
+    format_name: str
+    counts: dask.array.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.counts.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        found: np.dtype[Any] = np.dtype(self.counts.dtype)
+        return found
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        with damage_reported(self.path, self.format_name):
+            return np.asarray(self.counts[key].compute(scheduler="synchronous"))
+
+
+def guarded(path: Path, format_name: str, counts: dask.array.Array) -> dask.array.Array:
+    """Return counts on disk, in the same chunks, whose damage is found and told when they are computed."""
+    source = _GuardedCounts(path, format_name, counts)
+    return dask.array.from_array(source, chunks=counts.chunks, name=f"guarded-{counts.name}", asarray=False)
 
 
 def with_finite_counts(path: Path, image: xr.DataArray) -> xr.DataArray:

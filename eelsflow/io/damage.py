@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+import rsciio  # noqa: F401  its import sets the level of its logger, which `quiet` would otherwise not outlast
 
 from eelsflow.errors import InputError, MissingDependencyError, UnreadableFileError
 
 # Warnings and log records of readers are caught while a file is read; both are process-wide switches.
 _reading = threading.RLock()
 _LOGGERS = ("rsciio", "tifffile")
-
-PROBE_SECONDS = 30.0
-"""How long the names and attributes of an HDF5 file may take to read; usual are .3 s."""
-_PROBE = """
-import sys, h5py
-def look(name, item):
-    for key in item.attrs:
-        item.attrs[key]
-with h5py.File(sys.argv[1], "r") as file:
-    look("", file)
-    file.visititems(look)
-"""
 
 PICKLED = (
     "holds pickled Python objects, which are never loaded because they can run any program; expected plain arrays of "
@@ -81,25 +69,3 @@ def quiet() -> Iterator[list[str]]:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
             messages.extend(sorted({f"{one.category.__name__}: {one.message}" for one in caught}))
-
-
-def require_readable_hdf5(path: Path) -> None:
-    """Refuse a file whose damage makes the HDF5 library run for ever or crash: a process of its own looks first.
-
-    Raises
-    ------
-    UnreadableFileError
-        If the names, shapes and attributes in the file cannot be read within `PROBE_SECONDS`.
-    """
-    problem = f"took more than {PROBE_SECONDS:g} s to read, where fractions of a second are usual"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _PROBE, str(path)], capture_output=True, timeout=PROBE_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        pass
-    else:
-        if done.returncode >= 0:  # what it raises is raised again, with more to say, when the file is read
-            return
-        problem = f"made the HDF5 library crash (signal {-done.returncode})"
-    raise UnreadableFileError(f"{path} is damaged: its names and attributes {problem}; copy it again")

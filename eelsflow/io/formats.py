@@ -41,6 +41,9 @@ class Format:
     in_folders: bool = True
 
 
+DIGITAL_MICROGRAPH = Format(
+    "DigitalMicrograph", (".dm3", ".dm4"), "Gatan DigitalMicrograph", "digitalmicrograph", lazy=True
+)
 TEXT = Format("two-column text", (".txt", ".csv", ".tsv", ".dat", ".xy"), "databases, plotting programs")
 ZARR = Format("eelsflow zarr", (".zarr",), "eelsflow", lazy=True, is_folder=True)
 EMD = Format("EMD", (".emd",), "Velox (EELS), NCEM tools", "emd", lazy=True, hdf5=True)
@@ -54,7 +57,7 @@ NION_NDATA = Format("Nion ndata", (".ndata",), "Nion Swift")
 NION_HDF5 = Format("Nion HDF5", (".h5", ".nhdf"), "Nion Swift", hdf5=True, in_folders=False)
 
 FORMATS: tuple[Format, ...] = (
-    Format("DigitalMicrograph", (".dm3", ".dm4"), "Gatan DigitalMicrograph", "digitalmicrograph", lazy=True),
+    DIGITAL_MICROGRAPH,
     EMD,
     Format("HyperSpy", (".hspy",), "HyperSpy", "hspy", lazy=True, hdf5=True),
     ZSPY,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.errors import UnreadableFileError
+from eelsflow.io.hdf5 import require_stored
 
 
 def read_nion_ndata(path: Path) -> list[dict[str, Any]]:
@@ -43,6 +44,8 @@ def read_nion_hdf5(path: Path) -> list[dict[str, Any]]:
                 f"{path} holds {', '.join(list(file)[:6]) or 'nothing'}; expected a dataset 'data' with the properties "
                 "that Nion Swift writes: export the spectra in another format"
             )
+        for one in known:
+            require_stored(path, one)
         return [_signal(path, one[()], json.loads(one.attrs["properties"])) for one in known]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import json
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,21 @@ import zarr
 
 from eelsflow.digest import members
 from eelsflow.errors import MissingDependencyError, UnreadableFileError
-from eelsflow.io.damage import damage_reported, quiet, require_readable_hdf5
-from eelsflow.io.formats import EMD, EMSA, GATAN_TIFF, NION_HDF5, NION_NDATA, PANTA_RHEI, RIPPLE, TIA, ZSPY, Format
+from eelsflow.io.damage import damage_reported, quiet
+from eelsflow.io.formats import (
+    DIGITAL_MICROGRAPH,
+    EMD,
+    EMSA,
+    GATAN_TIFF,
+    NION_HDF5,
+    NION_NDATA,
+    PANTA_RHEI,
+    RIPPLE,
+    TIA,
+    ZSPY,
+    Format,
+)
+from eelsflow.io.hdf5 import require_all_stored, require_readable_hdf5
 from eelsflow.io.nion import read_nion_hdf5, read_nion_ndata
 from eelsflow.io.signals import image_of_signals, low_loss_of_signals
 from eelsflow.io.uneven import without_rounding
@@ -23,6 +40,8 @@ from eelsflow.io.velox import read_velox
 
 # These readers look for the extension as it is usually written.
 _SPELLINGS = {PANTA_RHEI: (".prz",), RIPPLE: (".rpl", ".RPL")}
+_TIA_32_BIT = 0x210  # the last version whose offsets have 4 bytes
+_ZARR_DESCRIPTIONS = (".zgroup", ".zarray", ".zattrs", "zarr.json")
 
 
 def read_with_rosettasciio(path: Path, one: Format, *, lazy: bool) -> xr.DataArray:
@@ -71,6 +90,8 @@ def _signals(path: Path, one: Format, *, lazy: bool) -> list[dict[str, Any]]:
         return read_nion_hdf5(path)
     if one is EMD and (signals := read_velox(path, lazy=lazy)) is not None:
         return signals
+    if one.hdf5:
+        require_all_stored(path)
     try:
         reader = importlib.import_module(f"rsciio.{one.plugin}").file_reader
     except ImportError as error:
@@ -87,7 +108,9 @@ def _require_whole(path: Path, one: Format) -> None:
         raise UnreadableFileError(
             f"{path} has the extension {path.suffix!r}; its reader knows {one.extensions[0]!r} only: rename it"
         )
-    if one is EMSA:
+    if one is DIGITAL_MICROGRAPH:
+        _require_little_endian(path)
+    elif one is EMSA:
         _require_whole_last_line(path)
     elif one is ZSPY:
         _require_all_chunks(path)
@@ -99,6 +122,18 @@ def _require_whole(path: Path, one: Format) -> None:
         _require_spectra(path)
     elif one is GATAN_TIFF:
         _require_gatan_tags(path)
+
+
+def _require_little_endian(path: Path) -> None:
+    """Refuse a DigitalMicrograph file whose header says big-endian: its reader takes counts as little-endian anyway."""
+    with path.open("rb") as stream:
+        header = stream.read(16)
+    flag = header[8:12] if header[3:4] == b"\3" else header[12:16]
+    if len(flag) == 4 and not any(flag):
+        raise UnreadableFileError(
+            f"{path} says that its numbers are big-endian, as DigitalMicrograph of Macintosh computers wrote them, and "
+            "its counts would be read wrongly: open it in DigitalMicrograph of today and save it again"
+        )
 
 
 def _require_whole_last_line(path: Path) -> None:
@@ -134,15 +169,38 @@ def _complete_msa(path: Path, signals: Sequence[dict[str, Any]]) -> None:
 
 def _require_all_chunks(path: Path) -> None:
     """Refuse a zspy file that lost chunks: they would read as zeros. HyperSpy writes them all, empty or not."""
-    store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
-    experiments: Any = zarr.open_group(store, mode="r")["Experiments"]
-    for name, experiment in experiments.groups():
-        data = experiment["data"]
-        if data.nchunks_initialized < data.nchunks:
-            raise UnreadableFileError(
-                f"{path} is truncated: {data.nchunks_initialized} of {data.nchunks} chunks of {name!r} are there; "
-                "copy it again"
-            )
+    _require_readable_descriptions(path)
+    with contextlib.closing(_zarr_store(path)) as store:
+        experiments: Any = zarr.open_group(store, mode="r")["Experiments"]
+        for name, experiment in experiments.groups():
+            data = experiment["data"]
+            if data.nchunks_initialized < data.nchunks:
+                raise UnreadableFileError(
+                    f"{path} is truncated: {data.nchunks_initialized} of {data.nchunks} chunks of {name!r} are there; "
+                    "copy it again"
+                )
+
+
+def _zarr_store(path: Path) -> zarr.storage.LocalStore | zarr.storage.ZipStore:
+    if path.is_dir():
+        return zarr.storage.LocalStore(path, read_only=True)
+    return zarr.storage.ZipStore(path, mode="r")
+
+
+def _require_readable_descriptions(path: Path) -> None:
+    """Read what describes the arrays of a zarr store, one after the other.
+
+    zarr reads them all at once and raises the first failure; those of the others come out as tracebacks later.
+    """
+    if path.is_dir():
+        for file in members(path):
+            if file.name in _ZARR_DESCRIPTIONS:
+                json.loads(file.read_bytes())
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.rpartition("/")[2] in _ZARR_DESCRIPTIONS:
+                json.loads(archive.read(name))
 
 
 def _require_raw(path: Path) -> None:
@@ -180,8 +238,20 @@ def _require_spectra(path: Path) -> None:
         raise ValueError("it does not begin like a .ser file")
     if kind == 0x4122:
         raise UnreadableFileError(f"{path} holds images, no spectra: choose the .ser file of the spectrum image")
-    if n_elements * 32 > path.stat().st_size:
+    if n_elements * (32 + _channels_of_ser(path)) > path.stat().st_size:
         raise UnreadableFileError(f"{path} is truncated: it announces {n_elements} spectra; copy it again")
+
+
+def _channels_of_ser(path: Path) -> int:
+    """Return how many channels the first spectrum of a .ser file announces, one byte each at least."""
+    with path.open("rb") as stream:
+        stream.seek(4)
+        n_offset = 4 if int.from_bytes(stream.read(2), "little") <= _TIA_32_BIT else 8
+        stream.seek(22)
+        for _ in range(2):  # where the offsets are, and the first of these
+            stream.seek(int.from_bytes(stream.read(n_offset), "little"))
+        stream.seek(22, io.SEEK_CUR)
+        return int.from_bytes(stream.read(4), "little")
 
 
 def _require_gatan_tags(path: Path) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from eelsflow.digest import digest_file
 from eelsflow.errors import InputError, UnreadableFileError
+from eelsflow.io.counts import guarded
 from eelsflow.io.uneven import is_uniform, to_uniform_axis
 from eelsflow.io.units import axis_energy_in_ev, is_energy_name, length_in_nm
 from eelsflow.spectrum_image import build_spectrum_image
@@ -179,7 +180,7 @@ def _build(path: Path, format_name: str, chosen: _Candidate, n_signals: int, mes
         energy_loss, counts, note = to_uniform_axis(energy_loss, np.asarray(counts).ravel(), source=str(path))
         notes.append(note)
     if hasattr(counts, "dask"):
-        counts = counts.rechunk({counts.ndim - 1: -1})
+        counts = guarded(path, format_name, counts.rechunk({counts.ndim - 1: -1}))
     else:
         counts = np.ascontiguousarray(counts, dtype=counts.dtype.newbyteorder("="))
     return build_spectrum_image(

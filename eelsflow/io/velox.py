@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from eelsflow.errors import UnreadableFileError
+from eelsflow.io.hdf5 import require_stored
 
 _EELS = "EelsSpectrumImage"
 
@@ -86,6 +87,7 @@ def _signal(path: Path, group: h5py.Group, scan: dict[str, Any], *, lazy: bool) 
         raise UnreadableFileError(
             f"{path} holds energy-loss data of the shape {dataset.shape}; expected a spectrum image or a line scan"
         )
+    require_stored(path, dataset)
     counts = dask.array.from_array(dataset, chunks=dataset.chunks or "auto", lock=True) if lazy else dataset[()]
     size = scan.get("PixelSize") or {}
     axes = [

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import struct
 import warnings
 import zipfile
@@ -9,8 +10,14 @@ import zipfile
 import h5py
 import numpy as np
 import tifffile
+import zarr
+
+from eelsflow.io.zarr_store import write_spectrum_image
+from eelsflow.spectrum_image import build_spectrum_image
+from tests.io.dm_files import write_dm
 
 N_Y, N_X, N_CHANNELS, START, STEP, PIXEL_NM = 3, 4, 20, 500.0, 0.5, 2.0
+ENERGIES = START + STEP * np.arange(N_CHANNELS)
 COUNTS = np.random.default_rng(3).poisson(200, (N_Y, N_X, N_CHANNELS)).astype("float32")
 
 
@@ -135,7 +142,68 @@ def write_with_rosettasciio(path):
     return path
 
 
+def copy_to_zarr(source: h5py.Group, target: zarr.Group) -> None:
+    """Copy a .hspy tree to the zarr v2 tree of a .zspy file: the writer of rosettasciio needs zarr 2."""
+    for key, value in source.attrs.items():
+        target.attrs[key] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    for key, value in source.items():
+        if isinstance(value, h5py.Group):
+            copy_to_zarr(value, target.require_group(key))
+        else:
+            array = target.create_array(key, shape=value.shape, dtype=value.dtype, chunks=(2, *value.shape[1:]))
+            array[...] = value[()]
+
+
+def write_zspy(path):
+    twin = write_with_rosettasciio(path.with_name(f"{path.stem}.twin.hspy"))
+    with h5py.File(twin) as file:
+        copy_to_zarr(file, zarr.open_group(path, mode="w", zarr_format=2))
+    twin.unlink()
+    return path
+
+
+def write_zipped_zspy(path):
+    folder = write_zspy(path.with_name(f"{path.stem}.folder.zspy"))
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in sorted(folder.rglob("*")):
+            if member.is_file():
+                archive.write(member, member.relative_to(folder))
+    shutil.rmtree(folder)
+    return path
+
+
+def write_dm_cube(path):
+    return write_dm(path, COUNTS, start=START, step=STEP, pixel_nm=PIXEL_NM)
+
+
+def write_store(path):
+    image = build_spectrum_image(COUNTS, ENERGIES, pixel_size=PIXEL_NM, pixel_unit="nm", source=path.name)
+    return write_spectrum_image(image, path)
+
+
+def write_msa(path):
+    header = "#FORMAT : EMSA/MAS Spectral Data File\n#NPOINTS : 20\n#NCOLUMNS : 1\n#XUNITS : eV\n#DATATYPE : Y\n"
+    header += "#XLABEL : Energy\n#XPERCHAN : 0.5\n#OFFSET : 500\n#SIGNALTYPE : ELS\n#SPECTRUM : here\n"
+    path.write_text(header + "".join(f"{y}.0,\n" for y in range(100, 100 + N_CHANNELS)) + "#ENDOFDATA :\n")
+    return path
+
+
+def write_text(path):
+    path.write_text("# eV\tcounts\n" + "".join(f"{x}\t{100 + i}\n" for i, x in enumerate(ENERGIES)))
+    return path
+
+
+def write_table(path):
+    np.savez(path, spectra=COUNTS.reshape(-1, N_CHANNELS), energy_loss=ENERGIES)
+    return path
+
+
 CUBES = {
+    "cube.dm3": write_dm_cube,
+    "cube.dm4": write_dm_cube,
+    "cube.zspy": write_zspy,
+    "zipped.zspy": write_zipped_zspy,
+    "cube.zarr": write_store,
     "cube.hspy": write_with_rosettasciio,
     "ncem.emd": write_with_rosettasciio,
     "velox.emd": write_velox,
@@ -148,3 +216,6 @@ CUBES = {
     "cube.tif": write_gatan_tiff,
 }
 # Files that all hold the counts (3, 4, 20) from 500 eV in steps of 0.5 eV, 2 nm a pixel, with their writers.
+
+SPECTRA = {"one.msa": write_msa, "one.txt": write_text, "table.npz": write_table}
+# Files of the formats that hold no image.

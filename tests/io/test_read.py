@@ -21,6 +21,7 @@ from eelsflow.io.read import read_low_loss, read_spectrum_image
 from eelsflow.io.tables import read_spectra_table
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.spectrum_image import build_spectrum_image, check_spectrum_image
+from tests.io.cube_files import copy_to_zarr
 from tests.strategies import examples, fractions
 
 ENERGY = {"name": "Energy loss", "units": "eV", "scale": 0.5, "offset": 500.0}
@@ -50,18 +51,6 @@ def make_signal(data: np.ndarray, *axes: dict[str, Any], signal_type: str = "EEL
     }
 
 
-def copy_to_zarr(source: h5py.Group, target: zarr.Group) -> None:
-    """Copy a .hspy tree to the zarr v2 tree of a .zspy file: the writer of rosettasciio needs zarr 2."""
-    for key, value in source.attrs.items():
-        target.attrs[key] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    for key, value in source.items():
-        if isinstance(value, h5py.Group):
-            copy_to_zarr(value, target.require_group(key))
-        else:
-            array = target.create_array(key, shape=value.shape, dtype=value.dtype, chunks=(2, *value.shape[1:]))
-            array[...] = value[()]
-
-
 def write(path: Path, signal: dict[str, Any]) -> Path:
     if path.suffix == ".zspy":
         with h5py.File(write(path.with_suffix(".hspy"), signal)) as file:
@@ -79,7 +68,7 @@ def served(monkeypatch):
     """Let the reader of .hspy files return these signals, as only other formats would."""
 
     def serve(path: Path, *signals: dict[str, Any]) -> xr.DataArray:
-        path.write_bytes(b"x")
+        h5py.File(path, "w").close()
         module = importlib.import_module("rsciio.hspy")
         monkeypatch.setattr(module, "file_reader", lambda name, lazy=False: list(signals))
         return read_spectrum_image(path)
@@ -247,7 +236,7 @@ def test_reader_that_warns_and_logs_is_quiet_and_its_warnings_are_kept(tmp_path,
         return [make_signal(make_counts(3, 20), X, ENERGY)]
 
     monkeypatch.setattr(importlib.import_module("rsciio.hspy"), "file_reader", file_reader)
-    (tmp_path / "a.hspy").write_bytes(b"x")
+    h5py.File(tmp_path / "a.hspy", "w").close()
     image = read_spectrum_image(tmp_path / "a.hspy")
     assert json.loads(image.attrs["metadata"])["notes"] == ["UserWarning: the clock is wrong"]
     assert caplog.records == []
@@ -435,7 +424,7 @@ def read_or_refuse(path: Path) -> None:
 
 def test_hdf5_file_that_takes_for_ever_is_refused(tmp_path, intact, monkeypatch):
     (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
-    monkeypatch.setattr("eelsflow.io.damage.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("eelsflow.io.hdf5.PROBE_SECONDS", 0.01)
     with pytest.raises(
         UnreadableFileError, match=r"a\.hspy is damaged: its names and attributes took more than 0.01 s"
     ):
@@ -444,7 +433,8 @@ def test_hdf5_file_that_takes_for_ever_is_refused(tmp_path, intact, monkeypatch)
 
 def test_hdf5_file_that_crashes_the_library_is_refused(tmp_path, intact, monkeypatch):
     (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
-    monkeypatch.setattr("eelsflow.io.damage._PROBE", "import os; os.abort()")
+    (tmp_path / "probe.py").write_text("import os; os.abort()")
+    monkeypatch.setattr("eelsflow.io.hdf5._PROBE", tmp_path / "probe.py")
     with pytest.raises(UnreadableFileError, match=r"made the HDF5 library crash \(signal 6\)"):
         read_spectrum_image(tmp_path / "a.hspy")
 

@@ -1,6 +1,10 @@
 import json
+import shutil
+import struct
 import sys
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -10,7 +14,8 @@ from eelsflow.errors import InputError, MissingDependencyError, UnreadableFileEr
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.report.map_figure import save_map_tiff
 from eelsflow.spectrum_image import check_spectrum_image
-from tests.io.cube_files import COUNTS, CUBES, write_panta_rhei, write_ripple, write_ser
+from tests.io.cube_files import COUNTS, CUBES, write_nion_hdf5, write_panta_rhei, write_ripple, write_ser
+from tests.io.dm_files import write_dm
 
 
 @pytest.mark.parametrize("name", CUBES)
@@ -23,7 +28,7 @@ def test_file_of_each_format_gives_the_same_image(cubes, name):
     assert image.attrs["sha256"] == digest_file(cubes / name)
 
 
-@pytest.mark.parametrize("name", ["cube.hspy", "velox.emd", "cube.rpl"])
+@pytest.mark.parametrize("name", ["cube.dm3", "cube.dm4", "cube.hspy", "cube.zspy", "velox.emd", "cube.rpl"])
 def test_lazy_counts_are_the_same(cubes, name):
     image = read_spectrum_image(cubes / name, lazy=True)
     assert image.chunks is not None
@@ -47,6 +52,41 @@ def test_ripple_file_without_its_counts_or_with_others_is_refused(tmp_path):
         read_spectrum_image(path)
     raw.unlink()
     with pytest.raises(UnreadableFileError, match=r"a\.raw, which is missing: copy both"):
+        read_spectrum_image(path)
+
+
+def test_big_endian_dm_file_is_refused_rather_than_misread(tmp_path):
+    path = write_dm(tmp_path / "a.dm3", COUNTS, start=500.0, step=0.5, pixel_nm=2.0, little_endian=False)
+    with pytest.raises(UnreadableFileError, match="its numbers are big-endian"):
+        read_spectrum_image(path)
+
+
+def test_array_that_was_never_written_is_refused_before_memory_is_filled_with_zeros(tmp_path):
+    path = write_nion_hdf5(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        properties = file["data"].attrs["properties"]
+        del file["data"]
+        file.create_dataset("data", (1 << 20, 1 << 20, 20), "f4", chunks=(64, 64, 20)).attrs["properties"] = properties
+    with pytest.raises(UnreadableFileError, match="array /data announces 87960930222080 bytes, and 0 are stored"):
+        read_spectrum_image(path)
+
+
+def test_damaged_chunk_of_lazy_counts_is_told_when_they_are_computed(cubes, tmp_path):
+    path = Path(shutil.copytree(cubes / "cube.zspy", tmp_path / "a.zspy"))
+    chunk = next(path.rglob("data/0.0.0"))
+    chunk.write_bytes(chunk.read_bytes()[:16] + bytes(chunk.stat().st_size - 16))
+    image = read_spectrum_image(path, lazy=True)
+    with pytest.raises(UnreadableFileError, match=r"a\.zspy is not a readable HyperSpy zarr file") as error:
+        image.compute()
+    assert "\n" not in str(error.value)
+
+
+def test_spectrum_longer_than_its_ser_file_is_refused(tmp_path):
+    path = write_ser(tmp_path / "a.ser")
+    content = path.read_bytes()
+    length = content.index(struct.pack("<HI", 7, 20)) + 2
+    path.write_bytes(content[:length] + struct.pack("<I", 1 << 29) + content[length + 4 :])
+    with pytest.raises(UnreadableFileError, match="is truncated: it announces 12 spectra"):
         read_spectrum_image(path)
 
 

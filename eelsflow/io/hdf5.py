@@ -1,0 +1,71 @@
+"""What protects the program from broken HDF5 files: their library crashes, hangs or fills the memory over some."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from eelsflow.errors import UnreadableFileError
+from eelsflow.io import hdf5_probe
+
+PROBE_SECONDS = 30.0
+"""How long the names and attributes of a file may take to read; usual are .3 s."""
+_PROBE = Path(hdf5_probe.__file__)
+
+_BELIEVED_BYTES = 1 << 26
+_COMPRESSION = 1100
+"""How many times larger than on disk counts may be: deflate reaches 1032."""
+
+
+def require_readable_hdf5(path: Path) -> None:
+    """Refuse a file whose damage makes the HDF5 library run for ever or crash: a process of its own looks first.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the names, attributes, small arrays and chunk indices in the file cannot be read within `PROBE_SECONDS` and
+        `eelsflow.io.hdf5_probe.MEMORY`.
+    """
+    problem = f"took more than {PROBE_SECONDS:g} s to read, where fractions of a second are usual"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", str(_PROBE), str(path)], capture_output=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        pass
+    else:
+        if done.returncode == hdf5_probe.TOO_MUCH_MEMORY:
+            problem = "ask for more memory than there can be in them"
+        elif done.returncode >= 0:  # what it raises is raised again, with more to say, when the file is read
+            return
+        else:
+            problem = f"made the HDF5 library crash (signal {-done.returncode})"
+    raise UnreadableFileError(f"{path} is damaged: its names and attributes {problem}; copy it again")
+
+
+def require_stored(path: Path, dataset: h5py.Dataset) -> None:
+    """Refuse an array that is so much larger than its bytes on disk that most of it was never written.
+
+    The HDF5 library would fill memory with zeros, as much as a damaged size says.
+    """
+    n_bytes, n_stored = int(dataset.nbytes), int(dataset.id.get_storage_size())
+    if n_bytes > max(_BELIEVED_BYTES, _COMPRESSION * n_stored):
+        raise UnreadableFileError(
+            f"{path} is damaged or was never finished: its array {dataset.name} announces {n_bytes} bytes, and "
+            f"{n_stored} are stored; copy it again"
+        )
+
+
+def require_all_stored(path: Path) -> None:
+    """Refuse a file any array of which `require_stored` refuses; for readers that read them all."""
+
+    def visit(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape is not None:
+            require_stored(path, item)
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)

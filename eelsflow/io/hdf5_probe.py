@@ -1,0 +1,62 @@
+"""Look into an HDF5 file, in a process that may crash or hang over it: ``python hdf5_probe.py FILE``.
+
+It imports nothing of eelsflow, so that it starts in a tenth of a second. Exit status 0: all could be read; 3: it asked
+for more memory than `MEMORY`; 1: something could not be read, which whoever reads it next will say better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import h5py
+
+MEMORY = 4 << 30
+"""Address space: names, attributes and small arrays need a hundredth of it."""
+TOO_MUCH_MEMORY = 3
+SMALL_BYTES = 1 << 20
+"""Arrays of at most as many bytes are read whole; of larger ones the index of their chunks is."""
+
+
+def look(item: Any) -> None:
+    """Read the attributes of a group or dataset, and what a dataset holds or where its chunks are."""
+    for key in item.attrs:
+        item.attrs[key]
+    if not isinstance(item, h5py.Dataset):
+        return
+    if item.chunks is not None:
+        item.id.get_num_chunks()
+        if hasattr(item.id, "chunk_iter"):
+            item.id.chunk_iter(lambda _: None)
+    if item.nbytes <= SMALL_BYTES:
+        item[()]
+
+
+def main(path: str) -> None:
+    """Look at everything in a file."""
+    with contextlib.suppress(ImportError, ValueError):  # not on every system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    failures: list[Exception] = []
+
+    def visit(_: str, item: Any) -> None:
+        try:
+            look(item)
+        except Exception as error:  # of any kind; the next item may be the one that crashes
+            failures.append(error)
+
+    try:
+        with h5py.File(path, "r") as file:
+            visit("", file)
+            file.visititems(visit)
+    except Exception as error:  # the same
+        failures.append(error)
+    if any(isinstance(error, MemoryError) or "allocat" in str(error) for error in failures):
+        sys.exit(TOO_MUCH_MEMORY)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
