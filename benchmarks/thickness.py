@@ -24,7 +24,7 @@ from eelsflow.preprocess.presets import Spatial, resolve_preset
 from eelsflow.simulate import KNOWN_FIELDS, PRESETS, LowLossRecording, plan_directory, simulate_acquisition
 from eelsflow.simulate.edges import LowLossParameters
 
-FREE_PATH = 60.0  # nm
+FREE_PATH = 123.5  # nm, the wide simulator's own
 THICKNESS = {0.2: 5.0, 1.0: 1.0}  # t/lambda of a field's median pixel -> dose
 PEAK_TO_MEDIAN = 1.45  # of the thickness over the specimen of a field of particles
 NAMES = ("recommended", "deconvolved")
