@@ -218,7 +218,10 @@ def open_dataset(path: Path | str) -> xr.Dataset:
         _check_seal(path, attrs.pop(_SEAL, None))
         named = attrs.pop("coordinates", [])
         coordinate_names = set(named) if isinstance(named, list) else set()
-        variables = {name: _open_variable(path, array) for name, array in group.arrays()}
+        # One after the other: opened together, what fails besides the first comes out as a traceback later.
+        members = {file.parent.name: group[file.parent.name] for file in sorted(path.glob("*/zarr.json"))}
+        arrays = {name: member for name, member in members.items() if isinstance(member, zarr.Array)}
+        variables = {name: _open_variable(path, array) for name, array in arrays.items()}
     coordinates = {name: variables.pop(name) for name in list(variables) if name in coordinate_names}
     return xr.Dataset(variables, coords=coordinates, attrs=attrs)
 

@@ -135,7 +135,8 @@ Job = tuple[Path, int]
 def read_damaged(target, jobs: list[Job], folder: Path, probe: float) -> None:
     """Send (job, "lost") before each damaged file is read, and (job, outcome) after."""
     # Loads and compiles what reading needs.
-    unread = {whole.name: state for whole in {whole for whole, _ in jobs} if (state := outcome(whole)) != "read"}
+    read = outcome_of_info if probe else outcome
+    unread = {whole.name: state for whole in {whole for whole, _ in jobs} if (state := read(whole)) != "read"}
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     hdf5.PROBE_SECONDS = probe
     if not probe:
@@ -146,7 +147,7 @@ def read_damaged(target, jobs: list[Job], folder: Path, probe: float) -> None:
     for job in jobs:
         path = write_damaged(*job, folder)
         target.send((job, "lost"))
-        target.send((job, outcome(path)))
+        target.send((job, read(path)))
         remove(path)
     target.close()
 
@@ -159,7 +160,8 @@ def outcomes(jobs: list[Job], folder: Path, *, probe: float = 0, seconds: float 
     jobs, folder
         What is damaged, and where the copies are written.
     probe
-        How long the process that looks into HDF5 files first may take, in seconds; 0: there is none.
+        How long the process that looks into HDF5 files first may take, in seconds, for ``eelsflow info`` alone; 0:
+        there is no such process, and files are read whole and lazily besides.
     seconds
         How long one file may take.
     """
