@@ -3,8 +3,10 @@
     python -m benchmarks.thickness [--training 132] [--acquisitions 36] [--seed 2000]
 
 Fields of the wide simulator whose specimen is .2 and 1 mean free paths thick in the middle, otherwise the same (shapes,
-scene, instrument), the thin ones at five times the dose so that the edges have equal counts. References from other
-fields of the wide simulator, with its own thicknesses, of the same preset. Reproduces the table of
+scene, instrument), the thin ones at five times the dose so that the edges have equal counts, and the thick ones on a
+film five times as thick, so that nothing but plural scattering differs; the film holds no oxygen of its own, which the
+simulator does not scatter. References from other fields of the wide simulator, with its own thicknesses and films, of
+the same preset. Reproduces the table of
 docs/decisions/0021-low-loss.md.
 """
 
@@ -53,7 +55,6 @@ def fields(n: int, *, seed: int, pixels: int, parameters) -> Iterator[tuple[floa
                 )
             except InputError as error:
                 print(f"{planned.name}: {error}")
-                break
             found[name] = to_field(product, pair.truth)
         if len(found) == len(NAMES):
             thickness = pair.truth["t_over_lambda"].values[found[NAMES[0]].specimen]
@@ -72,12 +73,15 @@ def main() -> None:
     print(f"training: t/lambda of fields {np.quantile([t for t, _ in training], [0, 0.5, 1]).round(2)}")
     print(f"{'preset':14}{'t/lambda':>10}{'pure':>8}{'mixed':>8}{'fraction rmse':>15}{'n':>5}")
     for thickness, dose in THICKNESS.items():
+        film = thickness / max(THICKNESS)
         peak = PEAK_TO_MEDIAN * thickness * FREE_PATH
         parameters = wide.model_copy(
             update={
                 "low_loss": wide.low_loss.model_copy(update={"mean_free_path": (FREE_PATH, FREE_PATH)}),
                 "specimen": wide.specimen.model_copy(update={"peak_thickness": (peak, peak)}),
-                "levels": wide.levels.model_copy(update={"dose": (dose, dose)}),
+                "levels": wide.levels.model_copy(
+                    update={"dose": (dose, dose), "film_oxygen": (0.0, 0.0), "support_factor": (film, film)}
+                ),
             }
         )
         assert isinstance(parameters.low_loss, LowLossParameters)

@@ -14,6 +14,7 @@ import h5py
 
 MEMORY = 4 << 30
 """Address space: names, attributes and small arrays need a hundredth of it."""
+CPU_SECONDS = 60
 TOO_MUCH_MEMORY = 3
 SMALL_BYTES = 1 << 20
 """Arrays of at most as many bytes are read whole; of larger ones the index of their chunks is."""
@@ -39,6 +40,8 @@ def main(path: str) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        # Whoever waits may be killed first; nothing would end a process that hangs then.
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     failures: list[Exception] = []
 
     def visit(_: str, item: Any) -> None:
