@@ -3,10 +3,11 @@
     python -m benchmarks.thickness [--training 132] [--acquisitions 36] [--seed 2000]
 
 Fields of the wide simulator whose specimen is .2 and 1 mean free paths thick in the middle, otherwise the same (shapes,
-scene, instrument), the thin ones at five times the dose so that the edges have equal counts, and the thick ones on a
-film five times as thick, so that nothing but plural scattering differs; the film holds no oxygen of its own, which the
-simulator does not scatter. References from other fields of the wide simulator, with its own thicknesses and films, of
-the same preset. Reproduces the table of
+scene, instrument, dose), the thick ones on a film five times as thick, so that nothing but plural scattering differs;
+the film holds no oxygen of its own, which the simulator does not scatter. At equal dose both edges are equally clear:
+of five times as many atoms exp(-.8) show their edge unscattered, and the noise of the background has grown by sqrt(5).
+References from other fields of the wide simulator, with its own thicknesses and films, of the same preset.
+Reproduces the table of
 docs/decisions/0021-low-loss.md.
 """
 
@@ -27,7 +28,8 @@ from eelsflow.simulate import KNOWN_FIELDS, PRESETS, LowLossRecording, plan_dire
 from eelsflow.simulate.edges import LowLossParameters
 
 FREE_PATH = 123.5  # nm, the wide simulator's own
-THICKNESS = {0.2: 5.0, 1.0: 1.0}  # t/lambda of a field's median pixel -> dose
+THICKNESS = (0.2, 1.0)  # t/lambda of a field's median pixel
+DOSE = (1.0, 1.0)
 PEAK_TO_MEDIAN = 1.45  # of the thickness over the specimen of a field of particles
 NAMES = ("recommended", "deconvolved")
 
@@ -72,7 +74,7 @@ def main() -> None:
     known = {name: fit_references([found[name] for _, found in training]) for name in NAMES}
     print(f"training: t/lambda of fields {np.quantile([t for t, _ in training], [0, 0.5, 1]).round(2)}")
     print(f"{'preset':14}{'t/lambda':>10}{'pure':>8}{'mixed':>8}{'fraction rmse':>15}{'n':>5}")
-    for thickness, dose in THICKNESS.items():
+    for thickness in THICKNESS:
         film = thickness / max(THICKNESS)
         peak = PEAK_TO_MEDIAN * thickness * FREE_PATH
         parameters = wide.model_copy(
@@ -80,7 +82,7 @@ def main() -> None:
                 "low_loss": wide.low_loss.model_copy(update={"mean_free_path": (FREE_PATH, FREE_PATH)}),
                 "specimen": wide.specimen.model_copy(update={"peak_thickness": (peak, peak)}),
                 "levels": wide.levels.model_copy(
-                    update={"dose": (dose, dose), "film_oxygen": (0.0, 0.0), "support_factor": (film, film)}
+                    update={"dose": DOSE, "film_oxygen": (0.0, 0.0), "support_factor": (film, film)}
                 ),
             }
         )

@@ -17,7 +17,7 @@ from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis, format_window
 from eelsflow.errors import EdgeOutOfRangeError, EelsflowError, InputError
-from eelsflow.io.counts import LAZY_BYTES
+from eelsflow.io.counts import LAZY_BYTES, with_finite_counts
 from eelsflow.io.read import read_low_loss, read_spectrum_image
 from eelsflow.io.tables import read_separate_ranges, read_spectra_table
 from eelsflow.io.zarr_store import blocks
@@ -113,9 +113,10 @@ def describe(
         nominal; ``edges`` in range on the nominal axis, with ``edge_onsets`` in eV; ``edge`` that the following refer
         to; ``energy_offset`` {value, error}, eV to add to the nominal axis at the reference energy, 1 sigma;
         ``offsets`` {edge: {value, error}} of every edge that shows, and a warning where they disagree;
+        ``lost_pixels`` {nan, empty, saturated} that take no part (see `eelsflow.preprocess.lost`);
         ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
-        specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean}; ``file``, ``format``, ``signal``,
-        ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``; ``low_loss`` {file, shape, zero_loss {mean, spread,
+        specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean} of the finite ones; ``file``,
+        ``format``, ``signal``, ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``; ``low_loss`` {file, shape, zero_loss {mean, spread,
         low, high}, offset {value, error}, resolution, t_over_lambda {median, low, high}, thickness (the same in nm, or
         null), instrument {beam_energy keV, convergence_angle, collection_angle mrad}}: positions on the nominal axis
         and widths in eV, the spread the standard deviation over the scan, the offset minus the mean position. What
@@ -200,6 +201,7 @@ def describe(
         "edge": estimated_for.name if estimated_for else None,
         "energy_offset": _offset_values(offset) if offset else None,
         "offsets": {name: _offset_values(estimate) for name, estimate in offsets.items()},
+        "lost_pixels": acquisition.losses.numbers if acquisition else None,
         "spikes": spikes,
         "dead_channels": dead,
         "background_fraction": vacuum.fraction if vacuum else None,
@@ -225,7 +227,7 @@ def _describe_low_loss(
     if stride > 1:
         warnings.append(f"the low loss is large: every {stride}th pixel along either side was measured")
     try:
-        measured = measure_low_loss(low[::stride, ::stride])
+        measured = measure_low_loss(with_finite_counts(file, low[::stride, ::stride]))
     except InputError as problem:
         if given is not None:
             raise InputError(f"{file}: {problem}") from problem
@@ -282,6 +284,7 @@ def _describe_separate_ranges(
         "energy_loss",
         "edge",
         "energy_offset",
+        "lost_pixels",
         "spikes",
         "dead_channels",
         "background_fraction",
@@ -336,7 +339,7 @@ def format_description(description: dict[str, Any]) -> str:
     """Return a description (see `describe`) as aligned lines for a terminal."""
     n_y, n_x, n_channels = description["shape"]
     axis, counts = description["energy_loss"], description["counts"]
-    spikes, noise = description["spikes"], description["noise"]
+    spikes, noise, lost = description["spikes"], description["noise"], description["lost_pixels"]
     vacuum, dead = description["background_fraction"], description["dead_channels"]
     kind = "spectrum image" if n_y > 1 else "line scan" if n_x > 1 else "single spectrum"
     if description["pixel_unit"] == "px":
@@ -360,6 +363,9 @@ def format_description(description: dict[str, Any]) -> str:
             for name, offset in description["offsets"].items()
         )
         or unknown,
+        "lost pixels": unknown
+        if lost is None
+        else ", ".join(f"{number} {kind}" for kind, number in lost.items() if number) or "none",
         "spikes": f"{spikes['channels']} channels in {spikes['pixels']} pixels" if spikes else unknown,
         "dead channels": unknown if dead is None else ", ".join(str(channel) for channel in dead) or "none",
         "background pixels": unknown if vacuum is None else f"{100 * vacuum:.1f} %",
@@ -439,7 +445,7 @@ def _learn(
 def _other_offsets(acquisition: Acquisition, edge: Edge) -> dict[str, OffsetEstimate]:
     """Return the offsets at the other shipped edges that the mean spectrum shows; most specimens show none."""
     fitted = acquisition.fitted
-    n_specimen = int((~acquisition.vacuum.mask).sum()) if acquisition.vacuum else int(np.prod(acquisition.shape))
+    n_specimen = sum(int(part.specimen.sum()) for part in acquisition.parts)
     variance = fitted.noise.variance(acquisition.mean_spectrum) / n_specimen
     offsets = {}
     for name, other in SHIPPED.items():
@@ -480,10 +486,15 @@ def _offset_values(estimate: OffsetEstimate) -> dict[str, float]:
 
 
 def _count_range(parts: list[Part]) -> dict[str, float]:
-    """Return least, greatest and mean count, one block in memory at a time."""
+    """Return least, greatest and mean finite count, one block in memory at a time."""
     least, greatest, total, n_values = np.inf, -np.inf, 0.0, 0
     for part in parts:
         counts = part.read()
-        least, greatest = min(least, float(counts.min())), max(greatest, float(counts.max()))
-        total, n_values = total + float(counts.sum(dtype=np.float64)), n_values + counts.size
+        if counts.dtype.kind == "f" and not (finite := np.isfinite(counts)).all():
+            counts = counts[finite]
+        if counts.size:
+            least, greatest = min(least, float(counts.min())), max(greatest, float(counts.max()))
+            total, n_values = total + float(counts.sum(dtype=np.float64)), n_values + counts.size
+    if not n_values:
+        raise InputError("the image holds no finite count at all: export the raw counts again")
     return {"min": least, "max": greatest, "mean": total / n_values}

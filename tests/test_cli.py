@@ -207,7 +207,7 @@ def test_output_below_a_regular_file_is_refused(eelsflow, study, cube, tmp_path)
 def corrupt(cube, kind):
     counts = cube.values.astype(np.float32)
     if kind == "NaN":
-        counts[3, 4, 100:200] = np.nan
+        counts[3:10, :, 100:200] = np.nan
     elif kind == "negative":
         counts[:] -= 200
     else:  # the support film alone: no oxygen edge anywhere

@@ -1,4 +1,4 @@
-"""Counts of a file: readable and finite, or refused now or when they are computed."""
+"""Counts of a file: readable and finite, or refused now or when they are computed; of an image, in some pixels."""
 
 from __future__ import annotations
 
@@ -50,11 +50,21 @@ def guarded(path: Path, format_name: str, counts: dask.array.Array) -> dask.arra
     return dask.array.from_array(source, chunks=counts.chunks, name=f"guarded-{counts.name}", asarray=False)
 
 
+def with_whole_pixels(path: Path, image: xr.DataArray) -> xr.DataArray:
+    """Refuse an image of which every pixel holds NaN or infinite counts; a large one on disk is left to preparation.
+
+    Pixels that do, beside others that do not, are lost (see `eelsflow.preprocess.lost`).
+    """
+    if image.dtype.kind == "f" and _is_at_hand(image) and not np.isfinite(image.values).all(axis=-1).any():
+        _require_finite(image.values, source=str(path))
+    return image
+
+
 def with_finite_counts(path: Path, image: xr.DataArray) -> xr.DataArray:
     """Refuse NaN and infinite counts now, or when they are computed if the image is large and on disk."""
     if image.dtype.kind != "f":
         return image
-    if image.chunks is None and (image.variable._in_memory or image.nbytes <= LAZY_BYTES):
+    if _is_at_hand(image):
         _require_finite(image.values, source=str(path))
         return image
     lazy = image if image.chunks is not None else image.chunk({"y": 64, "x": 64, "energy_loss": -1})
@@ -62,11 +72,15 @@ def with_finite_counts(path: Path, image: xr.DataArray) -> xr.DataArray:
     return lazy.copy(data=checked)
 
 
+def _is_at_hand(image: xr.DataArray) -> bool:
+    return image.chunks is None and (image.variable._in_memory or image.nbytes <= LAZY_BYTES)
+
+
 def _require_finite(counts: NDArray[Any], *, source: str) -> NDArray[Any]:
     n_bad = int(counts.size - np.isfinite(counts).sum())
     if n_bad:
         raise UnreadableFileError(
             f"{source} holds {n_bad} counts that are NaN or infinite among {counts.size}; a fit over them has no "
-            "meaning: export the raw counts again, or replace these values"
+            "meaning: export the raw counts again, replace these values, or cut off channels that never hold a count"
         )
     return counts

@@ -36,7 +36,7 @@ def read_spectrum_image(path: Path | str, *, lazy: bool | None = None) -> xr.Dat
     ------
     UnreadableFileError
         If the file is missing, damaged, of an unknown format, holds no energy-loss spectra, or counts that are not
-        finite. Of lazy counts the latter is found when they are computed.
+        finite in every pixel. Of lazy counts the latter is found when they are prepared.
     InputError
         If the energy axis of more than one spectrum is not uniform, or there are more than two navigation axes.
     MissingDependencyError
@@ -61,7 +61,7 @@ def read_spectrum_image(path: Path | str, *, lazy: bool | None = None) -> xr.Dat
         image = read_text(path)
     else:
         image = read_with_rosettasciio(path, one, lazy=lazy and one.lazy)
-    return counts.with_finite_counts(path, image)
+    return counts.with_whole_pixels(path, image)
 
 
 def read_low_loss(path: Path | str, *, lazy: bool | None = None) -> xr.DataArray | None:
@@ -80,7 +80,7 @@ def read_low_loss(path: Path | str, *, lazy: bool | None = None) -> xr.DataArray
     Raises
     ------
     UnreadableFileError, InputError, MissingDependencyError
-        As `read_spectrum_image`.
+        As `read_spectrum_image`; here any count that is not finite is refused, of lazy counts when they are computed.
     """
     path = Path(path)
     one = _require_format(path)

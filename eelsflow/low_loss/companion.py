@@ -16,7 +16,7 @@ from eelsflow.io.zarr_store import Block, read_counts
 from eelsflow.low_loss.deconvolution import fourier_ratio
 from eelsflow.low_loss.elastic import ElasticPart
 from eelsflow.low_loss.instrument import Instrument, instrument_of
-from eelsflow.low_loss.pair import describe_low_loss, locate_zero_loss, mended
+from eelsflow.low_loss.pair import describe_low_loss, locate_zero_loss, mended, without_gaps
 from eelsflow.low_loss.thickness import mean_free_path
 from eelsflow.preprocess.companion import Companion
 from eelsflow.preprocess.noise import NoiseModel
@@ -219,4 +219,4 @@ class FourierRatio:
 
     def _read(self, block: Block) -> NDArray[np.floating]:
         counts = read_counts(self.source, block) if isinstance(self.source, Path) else self.source[block.y, block.x]
-        return mended(counts.reshape(-1, counts.shape[-1]), self.dead_channels)
+        return mended(without_gaps(counts.reshape(-1, counts.shape[-1])), self.dead_channels)

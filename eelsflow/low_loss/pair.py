@@ -218,7 +218,7 @@ def locate_zero_loss(image: xr.DataArray, *, max_drift: float = 5.0) -> Measured
     """Find the zero-loss peak of every pixel; takes and raises what `measure_low_loss` does."""
     check_spectrum_image(image)
     axis = energy_axis(image)
-    counts = np.asarray(image.values)
+    counts = without_gaps(np.asarray(image.values))
     dead = _dead_channels(counts)
     counts = mended(counts, dead)
     zero_loss = measure_zero_loss(axis.values, counts, max_drift=max_drift)
@@ -253,6 +253,13 @@ def _noise_above(axis: EnergyAxis, counts: NDArray[np.floating], zero_loss: Zero
         except InputError:  # nothing fluctuates there: a vacuum, or a simulation without noise
             pass
     return NoiseModel(1.0, 0.0, np.ones(1))
+
+
+def without_gaps(counts: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return counts with spectra that hold NaN or infinity set to zero: they show no zero-loss peak."""
+    if counts.dtype.kind != "f":
+        return counts
+    return np.where(np.isfinite(counts).all(axis=-1, keepdims=True), counts, counts.dtype.type(0))
 
 
 def _dead_channels(counts: NDArray[np.generic]) -> list[int]:

@@ -19,7 +19,7 @@ from eelsflow.unmixing.references import mean_shape
 from eelsflow.unmixing.structure import STRUCTURED
 
 VACUUM = -1
-"""Class index of pixels without specimen."""
+"""Class index of pixels without specimen, and of lost ones."""
 
 Rows = NDArray[np.floating]
 
@@ -33,7 +33,7 @@ class PixelMap:
     classes
         Names, in the order of every array with classes.
     class_index
-        Shape (y, x); -1 where there is no specimen.
+        Shape (y, x); -1 where there is no specimen, or where the pixel is lost.
     probability
         Of each class, shape (y, x, classes); NaN where there is no specimen.
     fraction, fraction_error

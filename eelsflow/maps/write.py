@@ -85,6 +85,7 @@ def write_map(
         found.classes,
         found.class_index,
         found.confidence,
+        lost=product["lost"].values,
         pixel_size=summary["pixel_size"],
         pixel_unit=summary["pixel_unit"],
         fraction=found.fraction,
@@ -112,13 +113,15 @@ def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings
             "mean_probability": float(confidence[chosen].mean()) if chosen.any() else None,
             "mean_fraction": float(fraction[known].mean()) if known.any() else None,
         }
+    lost: dict[str, int] = attrs["lost_pixels"]
     pixel_size, unit = float(attrs["pixel_size"]), attrs["pixel_unit"]
     reach = float(attrs.get("spatial_reach", 0.0))
     return {
         "source": attrs["source"],
         "sha256": attrs["sha256"],
         "pixels": int(specimen.size),
-        "background_pixels": int(specimen.size - specimen.sum()),
+        "background_pixels": int(specimen.size - specimen.sum()) - sum(lost.values()),
+        "lost_pixels": lost,
         "classes": classes,
         "energy_offset": {
             "value": _finite(attrs["energy_offset"]),
@@ -149,6 +152,7 @@ def _map_dataset(found: PixelMap, product: xr.Dataset, summary: dict[str, Any]) 
             "fraction": (by_class, found.fraction),
             "fraction_error": (by_class, found.fraction_error, {"sigma": 1}),
             "unknown": (by_pixel, found.unknown),
+            "lost": (by_pixel, product["lost"].values),
             "distance": (by_pixel, found.distance),
             "effective_spectra": (by_pixel, found.effective_spectra),
         },

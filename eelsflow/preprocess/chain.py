@@ -37,6 +37,7 @@ from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentMoments, ExponentPrior, exponent_moments, fit_power_law, pooled_prior
 from eelsflow.preprocess.companion import Companion, settle_offset
 from eelsflow.preprocess.kernels import add_channels
+from eelsflow.preprocess.lost import Losses, find_losses
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
 from eelsflow.preprocess.pca import Moments, Pca, PilotSums, fit_pca
 from eelsflow.preprocess.presets import MAX_OFFSET, Preset
@@ -105,6 +106,7 @@ class Acquisition:
     shape: tuple[int, int]
     vacuum: VacuumMask | None
     mean_spectrum: NDArray[np.float64]
+    losses: Losses
     edge_offset: OffsetEstimate | None = None
     companion: Companion | None = None
     warnings: tuple[str, ...] = ()
@@ -129,7 +131,8 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset, companion: Compa
     xarray.Dataset
         The prepared product: ``intensity`` and ``variance`` (y, x, energy_loss), background-subtracted and not
         normalised, on the edge's wide window (NaN where the detector ended, see ``valid``); ``vacuum_mask``,
-        ``background_status``, ``background_amplitude``, ``background_exponent`` and ``spike_channels`` (y, x);
+        ``lost``, ``background_status``, ``background_amplitude``, ``background_exponent`` and ``spike_channels``
+        (y, x): lost pixels (see `eelsflow.preprocess.lost`) are NaN and masked as vacuum is;
         ``mean_energy_loss``, ``mean_spectrum`` and ``mean_background`` (native_channel) of the specimen pixels; and
         what was found, in the attributes. With a spatial step also ``gathered`` and ``gathered_variance``
         (y, x, energy_loss), what neighbours lend taken in, and ``effective_spectra`` (y, x), of how many pixels each is
@@ -140,7 +143,7 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset, companion: Compa
     EdgeOutOfRangeError
         If the axis cannot show the edge.
     InputError
-        If counts are not finite, there is no specimen, or the edge cannot be found in them.
+        If more than a fifth of the pixels is lost, there is no specimen, or the edge cannot be found in the counts.
     SpectrumImageSchemaError
         If the image does not follow the schema.
     """
@@ -210,7 +213,12 @@ def fit_acquisition(
     """
     crew = _Crew(executor or LoopExecutor(), list(parts), shape)
     surveys = crew.map(survey_part, int(np.prod(shape)), label="survey counts")
-    sample, noise, warnings = judge_surveys(surveys, width=shape[1])
+    losses = find_losses([survey.traces for survey in surveys], crew)
+    losses.require_few()
+    crew.learn_lost(losses.mask)
+    sample, noise, warnings = judge_surveys(surveys, losses.mask)
+    if losses.sentence:
+        warnings.append(losses.sentence)
     fitted = Fitted(axis, edge, noise, dead_channels=np.zeros(axis.size, dtype=bool))
     vacuum: VacuumMask | None = None
     mean_spectrum: NDArray[np.float64] | None = None
@@ -260,7 +268,7 @@ def fit_acquisition(
         crew.visit(_nothing_more, label="find spikes")
     warnings += _warnings_about(fitted, crew)
     return Acquisition(
-        fitted, preset, tuple(crew.parts), shape, vacuum, mean_spectrum, edge_offset, companion, tuple(warnings)
+        fitted, preset, tuple(crew.parts), shape, vacuum, mean_spectrum, losses, edge_offset, companion, tuple(warnings)
     )
 
 
@@ -311,6 +319,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "variance": empty_variable(spectra, (n_y, n_x, axis.size), np.float32, units="counts^2"),
             "valid": ("energy_loss", valid),
             "vacuum_mask": empty_variable(pixels, (n_y, n_x), np.bool_),
+            "lost": empty_variable(pixels, (n_y, n_x), np.bool_),
             "background_status": empty_variable(pixels, (n_y, n_x), np.uint8),
             "background_amplitude": empty_variable(pixels, (n_y, n_x), np.float32, units="counts"),
             "background_exponent": empty_variable(pixels, (n_y, n_x), np.float32),
@@ -342,6 +351,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "spatial_reach": 0.0,
             "pca_rank": fitted.pca.rank if fitted.pca else -1,
             "vacuum_separation": acquisition.vacuum.separation if acquisition.vacuum else None,
+            "lost_pixels": acquisition.losses.numbers,
             "n_spike_pixels": n_spike_pixels,
             "n_spike_channels": n_spike_channels,
             "dead_channels": np.flatnonzero(fitted.dead_channels).tolist(),
@@ -364,6 +374,7 @@ class _Crew:
         self.executor = executor
         self.parts = parts
         self.shape = shape
+        self.lost = np.zeros(shape, dtype=bool)
         self.postponed: list[Task] = []
 
     def map(self, function: Callable[..., Result], *args: Any, label: str) -> list[Result]:
@@ -420,6 +431,14 @@ class _Crew:
     def n_specimen(self) -> int:
         """Pixels that hold specimen, as far as is known."""
         return sum(int(part.specimen.sum()) for part in self.parts)
+
+    def learn_lost(self, mask: NDArray[np.bool_]) -> None:
+        """Keep which pixels of each block are lost; `mask` has the shape (y, x) of the image."""
+        self.lost = mask
+        masks = [mask[part.block.y, part.block.x].ravel() for part in self.parts]
+        self.parts = [
+            replace(part, lost=lost) if lost.any() else part for part, lost in zip(self.parts, masks, strict=True)
+        ]
 
     def learn_vacuum(self, mask: NDArray[np.bool_]) -> None:
         """Keep which pixels of each block hold no specimen; `mask` has the shape (y, x) of the image."""
@@ -497,6 +516,8 @@ def _nothing_more(part: Part, raw: NDArray[Any] | None) -> None:
 def _add_to_sets(part: Part, raw: NDArray[Any] | None, sets: Sequence[PilotSums], fitted: Fitted) -> None:
     y, x = np.divmod(part.pixels, part.width)
     number = (y + x) % len(sets)
+    if part.lost is not None:
+        number[part.lost] = len(sets)  # of none
     for rows, spectra in transform_slices(part, raw, fitted):
         for which, sums in enumerate(sets):
             sums.add_spectra(spectra.counts, number[rows] == which)
@@ -591,13 +612,14 @@ def _find_vacuum(crew: _Crew, fitted: Fitted, step: presets.VacuumMask, sample: 
     signal = crew.assemble([signal for signal, *_ in answers])
     if not in_bands:
         if not _few_electrons_tell(fitted):
-            return find_vacuum(signal, method="threshold")
+            return find_vacuum(signal, method="threshold", lost=crew.lost)
         total = crew.assemble([total for *_, total in answers if total is not None])
         noise = signal_variance(mean, energies, *windows, exponent=exponent) * fitted.noise.quantum
-        signal, error = signal_with_total(signal, total, quantum=fitted.noise.quantum, noise=noise)
-        return find_vacuum(signal, method="threshold", signal_error=error)
+        kept = ~crew.lost
+        signal[kept], error = signal_with_total(signal[kept], total[kept], quantum=fitted.noise.quantum, noise=noise)
+        return find_vacuum(signal, method="threshold", signal_error=error, lost=crew.lost)
     features = crew.assemble([bands for _, bands, _ in answers if bands is not None])
-    return find_vacuum(signal, method="kmeans", features=features)
+    return find_vacuum(signal, method="kmeans", features=features, lost=crew.lost)
 
 
 def _spikes_in(sample: Counts, fitted: Fitted) -> NDArray[np.int32] | None:

@@ -669,6 +669,33 @@ def add_channels(counts: NDArray[Any], totals: Double) -> None:
         totals[row] = total
 
 
+@compiled
+def highest_counts(counts: NDArray[Any], rows: NDArray[np.bool_]) -> tuple[float, int, float, int]:
+    """Return the two highest values of the chosen spectra of shape (n, channels), and how many counts have each.
+
+    Minus infinity, and none, for a value that there is not.
+    """
+    first, second = -math.inf, -math.inf
+    n_first, n_second = 0, 0
+    for row in range(counts.shape[0]):
+        if not rows[row]:
+            continue
+        for c in range(counts.shape[1]):
+            value = counts[row, c]
+            if value < second:  # nearly every one
+                continue
+            if value == first:
+                n_first += 1
+            elif value > first:
+                second, n_second = first, n_first
+                first, n_first = float(value), 1
+            elif value == second:
+                n_second += 1
+            else:
+                second, n_second = float(value), 1
+    return first, n_first, second, n_second
+
+
 # --- principal components -------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
-"""Survey raw counts: whether they are counts, what their noise is, and which spectra stand for the image."""
+"""Survey raw counts: whether they are counts, what was lost, what their noise is, and which spectra stand for all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from eelsflow.errors import InputError
 from eelsflow.preprocess.kernels import add_channels
+from eelsflow.preprocess.lost import Traces, trace_losses
 from eelsflow.preprocess.noise import NoiseModel, estimate_noise, sample_indices
 from eelsflow.preprocess.transform import Counts, Part
 
@@ -19,10 +21,9 @@ _MANY_NEGATIVE = 1e-3  # of the counts
 
 @dataclass(frozen=True)
 class Survey:
-    """What one look at raw counts tells."""
+    """What one look at raw counts tells; of pixels that are not finite nothing but that."""
 
-    n_not_finite: int
-    first_not_finite: tuple[int, int] | None
+    traces: Traces
     n_counts: int
     total: float
     lowest: NDArray[np.float64]
@@ -36,57 +37,52 @@ def survey_part(part: Part, n_pixels: int) -> Survey:
     counts = part.read()
     totals = np.empty(len(counts))
     add_channels(counts, totals)
-    # whatever is not finite shows in the sum of its spectrum
-    broken = np.flatnonzero(~np.isfinite(totals))
-    n_not_finite = int(np.count_nonzero(~np.isfinite(counts[broken])))
+    traces = trace_losses(counts, totals)
+    pixels = part.pixels
+    if traces.broken.any():
+        finite = ~traces.broken
+        counts, totals, pixels = counts[finite], totals[finite], pixels[finite]
     negative = np.empty(0) if counts.dtype.kind == "u" else counts[counts < 0].astype(np.float64)
     most = int(_MANY_NEGATIVE * counts.size) + 1
     means = totals / counts.shape[1]
-    pixels = part.pixels
     chosen = np.isin(pixels, sample_indices(n_pixels))
     return Survey(
-        n_not_finite=n_not_finite,
-        first_not_finite=divmod(int(pixels[broken[0]]), part.width) if broken.size else None,
+        traces=traces,
         n_counts=counts.size,
         total=float(totals.sum()),
         lowest=np.partition(negative, most)[:most] if negative.size > most else negative,
-        lowest_pixel=(float(means.min()), int(pixels[means.argmin()])),
+        lowest_pixel=(float(means.min()), int(pixels[means.argmin()])) if means.size else (math.inf, 0),
         sampled=pixels[chosen],
         sample=counts[chosen],
     )
 
 
-def judge_surveys(surveys: Sequence[Survey], width: int) -> tuple[Counts, NoiseModel, list[str]]:
+def judge_surveys(surveys: Sequence[Survey], lost: NDArray[np.bool_]) -> tuple[Counts, NoiseModel, list[str]]:
     """Return spectra that represent the image, shape (n, channels), their noise and warnings; refuse non-counts.
 
     Parameters
     ----------
     surveys
         Of all blocks.
-    width
-        Pixels of the image along x.
+    lost
+        Shape (y, x) of the image: pixels that represent nothing.
 
     Raises
     ------
     InputError
-        If counts are not finite, add up to nothing, or are negative beyond what a read-out explains.
+        If counts add up to nothing, or are negative beyond what a read-out explains.
     """
-    n_not_finite = sum(survey.n_not_finite for survey in surveys)
-    if n_not_finite:
-        y, x = next(survey.first_not_finite for survey in surveys if survey.first_not_finite)
-        raise InputError(
-            f"{n_not_finite} counts are NaN or infinite, the first in the pixel y={y}, x={x}; every step needs the "
-            "counts as they were recorded: repair or cut away these pixels and read the file again"
-        )
     if sum(survey.total for survey in surveys) <= 0:
         raise InputError(
             "the counts of the image add up to zero or less: nothing was recorded, or a background was subtracted "
             "already; prepare the raw counts"
         )
     sampled = np.concatenate([survey.sampled for survey in surveys])
-    sample = np.concatenate([survey.sample for survey in surveys])[np.argsort(sampled)].astype(np.float32)
+    order = np.argsort(sampled)
+    order = order[~lost.ravel()[sampled[order]]]
+    sample = np.concatenate([survey.sample for survey in surveys])[order].astype(np.float32)
     noise = estimate_noise(sample)
-    return sample, noise, _judge_negative(surveys, noise, float(sample.mean()), width)
+    return sample, noise, _judge_negative(surveys, noise, float(sample.mean()), lost.shape[1])
 
 
 def _judge_negative(surveys: Sequence[Survey], noise: NoiseModel, mean: float, width: int) -> list[str]:

@@ -31,7 +31,7 @@ from eelsflow.preprocess.rebin import resampling
 from eelsflow.preprocess.spikes import SpikeReference, neighbors_of
 
 NOT_FITTED = 255
-"""`background_status` where the preset subtracts no background; otherwise see `background.PowerLawStatus`."""
+"""`background_status` without a background, and of lost pixels; otherwise see `background.PowerLawStatus`."""
 
 _CROP_MARGIN = 12  # detector channels kept beyond the wide window, so that its ends are resampled like the rest
 _ROWS_AT_ONCE = 256  # spectra; 2 MiB of single precision stay in the cache
@@ -59,6 +59,9 @@ class Part:
     scores
         Coordinates of the spectra along the acquisition's components, shape (pixels, rank); None before `Pca`. They
         stand for the counts from there on.
+    lost
+        Shape (pixels,), True where nothing was recorded that counts (see `eelsflow.preprocess.lost`); None where no
+        pixel of the block is lost.
     held
         Raw counts of the block, shape (pixels, channels), where they are kept between readings; None otherwise.
     """
@@ -69,6 +72,7 @@ class Part:
     vacuum: NDArray[np.bool_] | None = None
     spikes: NDArray[np.int32] | None = None
     scores: NDArray[np.float32] | None = None
+    lost: NDArray[np.bool_] | None = None
     held: NDArray[Any] | None = None
 
     @property
@@ -85,17 +89,22 @@ class Part:
     @property
     def specimen(self) -> NDArray[np.bool_]:
         """Shape (pixels,): which pixels hold specimen, as far as is known."""
-        return ~self.vacuum if self.vacuum is not None else np.ones(np.prod(self.shape), dtype=bool)
+        specimen = ~self.vacuum if self.vacuum is not None else np.ones(np.prod(self.shape), dtype=bool)
+        return specimen if self.lost is None else specimen & ~self.lost
 
     def read(self) -> NDArray[Any]:
-        """Return the raw counts, shape (pixels, channels), in the type they are stored in; not to be modified."""
+        """Return the raw counts, shape (pixels, channels), in the type they are stored in; not to be modified.
+
+        A lost pixel reads as zeros, which no loop stumbles over; what is learnt leaves it out.
+        """
         if self.held is not None:
-            return self.held
-        if isinstance(self.source, Path):
+            counts = self.held
+        elif isinstance(self.source, Path):
             counts = read_counts(self.source, self.block)
         else:
             counts = np.asarray(self.source[self.block.y, self.block.x])
-        return counts.reshape(-1, counts.shape[-1])
+        counts = counts.reshape(-1, counts.shape[-1])
+        return counts if self.lost is None else np.where(self.lost[:, None], counts.dtype.type(0), counts)
 
     def hold(self) -> Part:
         """Return the block with its raw counts, for all later readings."""
@@ -357,8 +366,14 @@ def finish(part: Part, fitted: Fitted) -> dict[str, NDArray[Any]]:
         background[:, 0], background[:, 1] = amplitude, exponent
         background[:, 2:] = fit.covariance[:, [0, 0, 1], [0, 1, 1]]
     intensity, variance = _net_of_background(part, spectra, background, log_energy, fitted)
+    lost = np.zeros(n, dtype=bool) if part.lost is None else part.lost
+    if part.lost is not None:
+        intensity[lost] = variance[lost] = np.nan
+        status = np.where(lost, NOT_FITTED, status)
+        amplitude, exponent = (np.where(lost, np.nan, values) for values in (amplitude, exponent))
     n_y, n_x = part.shape
     return {
+        "lost": lost.reshape(n_y, n_x),
         "intensity": intensity.reshape(n_y, n_x, -1),
         "variance": variance.reshape(n_y, n_x, -1),
         "vacuum_mask": ~part.specimen.reshape(n_y, n_x),

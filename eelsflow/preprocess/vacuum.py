@@ -158,9 +158,9 @@ def signal_with_total(
     Parameters
     ----------
     signal
-        From `edge_signal`, shape (y, x), counts.
+        From `edge_signal`, shape (...), counts.
     total
-        Counts of all channels, shape (y, x).
+        Counts of all channels, of the same shape.
     quantum
         Counts of one electron.
     noise
@@ -169,7 +169,7 @@ def signal_with_total(
     Returns
     -------
     signal, error
-        Shape (y, x), counts of the edge as before; its standard deviation, counts.
+        Shape (...), counts of the edge as before; its standard deviation, counts.
 
     Notes
     -----
@@ -207,6 +207,7 @@ def find_vacuum(
     normalize: bool = True,
     signal_error: ArrayLike | None = None,
     fraction: float = VACUUM_FRACTION,
+    lost: NDArray[np.bool_] | None = None,
 ) -> VacuumMask:
     """Find the pixels without specimen.
 
@@ -228,6 +229,8 @@ def find_vacuum(
         pixels (1.4826 x median absolute difference / sqrt 2), which is a little too large where thickness varies.
     fraction
         Signal, over the maximum, below which a pixel is vacuum.
+    lost
+        Pixels that take no part, shape (y, x): neither vacuum nor a neighbour of any. Default: none.
 
     Returns
     -------
@@ -256,13 +259,14 @@ def find_vacuum(
     values = np.asarray(signal, dtype=np.float64)
     if values.ndim != 2 or values.size == 0:
         raise InputError(f"the edge signal has the shape {values.shape}; expected one number a pixel, (y, x)")
-    if not np.isfinite(values).all():
+    kept = np.ones(values.shape, dtype=bool) if lost is None else ~lost
+    if not np.isfinite(values[kept]).all():
         raise InputError(
-            f"{int((~np.isfinite(values)).sum())} pixels have an edge signal that is not finite; specimen and vacuum "
-            "cannot be told apart there: mask or repair these pixels first"
+            f"{int((~np.isfinite(values[kept])).sum())} pixels have an edge signal that is not finite; specimen and "
+            "vacuum cannot be told apart there: mask or repair these pixels first"
         )
-    error = _signal_error(values) if signal_error is None else np.asarray(signal_error, dtype=np.float64)
-    smooth, smooth_error = _smoothed(values), error * _noise_after_smoothing(values.shape)
+    error = _signal_error(values, kept) if signal_error is None else np.asarray(signal_error, dtype=np.float64)
+    smooth, smooth_error = _smoothed(values, kept), error * _noise_after_smoothing(values.shape)
     # the significance test sees the smoothed map: a specimen is larger than a pixel, a noise peak is not
     significant = smooth > _SIGNIFICANT * smooth_error
     if not significant.any():
@@ -279,20 +283,21 @@ def find_vacuum(
             raise InputError(
                 f"features have the shape {spectra.shape} and the signal {values.shape}; both must hold the same pixels"
             )
-        mask, how = _two_means(spectra.reshape(values.size, -1), values, normalize and features is not None)
+        mask = np.zeros(values.shape, dtype=bool)
+        mask[kept], how = _two_means(spectra[kept], values[kept], normalize and features is not None)
         mask &= ~_is_specimen(values, mask, maximum, 2 * fraction)
     else:
         noisy = float(np.median(error)) > _NOISY * maximum
-        mask = (smooth if noisy else values) < fraction * maximum
+        mask = kept & ((smooth if noisy else values) < fraction * maximum)
         how = (
             f"edge signal{', averaged over neighbours,' if noisy else ''} under {fraction:.0%} of {maximum:.4g} counts"
         )
-    if mask.all():
+    if mask[kept].all():
         raise InputError(
             "no pixel is left once those without specimen are taken out: the image shows only vacuum or support film; "
             "check the edge and the energy range, or leave the acquisition out"
         )
-    separation = _separation(values, mask)
+    separation = _separation(values[kept], mask[kept])
     if not mask.any():
         how += "; no pixel is vacuum"
     return VacuumMask(mask, separation, how)
@@ -315,22 +320,26 @@ def _channels(energies: NDArray[np.float64], window: Window, what: str) -> slice
     return channels
 
 
-def _signal_error(signal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the noise of one pixel's signal from the differences between neighbours."""
-    differences = np.concatenate([np.diff(signal, axis=axis).ravel() for axis in (0, 1)])
+def _signal_error(signal: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the noise of one pixel's signal from the differences between neighbours that are both kept."""
+    pairs = (kept[1:] & kept[:-1], kept[:, 1:] & kept[:, :-1])
+    differences = np.concatenate([np.diff(signal, axis=axis)[both] for axis, both in enumerate(pairs)])
     if differences.size == 0:
         return np.zeros(())
     return np.asarray(1.4826 * np.median(np.abs(differences)) / np.sqrt(2.0))
 
 
-def _smoothed(signal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the signal averaged by (1 2 1) / 4 weights along y and x; the border repeats."""
+def _smoothed(signal: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the signal averaged by (1 2 1) / 4 weights along y and x over what is kept; the border repeats."""
     from scipy.ndimage import convolve1d
 
+    signal, weight = np.where(kept, signal, 0.0), kept.astype(np.float64)
     for axis in (0, 1):
         if signal.shape[axis] > 1:
-            signal = convolve1d(signal, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
-    return signal
+            signal, weight = (
+                convolve1d(values, [0.25, 0.5, 0.25], axis=axis, mode="nearest") for values in (signal, weight)
+            )
+    return np.divide(signal, weight, out=np.zeros_like(signal), where=kept)
 
 
 def _noise_after_smoothing(shape: tuple[int, ...]) -> float:

@@ -557,8 +557,8 @@ def acquisition(
         Corrected energies, mean counts of the specimen's pixels and the fitted background (NaN where there is
         none), shape (channels,).
     signal, vacuum_mask
-        Integrated edge intensity, and True where there is no specimen; shape (y, x). A line scan (one row or one
-        column) is drawn as a curve, a single spectrum without a map.
+        Integrated edge intensity, NaN where the pixel is lost, and True where there is no specimen; shape (y, x). A
+        line scan (one row or one column) is drawn as a curve, a single spectrum without a map.
     pixel_size, pixel_unit
         Size of a pixel, and its unit ("px" where uncalibrated).
     t_over_lambda
@@ -591,15 +591,17 @@ def acquisition(
         figure.colorbar(image, ax=middle, label="Edge signal (counts)", aspect=16, pad=0.03, shrink=0.8)
         middle.set_title("Signal")
         # The mask is drawn with the signal's frame, so that the two can be compared pixel by pixel.
+        lost = np.isnan(signal)
         right.imshow(
-            vacuum_mask,
+            np.where(lost, 2, vacuum_mask),
             extent=extent,
-            cmap=ListedColormap(["#3B5B7A", "#F2EFE6"]),
+            cmap=ListedColormap(["#3B5B7A", "#F2EFE6", VERMILION]),
             vmin=0,
-            vmax=1,
+            vmax=2,
             interpolation="none",
         )
-        right.set_title(f"Vacuum (light) {vacuum_mask.mean():.0%}")
+        and_lost = f", lost (red) {lost.sum():,} px" if lost.any() else ""
+        right.set_title(f"Vacuum (light) {vacuum_mask.mean():.0%}{and_lost}")
         if t_over_lambda is not None:
             shown = np.where(vacuum_mask, np.nan, t_over_lambda)
             image = thickness.imshow(shown, extent=extent, cmap="viridis", interpolation="none")

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VACUUM = -1
-"""Class index of a pixel without specimen."""
+"""Class index of a pixel without specimen, and of a lost one."""
 
 Extent = tuple[float, float, float, float]
 """Left, right, bottom and top of an image, in units of the pixel size."""
 
+_UNKNOWN: dict[str, Any] = {"edgecolor": "#222222", "linewidth": 0, "hatch": "//////"}
+_LOST: dict[str, Any] = {"facecolor": "#555555", "edgecolor": "white", "linewidth": 0, "hatch": "xxxxxx"}
 _WARNING_COLUMNS = 125  # letters of a warning's line at page width
 
 
@@ -36,6 +38,7 @@ def map_figure(
     pixel_unit: str,
     fraction: NDArray[np.floating[Any]] | None = None,
     unknown: NDArray[np.bool_] | None = None,
+    lost: NDArray[np.bool_] | None = None,
     reach: float = 0.0,
     title: str = "",
     warnings: Sequence[str] = (),
@@ -56,6 +59,8 @@ def map_figure(
         Of each class, 0-1, shape (y, x, classes); None draws none. Of two classes one is drawn: the other is the rest.
     unknown
         Pixels whose spectra are unlike all training spectra, shape (y, x): hatched.
+    lost
+        Pixels that hold no usable spectrum, shape (y, x): dark and cross-hatched. Their class index is -1.
     reach
         Over which neighbours were averaged, pixels; drawn beside the scale bar's length.
     title
@@ -89,9 +94,9 @@ def map_figure(
     text = _warning_text(warnings)
     room = 0.15 * (text.count("\n") + 1) + 0.2 if text else 0.0
     if 1 in index.shape:
-        figure = _strip(classes, index, confidence, pixel_size, pixel_unit, room, fraction)
+        figure = _strip(classes, index, confidence, pixel_size, pixel_unit, room, fraction, lost)
     else:
-        figure = _image(classes, index, confidence, pixel_size, pixel_unit, room, fraction, unknown)
+        figure = _image(classes, index, confidence, pixel_size, pixel_unit, room, fraction, unknown, lost)
     if reach:
         length = f"{reach * pixel_size:.3g} {pixel_unit}" if pixel_unit != "px" else f"{reach:.2g} px"
         title = f"{title}   neighbours averaged over {length}" if title else f"neighbours averaged over {length}"
@@ -116,6 +121,7 @@ def _image(
     room: float,
     fraction: NDArray[Any] | None,
     unknown: NDArray[np.bool_] | None,
+    lost: NDArray[np.bool_] | None,
 ) -> Figure:
     n_y, n_x = index.shape
     wide = n_x > 2.5 * n_y
@@ -125,14 +131,14 @@ def _image(
     n_rows = -(-(2 + len(drawn)) // n_columns)
     panel_width = PAGE_WIDTH - 2.4 if wide else (PAGE_WIDTH - 1) / n_columns
     panel_height = min(max(panel_width * n_y / n_x, 0.6), 5.5)
-    legend_height = 0 if wide else 0.17 * (len(classes) + 2) + 0.7
+    legend_height = 0 if wide else 0.17 * _legend_lines(classes, lost) + 0.7
     figure = new_figure(PAGE_WIDTH, n_rows * (panel_height + 0.65) + 0.3 + legend_height + room)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     extent = (0.0, n_x * size, n_y * size, 0.0)
     _draw_classes(panels[0], classes, index, extent)
-    if unknown is not None and unknown.any():
-        _hatch(panels[0], unknown, extent)
-    _legend(panels[0], classes, index, unknown, below=not wide)
+    _hatch(panels[0], unknown, extent, _UNKNOWN)
+    _hatch(panels[0], lost, extent, _LOST)
+    _legend(panels[0], classes, index, unknown, lost, below=not wide)
     panels[0].set_title("Class")
     bar: dict[str, Any] = {
         "pad": 0.03,
@@ -161,6 +167,7 @@ def truth_and_map(
     *,
     fraction: NDArray[np.floating[Any]],
     unknown: NDArray[np.bool_],
+    lost: NDArray[np.bool_] | None,
     truth: NDArray[np.floating[Any]] | None,
     pixel_size: float,
     pixel_unit: str,
@@ -169,7 +176,7 @@ def truth_and_map(
 
     Parameters
     ----------
-    classes, class_index, probability, fraction, unknown, pixel_size, pixel_unit
+    classes, class_index, probability, fraction, unknown, lost, pixel_size, pixel_unit
         As in `map_figure`.
     truth
         True fraction of each class, shape (y, x, classes); None where it is not known.
@@ -179,7 +186,7 @@ def truth_and_map(
     n_panels = 3 if truth is None else 4
     width = (PAGE_WIDTH - 0.6) / n_panels
     height = min(max(width * n_y / n_x, 0.5), 4.0)
-    figure = new_figure(PAGE_WIDTH, height + 0.9 + 0.17 * (len(classes) + 2))
+    figure = new_figure(PAGE_WIDTH, height + 0.9 + 0.17 * _legend_lines(classes, lost))
     panels = figure.subplots(1, n_panels, squeeze=False).ravel()
     extent = (0.0, n_x * pixel_size, n_y * pixel_size, 0.0)
     specimen = index != VACUUM
@@ -192,9 +199,9 @@ def truth_and_map(
         axes.set_title(f"{name}: fraction")
     axes = panels[-2]
     _draw_classes(axes, classes, index, extent)
-    if unknown.any():
-        _hatch(axes, unknown, extent)
-    _legend(axes, classes, index, unknown, below=True)
+    _hatch(axes, unknown, extent, _UNKNOWN)
+    _hatch(axes, lost, extent, _LOST)
+    _legend(axes, classes, index, unknown, lost, below=True)
     axes.set_title("Map: class")
     image = _draw_confidence(panels[-1], classes, np.where(specimen, probability, np.nan), extent)
     figure.colorbar(image, ax=panels[-1], label="Probability of the class", **bar)
@@ -228,21 +235,22 @@ def _fractions_to_draw(classes: Sequence[str], fraction: NDArray[Any] | None) ->
     return {name: np.asarray(fraction[..., number], dtype=np.float64) for number, name in enumerate(shown)}
 
 
-def _hatch(axes: Axes, unknown: NDArray[np.bool_], extent: Extent) -> None:
-    """Hatch pixels by rectangles of rows, so that single ones are seen too."""
+def _hatch(axes: Axes, chosen: NDArray[np.bool_] | None, extent: Extent, style: dict[str, Any]) -> None:
+    """Hatch the chosen pixels by rectangles of rows, so that single ones are seen too."""
+    if chosen is None or not chosen.any():
+        return
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    n_y, n_x = unknown.shape
+    n_y, n_x = chosen.shape
     width, height = extent[1] / n_x, extent[2] / n_y
-    padded = np.pad(unknown, ((0, 0), (1, 1))).astype(np.int8)
+    padded = np.pad(chosen, ((0, 0), (1, 1))).astype(np.int8)
     starts, stops = (np.argwhere(np.diff(padded, axis=1) == sign) for sign in (1, -1))
     patches = [
         Rectangle((x * width, y * height), (end - x) * width, height)
         for (y, x), (_, end) in zip(starts, stops, strict=True)
     ]
-    hatched = PatchCollection(patches, facecolor="none", edgecolor="#222222", linewidth=0, hatch="//////")
-    axes.add_collection(hatched)
+    axes.add_collection(PatchCollection(patches, **{"facecolor": "none", **style}))
 
 
 def _strip(
@@ -253,15 +261,19 @@ def _strip(
     unit: str,
     room: float,
     fraction: NDArray[Any] | None,
+    lost: NDArray[np.bool_] | None,
 ) -> Figure:
+    lost = None if lost is None else lost.reshape(1, -1)
     index, confidence = index.reshape(1, -1), confidence.ravel()
     length = index.size * size
     figure = new_figure(PAGE_WIDTH, 3.0 + room)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(0.7, 1.6))
-    _draw_classes(top, classes, index, (0.0, length, 1.0, 0.0))
+    extent = (0.0, length, 1.0, 0.0)
+    _draw_classes(top, classes, index, extent)
+    _hatch(top, lost, extent, _LOST)
     top.set(yticks=[], title="Class")
     top.tick_params(bottom=False, labelbottom=False)
-    _legend(top, classes, index, None, below=False)
+    _legend(top, classes, index, None, lost, below=False)
     places = np.arange(index.size + 1) * size
     bottom.stairs(confidence, places, color=BLUE, linewidth=1.2, baseline=None, label="probability of the class")
     drawn = _fractions_to_draw(classes, fraction)
@@ -301,8 +313,19 @@ def _aspect(array: NDArray[Any], extent: Extent) -> Literal["auto", "equal"]:
     return "auto" if 1 in array.shape or n_x > 16 * n_y or n_y > 16 * n_x else "equal"
 
 
+def _legend_lines(classes: Sequence[str], lost: NDArray[np.bool_] | None) -> int:
+    """Return how many lines of a legend below a map to leave room for."""
+    return len(classes) + 2 + (lost is not None and bool(lost.any()))
+
+
 def _legend(
-    axes: Axes, classes: Sequence[str], index: NDArray[Any], unknown: NDArray[np.bool_] | None, *, below: bool
+    axes: Axes,
+    classes: Sequence[str],
+    index: NDArray[Any],
+    unknown: NDArray[np.bool_] | None,
+    lost: NDArray[np.bool_] | None,
+    *,
+    below: bool,
 ) -> None:
     from matplotlib.patches import Patch
 
@@ -312,18 +335,12 @@ def _legend(
         n_pixels = int((index == number).sum())
         share = f", {n_pixels / n_specimen:.0%}" if n_specimen else ""
         handles.append(Patch(facecolor=color, label=plain(f"{name}: {n_pixels:,} px{share}")))
-    vacuum = f"vacuum: {index.size - n_specimen:,} px"
+    n_lost = 0 if lost is None else int(lost.sum())
+    vacuum = f"vacuum: {index.size - n_specimen - n_lost:,} px"
     handles.append(Patch(facecolor="white", edgecolor="#BBBBBB", label=vacuum))
-    if unknown is not None and unknown.any():
-        handles.append(
-            Patch(
-                facecolor="white",
-                edgecolor="#222222",
-                hatch="//////",
-                linewidth=0,
-                label=f"unknown: {unknown.sum():,} px",
-            )
-        )
+    for name, chosen, style in (("unknown", unknown, _UNKNOWN), ("lost", lost, _LOST)):
+        if chosen is not None and chosen.any():
+            handles.append(Patch(**{"facecolor": "white", **style}, label=f"{name}: {chosen.sum():,} px"))
     place: dict[str, Any] = (
         {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 2.8}
         if below

@@ -58,6 +58,7 @@ def _picture(directory: Path, entry: Mapping[str, Any], gallery: Gallery) -> Any
         np.nanmax(np.nan_to_num(mapped["probability"].values, nan=0.0), axis=-1),
         fraction=mapped["fraction"].values,
         unknown=mapped["unknown"].values,
+        lost=mapped["lost"].values if "lost" in mapped else None,  # maps of before know none
         truth=truth,
         pixel_size=float(summary["pixel_size"]),
         pixel_unit=str(summary["pixel_unit"]),

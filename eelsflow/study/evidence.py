@@ -32,11 +32,13 @@ def summarize_prepared(prepared: Path, directory: Path, *, edge: Edge) -> None:
         The edge it was prepared for.
     """
     product = open_dataset(prepared)
-    vacuum_mask = product["vacuum_mask"].values
+    lost = product["lost"].values
+    vacuum_mask = product["vacuum_mask"].values & ~lost
     spike_channels = product["spike_channels"].values
     energy_loss = product["energy_loss"].values
     inside = (energy_loss >= edge.elnes_window[0]) & (energy_loss < edge.elnes_window[1])
     signal = np.nansum(product["intensity"].isel(energy_loss=np.flatnonzero(inside)).values, axis=2)
+    signal[lost] = np.nan
     attrs = product.attrs
     low_loss = describe_companion(product)
     maps = {} if low_loss is None else {"t_over_lambda": product["t_over_lambda"].values}
@@ -59,6 +61,7 @@ def summarize_prepared(prepared: Path, directory: Path, *, edge: Edge) -> None:
             "sha256": attrs["sha256"],
             "pixels": int(vacuum_mask.size),
             "background_pixels": int(vacuum_mask.sum()),
+            "lost_pixels": attrs["lost_pixels"],
             "pixel_size": float(attrs["pixel_size"]),
             "pixel_unit": attrs["pixel_unit"],
             "energy_offset": {

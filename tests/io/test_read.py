@@ -260,14 +260,14 @@ def test_lazy_counts_stay_on_disk_and_are_the_same(tmp_path, suffix):
     assert digest_file(path) == before
 
 
-def test_nan_in_lazy_counts_is_found_when_they_are_computed(tmp_path):
+@pytest.mark.parametrize("lazy", [True, False])
+def test_pixels_with_nan_beside_whole_ones_are_left_to_preparation(tmp_path, lazy):
     counts = make_counts(6, 4, 20)
-    counts[5, 3, 19] = np.nan
+    counts[5, 3, 19], counts[0, 1] = np.nan, -np.inf
     path = write(tmp_path / "cube.hspy", make_signal(counts, Y, X, ENERGY))
-    image = read_spectrum_image(path, lazy=True)
-    with pytest.raises(UnreadableFileError, match="NaN or infinite"):
-        write_spectrum_image(image, tmp_path / "counts.zarr")
-    assert not (tmp_path / "counts.zarr").exists()
+    image = read_spectrum_image(path, lazy=lazy)
+    np.testing.assert_array_equal(image, counts)
+    np.testing.assert_array_equal(read_spectrum_image(write_spectrum_image(image, tmp_path / "counts.zarr")), counts)
 
 
 def test_zarr_store_of_this_project_is_read_with_the_digest_of_its_bytes(tmp_path):
@@ -279,15 +279,28 @@ def test_zarr_store_of_this_project_is_read_with_the_digest_of_its_bytes(tmp_pat
     assert image.attrs["source"] == "cube.dm4"
 
 
-def test_nan_in_a_zarr_store_is_refused(tmp_path, monkeypatch):
+def test_a_channel_that_is_nan_in_every_pixel_is_refused_or_left_to_preparation(tmp_path, monkeypatch):
     counts = make_counts(3, 4, 20)
-    counts[0, 0, 0] = np.inf
+    counts[..., 7] = np.nan
     path = write_spectrum_image(build_spectrum_image(counts, 500 + 0.5 * np.arange(20)), tmp_path / "cube.zarr")
-    with pytest.raises(UnreadableFileError, match="1 counts that are NaN or infinite"):
+    with pytest.raises(UnreadableFileError, match=r"12 counts that are NaN or infinite .* cut off channels"):
         read_spectrum_image(path)
     monkeypatch.setattr(counts_module, "LAZY_BYTES", 10)
+    assert read_spectrum_image(path).shape == (3, 4, 20)
+
+
+def test_nan_in_a_low_loss_is_refused_when_it_is_computed(tmp_path):
+    from eelsflow.io.counts import with_finite_counts
+
+    counts = make_counts(6, 4, 20)
+    counts[5, 3, 19] = np.nan
+    path = write(tmp_path / "cube.hspy", make_signal(counts, Y, X, ENERGY))
     with pytest.raises(UnreadableFileError, match="1 counts that are NaN or infinite"):
-        read_spectrum_image(path).compute()
+        with_finite_counts(path, read_spectrum_image(path))
+    image = with_finite_counts(path, read_spectrum_image(path, lazy=True))
+    with pytest.raises(UnreadableFileError, match="NaN or infinite"):
+        write_spectrum_image(image, tmp_path / "counts.zarr")
+    assert not (tmp_path / "counts.zarr").exists()
 
 
 @examples(30)

@@ -50,14 +50,17 @@ def replaced(image: xr.DataArray, counts: NDArray[np.generic]) -> xr.DataArray:
 def test_product_holds_what_it_promises(product: xr.Dataset, image: xr.DataArray) -> None:
     dims = {
         "intensity": ("y", "x", "energy_loss"), "variance": ("y", "x", "energy_loss"), "valid": ("energy_loss",),
-        "vacuum_mask": ("y", "x"), "background_status": ("y", "x"), "background_amplitude": ("y", "x"),
+        "vacuum_mask": ("y", "x"), "lost": ("y", "x"),
+        "background_status": ("y", "x"), "background_amplitude": ("y", "x"),
         "background_exponent": ("y", "x"), "spike_channels": ("y", "x"), "mean_energy_loss": ("native_channel",),
         "mean_spectrum": ("native_channel",), "mean_background": ("native_channel",),
         "gathered": ("y", "x", "energy_loss"), "gathered_variance": ("y", "x", "energy_loss"),
         "effective_spectra": ("y", "x"),
     }  # fmt: skip
     assert {name: product[name].dims for name in product.data_vars} == dims
-    types = {"intensity": "f4", "variance": "f4", "valid": "b1", "vacuum_mask": "b1", "spike_channels": "u2"}
+    types = {
+        "intensity": "f4", "variance": "f4", "valid": "b1", "vacuum_mask": "b1", "lost": "b1", "spike_channels": "u2",
+    }  # fmt: skip
     assert {name: product[name].dtype.str[1:] for name in types} == types
     assert product["energy_loss"].size == 540
     np.testing.assert_allclose(product["energy_loss"].values[[0, -1]], [513.0, 566.9])
@@ -161,14 +164,6 @@ def test_channels_beyond_the_detector_are_nan_and_not_valid(image: xr.DataArray,
     assert valid[energy < 559.5].all()
     assert np.isnan(ended["intensity"].values[..., ~valid]).all()
     assert np.isfinite(ended["intensity"].values[..., valid]).all()
-
-
-def test_nan_is_refused_with_number_and_place(image: xr.DataArray) -> None:
-    counts = image.values.astype(np.float32)
-    counts[5, 7, 100:103] = np.nan
-    counts[9, 2, 4] = np.inf
-    with pytest.raises(InputError, match=r"4 counts are NaN or infinite, the first in the pixel y=5, x=7"):
-        prepare(replaced(image, counts), edge=O_K, preset=PRESETS["recommended"])
 
 
 @pytest.mark.parametrize("preset", ["recommended", "paper"])

@@ -131,3 +131,22 @@ def test_a_tiff_refuses_what_imagej_cannot_hold(tmp_path: Path):
         save_map_tiff(tmp_path / "map.tif", np.zeros(3), 1.0)
     with pytest.raises(OutputPathError, match="cannot write"):
         save_map_tiff(tmp_path / "absent" / "map.tif", np.zeros((2, 2)), 1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 6), (2, 12)])
+def test_lost_pixels_are_drawn_apart_from_vacuum(shape):
+    index = np.zeros(shape, int)
+    index.flat[:3] = -1
+    lost = np.zeros(shape, bool)
+    lost.flat[1:3] = True
+    good, figure = draw(index), draw(index, lost=lost)
+
+    assert "vacuum: 3 px" in texts(good)
+    assert "lost" not in texts(good)
+    assert "vacuum: 1 px" in texts(figure)
+    assert "lost: 2 px" in texts(figure)
+    (entry,) = [patch for patch in figure.axes[0].get_legend().get_patches() if patch.get_label().startswith("lost")]
+    (drawn,) = figure.axes[0].collections
+    assert drawn.get_hatch() == entry.get_hatch()
+    assert tuple(drawn.get_facecolor()[0]) == entry.get_facecolor() != (1, 1, 1, 1)
+    assert render(figure, "png")
