@@ -90,6 +90,7 @@ def write_map(
         pixel_unit=summary["pixel_unit"],
         fraction=found.fraction,
         unknown=found.unknown,
+        t_over_lambda=dataset["t_over_lambda"].values if "t_over_lambda" in dataset else None,
         reach=summary["spatial"]["reach_px"],
         title=title,
         warnings=warnings,

@@ -39,6 +39,7 @@ def map_figure(
     fraction: NDArray[np.floating[Any]] | None = None,
     unknown: NDArray[np.bool_] | None = None,
     lost: NDArray[np.bool_] | None = None,
+    t_over_lambda: NDArray[np.floating[Any]] | None = None,
     reach: float = 0.0,
     title: str = "",
     warnings: Sequence[str] = (),
@@ -61,6 +62,8 @@ def map_figure(
         Pixels whose spectra are unlike all training spectra, shape (y, x): hatched.
     lost
         Pixels that hold no usable spectrum, shape (y, x): dark and cross-hatched. Their class index is -1.
+    t_over_lambda
+        Thickness in mean free paths, shape (y, x), where a low loss was recorded: drawn beside the fractions of an image.
     reach
         Over which neighbours were averaged, pixels; drawn beside the scale bar's length.
     title
@@ -96,7 +99,9 @@ def map_figure(
     if 1 in index.shape:
         figure = _strip(classes, index, confidence, pixel_size, pixel_unit, room, fraction, lost)
     else:
-        figure = _image(classes, index, confidence, pixel_size, pixel_unit, room, fraction, unknown, lost)
+        figure = _image(
+            classes, index, confidence, pixel_size, pixel_unit, room, fraction, unknown, lost, t_over_lambda
+        )
     if reach:
         length = f"{reach * pixel_size:.3g} {pixel_unit}" if pixel_unit != "px" else f"{reach:.2g} px"
         title = f"{title}   neighbours averaged over {length}" if title else f"neighbours averaged over {length}"
@@ -122,10 +127,14 @@ def _image(
     fraction: NDArray[Any] | None,
     unknown: NDArray[np.bool_] | None,
     lost: NDArray[np.bool_] | None,
+    t_over_lambda: NDArray[Any] | None,
 ) -> Figure:
     n_y, n_x = index.shape
     wide = n_x > 2.5 * n_y
-    drawn = _fractions_to_draw(classes, fraction)
+    drawn = {f"Fraction of {name}": values for name, values in _fractions_to_draw(classes, fraction).items()}
+    n_fractions = len(drawn)
+    if t_over_lambda is not None:
+        drawn["Thickness"] = np.asarray(t_over_lambda, dtype=np.float64)
     # Side by side, or one below the other where the image is much wider than high.
     n_columns = 1 if wide else min(2 + len(drawn), 3)
     n_rows = -(-(2 + len(drawn)) // n_columns)
@@ -149,10 +158,11 @@ def _image(
     image = _draw_confidence(panels[1], classes, confidence, extent)
     figure.colorbar(image, ax=panels[1], label="Probability of the class", **bar)
     panels[1].set_title("Confidence")
-    for axes, (name, values) in zip(panels[2:], drawn.items(), strict=False):
-        image = _draw_fraction(axes, index != VACUUM, values, extent)
-        figure.colorbar(image, ax=axes, label=plain(f"Fraction of {name}"), **bar)
-        axes.set_title(plain(f"Fraction of {name}"))
+    for number, (axes, (title, values)) in enumerate(zip(panels[2:], drawn.items(), strict=False)):
+        is_fraction = number < n_fractions
+        image = _draw_values(axes, index != VACUUM, values, extent, largest=1.0 if is_fraction else None)
+        figure.colorbar(image, ax=axes, label=plain(title if is_fraction else "t/λ"), **bar)
+        axes.set_title(plain(title))
     _frame(panels[: 2 + len(drawn)], n_x, size, unit)
     for axes in panels[2 + len(drawn) :]:
         axes.set_axis_off()
@@ -194,7 +204,7 @@ def truth_and_map(
     shown = {} if truth is None else {"Truth": truth[..., 0]}
     bar: dict[str, Any] = {"pad": 0.03, "shrink": 0.9, "location": "bottom"}
     for axes, (name, values) in zip(panels, {**shown, "Map": fraction[..., 0]}.items(), strict=False):
-        image = _draw_fraction(axes, specimen, values, extent)
+        image = _draw_values(axes, specimen, values, extent)
         figure.colorbar(image, ax=axes, label=f"Fraction of {first}", **bar)
         axes.set_title(f"{name}: fraction")
     axes = panels[-2]
@@ -210,9 +220,12 @@ def truth_and_map(
     return figure
 
 
-def _draw_fraction(axes: Axes, specimen: NDArray[np.bool_], values: NDArray[Any], extent: Extent) -> Any:
+def _draw_values(
+    axes: Axes, specimen: NDArray[np.bool_], values: NDArray[Any], extent: Extent, *, largest: float | None = 1.0
+) -> Any:
+    """Draw a map of the specimen's values from 0 to `largest`, or to the largest there is."""
     return axes.imshow(
-        np.ma.masked_invalid(np.where(specimen, values, np.nan)), extent=extent, cmap="viridis", vmin=0, vmax=1,
+        np.ma.masked_invalid(np.where(specimen, values, np.nan)), extent=extent, cmap="viridis", vmin=0, vmax=largest,
         interpolation="none", aspect=_aspect(values, extent),
     )  # fmt: skip
 
