@@ -63,7 +63,7 @@ def map_figure(
     lost
         Pixels that hold no usable spectrum, shape (y, x): dark and cross-hatched. Their class index is -1.
     t_over_lambda
-        Thickness in mean free paths, shape (y, x), where a low loss was recorded: drawn beside the fractions of an image.
+        Thickness in mean free paths, shape (y, x), where there is a low loss: drawn beside the fractions of an image.
     reach
         Over which neighbours were averaged, pixels; drawn beside the scale bar's length.
     title
