@@ -95,7 +95,7 @@ def map_figure(
     specimen = index != VACUUM
     confidence = np.where(specimen, confidence, np.nan)
     text = _warning_text(warnings)
-    room = 0.15 * (text.count("\n") + 1) + 0.2 if text else 0.0
+    room = 0.15 * (text.count("\n") + 1) + 0.35 if text else 0.0
     if 1 in index.shape:
         figure = _strip(classes, index, confidence, pixel_size, pixel_unit, room, fraction, lost)
     else:
@@ -136,12 +136,15 @@ def _image(
     if t_over_lambda is not None:
         drawn["Thickness"] = np.asarray(t_over_lambda, dtype=np.float64)
     # Side by side, or one below the other where the image is much wider than high.
-    n_columns = 1 if wide else min(2 + len(drawn), 3)
-    n_rows = -(-(2 + len(drawn)) // n_columns)
+    n_panels = 2 + len(drawn)
+    n_columns = 1 if wide else 2 if n_panels == 4 else min(n_panels, 3)
+    n_rows = -(-n_panels // n_columns)
     panel_width = PAGE_WIDTH - 2.4 if wide else (PAGE_WIDTH - 1) / n_columns
     panel_height = min(max(panel_width * n_y / n_x, 0.6), 5.5)
     legend_height = 0 if wide else 0.17 * _legend_lines(classes, lost) + 0.7
-    figure = new_figure(PAGE_WIDTH, n_rows * (panel_height + 0.65) + 0.3 + legend_height + room)
+    # A lower row has no legend that keeps its bars off the scale bars.
+    below, pad = (1.0, 0.1) if n_rows > 1 and not wide else (0.65, 0.03)
+    figure = new_figure(PAGE_WIDTH, n_rows * (panel_height + below) + 0.3 + legend_height + room)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     extent = (0.0, n_x * size, n_y * size, 0.0)
     _draw_classes(panels[0], classes, index, extent)
@@ -150,7 +153,7 @@ def _image(
     _legend(panels[0], classes, index, unknown, lost, below=not wide)
     panels[0].set_title("Class")
     bar: dict[str, Any] = {
-        "pad": 0.03,
+        "pad": pad,
         "shrink": 0.85,
         "aspect": 6 if wide else 20,
         "location": "right" if wide else "bottom",
@@ -163,8 +166,8 @@ def _image(
         image = _draw_values(axes, index != VACUUM, values, extent, largest=1.0 if is_fraction else None)
         figure.colorbar(image, ax=axes, label=plain(title if is_fraction else "t/λ"), **bar)
         axes.set_title(plain(title))
-    _frame(panels[: 2 + len(drawn)], n_x, size, unit)
-    for axes in panels[2 + len(drawn) :]:
+    _frame(panels[:n_panels], n_x, size, unit)
+    for axes in panels[n_panels:]:
         axes.set_axis_off()
     return figure
 
