@@ -266,9 +266,18 @@ def _fit_network(
     spec = data.spec
     check_folds([validation], data.codes)
     (rows,) = save_folds([validation], data.scratch)
+    weight = save_array(data.weight, data.scratch, name="weight")
     cells = [with_defaults(spec.base, {**limits, **spec.params, **cell}) for cell in combinations(data.grid)]
     jobs = [
-        TrainingJob(**data.share(), rows=rows, base=spec.base, n_classes=len(data.names), params=cell, seed=data.seed)
+        TrainingJob(
+            **data.share(),
+            weight=weight,
+            rows=rows,
+            base=spec.base,
+            n_classes=len(data.names),
+            params=cell,
+            seed=data.seed,
+        )
         for cell in cells
     ]
     start = time.perf_counter()
