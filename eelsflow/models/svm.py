@@ -22,7 +22,7 @@ _SPECTRA_AT_ONCE = 4096  # bounds the kernel matrix of a prediction
 MAX_LIBSVM_STEPS = 2_000_000  # of a sigmoid machine, whose kernel is not positive semidefinite: libsvm may never end
 
 INDEPENDENT = 4
-"""Independent spectra that the averages over neighbours of one acquisition count as, when a confidence is fitted on them.
+"""Independent spectra that the averages over neighbours of one acquisition count as where a confidence is fitted.
 
 What an acquisition has of its own (edge, thickness, background) moves all of them alike. Of 1, 4, 8, 16 and 150, the
 value with the least log-loss in maps of held-out simulated acquisitions (docs/decisions/0011-confidence.md)."""
