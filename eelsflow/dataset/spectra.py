@@ -33,6 +33,9 @@ class LabelledSpectra:
         Shape (n,), text.
     group
         Shape (n,), text: what must not be split between training and test (an acquisition); None if unknown.
+    gathered
+        Shape (n, channels): of the same pixels, the averages over neighbours that a map is judged by; None for a table
+        and for presets without a spatial step.
     """
 
     intensity: NDArray[np.float32]
@@ -40,10 +43,11 @@ class LabelledSpectra:
     energy_loss: NDArray[np.float64]
     label: NDArray[np.str_]
     group: NDArray[np.str_] | None
+    gathered: NDArray[np.float32] | None = None
 
     def save(self, directory: Path) -> None:
         """Write one ``.npy`` an array, so that every reader maps the same pages."""
-        for name in ("intensity", "variance", "energy_loss", "label", "group"):
+        for name in self.__dataclass_fields__:
             array = getattr(self, name)
             if array is not None:
                 np.save(directory / f"{name}.npy", array, allow_pickle=False)
@@ -189,7 +193,7 @@ def gather_spectra(
     DataSetError
         If a class has no spectra.
     """
-    intensity, variance, label, group = [], [], [], []
+    intensity, variance, label, group, gathered = [], [], [], [], []
     energy_loss: NDArray[np.float64] | None = None
     for path, pixel_label, name in zip(prepared, labels, groups, strict=True):
         chosen = (pixel_label != UNLABELLED) & (pixel_label != MIXED)
@@ -199,6 +203,8 @@ def gather_spectra(
         energy_loss = product["energy_loss"].values
         intensity.append(product["intensity"].values[chosen])
         variance.append(product["variance"].values[chosen])
+        if "gathered" in product:
+            gathered.append(product["gathered"].values[chosen])
         label.append(pixel_label[chosen])
         group.append(np.full(int(chosen.sum()), name))
     found = np.concatenate(label) if label else np.array([], dtype=np.str_)
@@ -210,4 +216,5 @@ def gather_spectra(
         energy_loss=energy_loss,
         label=found,
         group=np.concatenate(group),
+        gathered=np.concatenate(gathered) if gathered else None,
     )

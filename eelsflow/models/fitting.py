@@ -18,7 +18,7 @@ from eelsflow.models.classifier import Classifier
 from eelsflow.models.discriminant import Discriminant
 from eelsflow.models.networks import Network
 from eelsflow.models.spec import ModelSpec, combinations, with_defaults
-from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, run_fit
+from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, independent_weights, run_fit
 from eelsflow.models.training import TrainingJob, run_training
 from eelsflow.search.gram import Kernel, save_array, save_products
 from eelsflow.search.grid import Folds, Learner, best_cell, check_folds, save_folds, search_grid
@@ -68,6 +68,8 @@ def fit_model(
     *,
     folds: Folds,
     calibration: Folds | None = None,
+    calibration_spectra: ArrayLike | None = None,
+    calibration_group: NDArray[np.str_] | None = None,
     validation: tuple[NDArray[np.intp], NDArray[np.intp]],
     grid: Mapping[str, Sequence[float]] | None = None,
     seed: int,
@@ -92,6 +94,13 @@ def fit_model(
         Rows to train on and rows to validate on, of the grid search of a support vector machine. Not used by networks.
     calibration
         Folds whose held-out decision values the confidence of a support vector machine is fitted on; `folds` if None.
+    calibration_spectra
+        What the confidence is fitted on, (n_originals, n_channels): the first rows of `X` in the form in which the
+        classifier will be given spectra, such as averages over neighbours; `X` if None. Held-out rows of `calibration`
+        are among them; of the rows that `validation` holds out, those that are.
+    calibration_group
+        What was recorded together, (n_originals,), where `calibration_spectra` are nearly alike in it; see
+        `independent_weights`. None where each counts as one.
     validation
         Rows a network trains on, and rows its best epoch and its parameters are chosen on. Not used by the machines,
         which are fitted on all rows in the end.
@@ -121,7 +130,13 @@ def fit_model(
         raise DataSetError("training spectra hold values that are not finite (NaN or infinity); leave them out")
     if len(names) < 2:
         raise DataSetError(f"the training spectra are all of the class {names.tolist()}; a classifier needs two")
-    data = _TrainingData(spec, spectra, codes, names.tolist(), dict(grid or {}), seed, executor, scratch)
+    judged = spectra if calibration_spectra is None else np.asarray(calibration_spectra)
+    if judged.shape[1:] != spectra.shape[1:] or len(judged) > len(spectra):
+        raise DataSetError(f"the confidence cannot be fitted on spectra of shape {judged.shape} for {spectra.shape}")
+    weight = np.ones(len(judged)) if calibration_group is None else independent_weights(calibration_group)
+    data = _TrainingData(
+        spec, spectra, codes, names.tolist(), dict(grid or {}), seed, executor, scratch, judged, weight
+    )
     if spec.is_network:
         return _fit_network(data, validation, {"epochs": epochs, "batch_size": batch_size, "patience": patience})
     if spec.base == "mlls":
@@ -141,12 +156,15 @@ class _TrainingData:
     seed: int
     executor: Executor
     scratch: Path
+    judged: NDArray[Any]  # what the confidence is fitted on, of the first rows
+    weight: NDArray[np.float64]  # of each of these
 
     def share(self) -> dict[str, Path]:
         """Write what every job reads, once for all jobs, and return the paths."""
         return {
             "spectra": save_array(self.spectra, self.scratch, name="spectra"),
             "labels": save_array(self.codes, self.scratch, name="labels"),
+            "judged": save_array(self.judged, self.scratch, name="spectra"),
         }
 
     def classifier(self, model: Svm | Network | Discriminant, params: dict[str, float]) -> Classifier:
@@ -211,13 +229,14 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
             "the optimum goes in circles; take its accuracy as it is, or another gamma and coef0"
         )
     by_fold = [fits[number % n_jobs].values[number // n_jobs] for number in range(len(files))]
-    codes = data.codes[np.concatenate([rows for _, rows in calibration])]
+    held_out = np.concatenate([rows for _, rows in calibration])
+    codes = data.codes[held_out]
     values = np.concatenate(by_fold)
     if len(np.unique(codes)) < len(data.names):
         raise DataSetError(
             "a class is in no held-out fold, so no confidence can be fitted for it; every class must be held out once"
         )
-    model = Svm(whole.machine, fit_calibration(values, codes))
+    model = Svm(whole.machine, fit_calibration(values, codes, data.weight[held_out]))
     decided = decide(whole.machine, values)
     differing = float(np.mean(model.calibration.predict(values) != decided))
     if differing > MAX_DISAGREEMENT:
@@ -247,9 +266,18 @@ def _fit_network(
     spec = data.spec
     check_folds([validation], data.codes)
     (rows,) = save_folds([validation], data.scratch)
+    weight = save_array(data.weight, data.scratch, name="weight")
     cells = [with_defaults(spec.base, {**limits, **spec.params, **cell}) for cell in combinations(data.grid)]
     jobs = [
-        TrainingJob(**data.share(), rows=rows, base=spec.base, n_classes=len(data.names), params=cell, seed=data.seed)
+        TrainingJob(
+            **data.share(),
+            weight=weight,
+            rows=rows,
+            base=spec.base,
+            n_classes=len(data.names),
+            params=cell,
+            seed=data.seed,
+        )
         for cell in cells
     ]
     start = time.perf_counter()

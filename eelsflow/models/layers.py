@@ -328,6 +328,11 @@ class Trainer:
             n_correct += part_correct
         return loss / len(y), n_correct / len(y)
 
+    def logits(self, X: Array) -> Array:
+        """Return the logits of the classes without dropout, (n_spectra, n_classes)."""
+        parts = [self._pass(X[first : first + EVALUATED_ROWS], None) for first in range(0, len(X), EVALUATED_ROWS)]
+        return np.concatenate([part.copy() for part in parts])
+
     def gradients(self, X: Array, y: NDArray[np.int32], weight: Array) -> tuple[float, int]:
         """Write the gradients of the mean loss of a batch; return the sum of its losses and its right answers."""
         loss, n_correct, gradient = self._forward(X, y, weight, self.random)
@@ -339,11 +344,14 @@ class Trainer:
     def _forward(
         self, X: Array, y: NDArray[np.int32], weight: Array, random: np.random.Generator | None
     ) -> tuple[float, int, Array]:
+        loss, n_correct, gradient = kernels.cross_entropy(self._pass(X, random), y, weight)
+        return loss, n_correct, gradient
+
+    def _pass(self, X: Array, random: np.random.Generator | None) -> Array:
         values = X
         for layer in self.layers:
             values = layer.forward(values, random)
-        loss, n_correct, gradient = kernels.cross_entropy(values, y, weight)
-        return loss, n_correct, gradient
+        return values
 
     def _step(self) -> None:
         self._n_steps += 1

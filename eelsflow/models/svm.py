@@ -21,6 +21,12 @@ from eelsflow.search.path import TOLERANCE, vote
 _SPECTRA_AT_ONCE = 4096  # bounds the kernel matrix of a prediction
 MAX_LIBSVM_STEPS = 2_000_000  # of a sigmoid machine, whose kernel is not positive semidefinite: libsvm may never end
 
+INDEPENDENT = 4
+"""Independent spectra that the averages over neighbours of one acquisition count as where a confidence is fitted.
+
+What an acquisition has of its own (edge, thickness, background) moves all of them alike. Of 1, 4, 8 and 16 the log-loss
+in maps of held-out simulated acquisitions was least at 4, or within .001 of it (docs/decisions/0011-confidence.md)."""
+
 TRUSTED_TYPES: tuple[str, ...] = ()
 """Types beyond skops' own list of harmless ones that a saved machine may hold."""
 
@@ -172,7 +178,19 @@ def _pair_coefficients(machine: Any) -> NDArray[np.float64]:
     return coefficients
 
 
-def fit_calibration(values: NDArray[np.float64], codes: NDArray[np.integer[Any]]) -> Any:
+def independent_weights(group: NDArray[np.str_]) -> NDArray[np.float64]:
+    """Return by how much each spectrum counts, (n_spectra,), where those of one acquisition are nearly alike.
+
+    >>> independent_weights(np.array(["a"] * 8 + ["b"])).tolist()
+    [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1.0]
+    """
+    _, of_group, counts = np.unique(group, return_inverse=True, return_counts=True)
+    return np.minimum(INDEPENDENT / counts, 1.0)[of_group]
+
+
+def fit_calibration(
+    values: NDArray[np.float64], codes: NDArray[np.integer[Any]], weight: NDArray[np.float64] | None = None
+) -> Any:
     """Fit the sigmoid that turns decision values into probabilities.
 
     Parameters
@@ -181,6 +199,8 @@ def fit_calibration(values: NDArray[np.float64], codes: NDArray[np.integer[Any]]
         Decision values of spectra that the machine was not trained on, (n_spectra, n_values).
     codes
         Their class numbers.
+    weight
+        As how many independent spectra each counts, (n_spectra,); one if None.
 
     Returns
     -------
@@ -201,8 +221,13 @@ def fit_calibration(values: NDArray[np.float64], codes: NDArray[np.integer[Any]]
     from sklearn.preprocessing import StandardScaler
 
     # Values are scaled but not centred: 0 is where the machine changes its mind.
-    logistic = LogisticRegression(class_weight="balanced", max_iter=1000)
-    return make_pipeline(StandardScaler(with_mean=False), logistic).fit(values, codes)
+    weights = np.ones(len(codes)) if weight is None else weight
+    of_class = np.bincount(codes, weights=weights)
+    balanced = weights * (weights.sum() / (len(of_class) * of_class))[codes]
+    pipeline = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(max_iter=1000))
+    return pipeline.fit(
+        values, codes, standardscaler__sample_weight=weights, logisticregression__sample_weight=balanced
+    )
 
 
 @dataclass(frozen=True)
@@ -211,6 +236,7 @@ class FitJob:
 
     spectra: Path
     labels: Path  # class numbers
+    judged: Path  # what the held-out rows are taken from
     products: Products | None  # of the kernel; None for gradient descent
     folds: tuple[Path, ...]
     base: str
@@ -245,9 +271,10 @@ def run_fit(job: FitJob) -> Fit:
     """Fit the machines that a job describes; runs on any worker."""
     labels = np.load(job.labels)
     spectra = np.load(job.spectra, mmap_mode="r")
+    judged = np.load(job.judged, mmap_mode="r")
     folds = [load_fold(path) for path in job.folds]
     if job.products is None:
-        return _descend(job, np.asarray(spectra, dtype=np.float64), labels, folds)
+        return _descend(job, np.asarray(spectra, dtype=np.float64), labels, folds, judged)
     from eelsflow.search.machine import build_machine
     from eelsflow.search.path import Fold, approach, follow_path
     from eelsflow.search.rows import open_kernel
@@ -255,14 +282,26 @@ def run_fit(job: FitJob) -> Fit:
     kernel, C = job.base.removeprefix("svm-"), job.params["C"]
     products = np.load(job.products.path, mmap_mode="r")
     rows = open_kernel(products, kernel, job.params, from_spectra=job.products.from_spectra)
+    same = job.judged == job.spectra
     (fits,) = follow_path(
-        rows, labels, [C], [Fold(*fold) for fold in folds], before=approach(C), whole=np.arange(len(labels))
+        rows,
+        labels,
+        [C],
+        [Fold(*fold) for fold in folds] if same else [],
+        before=approach(C),
+        whole=np.arange(len(labels)),
     )
     machine = None
     if job.return_machine:
         machine = build_machine(spectra, labels, fits.whole, kernel=kernel, params=job.params)
-    met = all(solution.violation <= TOLERANCE for solution in fits.whole)
-    return Fit(machine, fits.held_out, fits.whole_seconds, met and bool(fits.converged.all()))
+    values, solutions = fits.held_out, list(fits.whole)
+    for train, held_out in [] if same else folds:  # other spectra have no row in the kernel: each fold needs a machine
+        (of_fold,) = follow_path(rows, labels, [C], [], before=approach(C), whole=train)
+        alone = build_machine(spectra, labels, of_fold.whole, kernel=kernel, params=job.params)
+        values.append(decision_values(alone, judged[held_out]))
+        solutions += of_fold.whole
+    met = all(solution.violation <= TOLERANCE for solution in solutions)
+    return Fit(machine, values, fits.whole_seconds, met and bool(fits.converged.all()))
 
 
 def _descend(
@@ -270,6 +309,7 @@ def _descend(
     spectra: NDArray[np.float64],
     labels: NDArray[np.intp],
     folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    judged: NDArray[np.floating[Any]],
 ) -> Fit:
     machine, seconds = None, 0.0
     if job.return_machine:
@@ -279,5 +319,5 @@ def _descend(
     values = []
     for train, held_out in folds:
         of_fold = build_svm(job.base, job.params, seed=job.seed).fit(spectra[train], labels[train])
-        values.append(decision_values(of_fold, spectra[held_out]))
+        values.append(decision_values(of_fold, judged[held_out]))
     return Fit(machine, values, seconds, converged=True)

@@ -32,7 +32,7 @@ class Training:
     history
         ``epochs``, ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy`` (lists, one value
         an epoch) and ``best_epoch`` (counted from 1). Training values are means over the batches of the epoch as it
-        ran, with dropout, as Keras reports them.
+        ran, with dropout, as Keras reports them. ``temperature``, if one was fitted: the losses are without it.
     seconds
         Of the training itself, without importing and compiling.
     warnings
@@ -62,12 +62,19 @@ class TrainingJob:
     n_classes: int
     params: dict[str, float]  # with epochs, batch_size and patience
     seed: int
+    judged: Path | None = None  # what the temperature is fitted on, of the first rows; None: none is fitted
+    weight: Path | None = None  # of each of these
 
 
 def run_training(job: TrainingJob) -> Training:
     """Train the network that a job describes; runs on any worker."""
     spectra, labels, stored = np.load(job.spectra, mmap_mode="r"), np.load(job.labels), np.load(job.rows)
     train, validation = stored[1 : 1 + stored[0]], stored[1 + stored[0] :]
+    calibration = None
+    if job.judged is not None and job.weight is not None:
+        judged, weight = np.load(job.judged, mmap_mode="r"), np.load(job.weight)
+        held_out = validation[validation < len(judged)]
+        calibration = judged[held_out], labels[held_out], weight[held_out]
     return train_network(
         spectra[train],
         labels[train],
@@ -80,6 +87,7 @@ def run_training(job: TrainingJob) -> Training:
         batch_size=int(job.params["batch_size"]),
         patience=int(job.params["patience"]),
         seed=job.seed,
+        calibration=calibration,
     )
 
 
@@ -96,6 +104,7 @@ def train_network(
     batch_size: int,
     patience: int,
     seed: int,
+    calibration: tuple[NDArray[np.floating[Any]], NDArray[np.integer[Any]], NDArray[np.float64]] | None = None,
 ) -> Training:
     """Train a network with Adam on the class-balanced cross-entropy.
 
@@ -118,6 +127,9 @@ def train_network(
         Stop after so many epochs without a better one.
     seed
         Of the initial weights, of dropout and of the order of the spectra.
+    calibration
+        Spectra (n, n_channels) held out of the training, in the form in which the network will be given them, their
+        class numbers, and as how many independent spectra each counts: its temperature is fitted on them.
 
     Raises
     ------
@@ -130,7 +142,9 @@ def train_network(
     -----
     Adam, its learning rate and the loss are those of the published code of Chatzidakis & Botton. Ours: balanced class
     weights n / (n_classes n_c), as for the SVMs; the best epoch (highest validation accuracy, then lowest validation
-    loss) on a validation part of the training spectra, where their code takes it on the test fold.
+    loss) on a validation part of the training spectra, where their code takes it on the test fold. A temperature is
+    divided into the last layer with weights, from which the softmax is linear: classes are the same, and a saved
+    network needs no more than its weights.
     """
     check_installed()  # nothing here needs TensorFlow, but what is trained is of no use without it
     settings = with_defaults(base, dict(params or {}))
@@ -145,6 +159,7 @@ def train_network(
     notes: list[str] = []
     best: tuple[float, float] = (-1.0, 0.0)
     weights: list[NDArray[np.float32]] = []
+    logits = np.empty((0, n_classes), np.float32)
     for epoch in range(1, epochs + 1):
         values = (*trainer.run_epoch(*train, bounds), *trainer.evaluate(*validation))
         measured = dict(zip(MEASURES, values, strict=True))
@@ -159,10 +174,48 @@ def train_network(
         score = (history["validation_accuracy"][-1], -history["validation_loss"][-1])
         if score > best or not weights:
             best, weights, history["best_epoch"] = score, trainer.weights(), epoch
+            if calibration is not None:
+                logits = trainer.logits(np.ascontiguousarray(calibration[0], np.float32))
         elif epoch - history["best_epoch"] >= patience:
             break
     seconds = time.perf_counter() - start
+    if calibration is not None:
+        history["temperature"] = temperature = fit_temperature(logits, *calibration[1:])
+        weights[-2:] = [array / np.float32(temperature) for array in weights[-2:]]  # kernel and bias of the last layer
     return Training(Network(architecture, weights), history, seconds, notes)
+
+
+def fit_temperature(
+    logits: NDArray[np.floating[Any]], y: NDArray[np.integer[Any]], weight: NDArray[np.float64]
+) -> float:
+    """Return what to divide logits by, so that their softmax is calibrated (Guo et al. 2017).
+
+    Parameters
+    ----------
+    logits
+        Of spectra that were not trained on, (n_spectra, n_classes).
+    y
+        Their class numbers, (n_spectra,).
+    weight
+        As how many independent spectra each counts, (n_spectra,).
+
+    Notes
+    -----
+    Ours: classes are balanced, as in the training; and the logarithm of the temperature has a normal prior of width
+    log 2, because a few acquisitions that are all classified right would otherwise drive it to zero.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    of_class = np.bincount(y, weights=weight)
+    balanced = weight * (weight.sum() / (np.count_nonzero(of_class) * of_class[y]))
+    values, rows = np.asarray(logits, dtype=np.float64), np.arange(len(y))
+
+    def cost(log_temperature: float) -> float:
+        loss = -log_softmax(values / np.exp(log_temperature), axis=1)[rows, y]
+        return float(balanced @ loss + 0.5 * (log_temperature / np.log(2.0)) ** 2)
+
+    return float(np.exp(minimize_scalar(cost, bounds=(-3.0, 3.0), method="bounded").x))
 
 
 def _prepared(

@@ -153,7 +153,8 @@ def fit_features(step: FitFeatures, place: Place) -> Path:
     Returns
     -------
     Path
-        An entry with ``train.npy`` and ``test.npy`` (indices), ``vectors.npy`` (of the training part), ``transform``.
+        An entry with ``train.npy`` and ``test.npy`` (indices), ``vectors.npy`` (of the training part), ``transform``,
+        and where maps are judged by averages over neighbours ``gathered.npy``, the vectors of these.
     """
 
     def write(directory: Path) -> None:
@@ -185,6 +186,8 @@ def _fit_features(item: tuple[FitFeatures, Path, Path]) -> None:
     np.save(directory / "train.npy", train)
     np.save(directory / "test.npy", test)
     np.save(directory / "vectors.npy", transform.apply(wide))
+    if spectra.gathered is not None:
+        np.save(directory / "gathered.npy", transform.apply(spectra.gathered[train]))
     # What the model will have seen: an acquisition of these groups is never evidence for it.
     groups = [] if spectra.group is None else sorted(set(spectra.group[train].tolist()))
     write_json(directory / "groups.json", groups)
@@ -225,12 +228,16 @@ def fit_model(step: FitModel, place: Place) -> Path:
         calibration, calibration_warnings = inner_folds(label, group, n_folds=min(step.folds, 5), seed=seed)
         validation, validation_warnings = validation_split(label, group, seed=seed)
         warnings += validation_warnings if step.model.is_network else calibration_warnings
+        # The confidence is fitted on what maps are judged by, of the spectra as they were measured.
+        gathered = features / "gathered.npy"
+        calibration_spectra = np.load(gathered, mmap_mode="r") if gathered.exists() else vectors
+        calibration_group = group if gathered.exists() else None
         if step.model.augment is not None:
             copies, origin = _augmented(spectra.intensity[train], transform, step.model.augment, seed=seed)
             vectors = np.concatenate([vectors, copies])
             label = label[origin]
             folds = [(_with_copies(fit, origin), _with_copies(held, origin)) for fit, held in folds]
-            calibration = [(_with_copies(fit, origin), _with_copies(held, origin)) for fit, held in calibration]
+            calibration = [(_with_copies(fit, origin), held) for fit, held in calibration]
             validation = (_with_copies(validation[0], origin), _with_copies(validation[1], origin))
 
         scratch = directory / "scratch"
@@ -241,6 +248,8 @@ def fit_model(step: FitModel, place: Place) -> Path:
             label,
             folds=folds,
             calibration=calibration,
+            calibration_spectra=calibration_spectra,
+            calibration_group=calibration_group,
             validation=validation,
             grid=step.grid,
             seed=seed,

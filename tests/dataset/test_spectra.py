@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import xarray as xr
 
-from eelsflow.dataset.spectra import LabelledSpectra, read_table
+from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
 from eelsflow.errors import DataSetError, InputError, UnreadableFileError
+from eelsflow.io.zarr_store import write_dataset
 
 
 @pytest.fixture
@@ -96,3 +98,23 @@ def test_pickled_labels_are_refused_without_the_advice_to_load_them(tmp_path):
     with pytest.raises(UnreadableFileError, match="pickled Python objects, which are never loaded") as error:
         read_table(tmp_path / "a.npz")
     assert "allow_pickle" not in str(error.value)
+
+
+@pytest.mark.parametrize("has_spatial_step", [True, False])
+def test_averages_over_neighbours_are_collected_of_the_same_pixels(tmp_path, has_spatial_step):
+    prepared = []
+    for number in range(2):
+        values = np.arange(24.0).reshape(2, 3, 4) + 100 * number
+        arrays = {"intensity": values, "variance": values + 1} | ({"gathered": -values} if has_spatial_step else {})
+        product = xr.Dataset({name: (("y", "x", "energy_loss"), array) for name, array in arrays.items()})
+        prepared.append(tmp_path / f"{number}.zarr")
+        write_dataset(product.assign_coords(energy_loss=[700.0, 700.1, 700.2, 700.3]), prepared[-1])
+    labels = [np.array([["a", "", "mixed"], ["a", "a", ""]]), np.array([["b", "b", ""], ["", "", "b"]])]
+    found = gather_spectra(prepared, labels, ["one", "two"], ["a", "b"])
+    found.save(tmp_path)
+    again = LabelledSpectra.load(tmp_path)
+    assert len(found.intensity) == 6
+    if has_spatial_step:
+        np.testing.assert_array_equal(again.gathered, -found.intensity)
+    else:
+        assert again.gathered is None

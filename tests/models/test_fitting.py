@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
 from eelsflow.errors import DataSetError, InputError, UnreadableFileError
 from eelsflow.executors import LoopExecutor, ThreadExecutor
@@ -191,3 +191,44 @@ def test_fixed_settings_on_manganese_spectra_give_the_known_accuracy(
     # Four standard errors of a mean over 30 splits; the spread itself is known to some 13 %.
     assert np.mean(accuracies) == pytest.approx(expected, abs=4 * spread / np.sqrt(30))
     assert np.std(accuracies, ddof=1) == pytest.approx(spread, rel=0.4)
+
+
+def grouped_spectra(rng, n_groups):
+    """Single spectra, averages with a tenth of the noise, codes and groups; each group has an offset of its own."""
+    group = np.repeat(np.arange(n_groups), 40)
+    codes = group % 2
+    position = 2.0 * codes - 1.0 + rng.normal(0, 1.0, n_groups)[group]
+    clean = position[:, np.newaxis] * np.full(20, 0.1)
+    noise = rng.standard_normal(clean.shape)
+    return (clean + noise).astype(np.float32), (clean + 0.1 * noise).astype(np.float32), codes, group
+
+
+def calibration_error_of(classifier, X, codes):
+    probability = classifier.predict_proba(X)
+    chosen = np.asarray(classifier.classes_).searchsorted(classifier.predict(X))
+    confidence = probability[np.arange(len(X)), chosen]
+    bins = np.minimum(((confidence - 0.5) * 20).clip(0).astype(int), 9)
+    gap = np.bincount(bins, weights=confidence - (chosen == codes), minlength=10)
+    return np.abs(gap).sum() / len(X)
+
+
+@pytest.mark.parametrize("base", ["svm-sgd", "svm-linear"])
+def test_confidence_is_calibrated_for_the_averages_that_it_was_fitted_on(base, tmp_path):
+    rng = np.random.default_rng(2)
+    X, averages, codes, group = grouped_spectra(rng, 60)
+    _, held_out, held_out_codes, _ = grouped_spectra(rng, 400)
+    folds = list(StratifiedGroupKFold(4, shuffle=True, random_state=0).split(X, codes, group))
+    params = {"alpha": 0.1} if base == "svm-sgd" else {"C": 0.01}
+    model = {"name": base, "base": base, "params": params}
+    y = NAMES[codes]
+    without = fit(model, X, y, folds, tmp_path).classifier
+    fitted = fit(model, X, y, folds, tmp_path, calibration_spectra=averages, calibration_group=group).classifier
+    np.testing.assert_array_equal(fitted.predict(held_out), without.predict(held_out))
+    before, after = (calibration_error_of(one, held_out, held_out_codes) for one in (without, fitted))
+    assert after < 0.05
+    assert after < 0.6 * before
+
+
+def test_calibration_spectra_of_another_kind_are_refused(labelled, folds, tmp_path):
+    with pytest.raises(DataSetError, match="cannot be fitted on spectra of shape"):
+        fit("svm-sgd", *labelled, folds, tmp_path, calibration_spectra=labelled[0][:, :-1])

@@ -12,7 +12,7 @@ from eelsflow.models.backend import load_backend
 from eelsflow.models.layers import Trainer
 from eelsflow.models.networks import Network, describe_network
 from eelsflow.models.spec import NETWORKS
-from eelsflow.models.training import batch_bounds, train_network
+from eelsflow.models.training import batch_bounds, fit_temperature, train_network
 
 SHORT = {"n_classes": 3, "epochs": 3, "batch_size": 32, "patience": 3, "seed": 7}
 
@@ -195,3 +195,24 @@ def test_a_training_on_a_dask_worker_gives_the_same_numbers(spectra, tmp_path):
     for here, there in zip(LoopExecutor().map(run_training, jobs), remote, strict=True):
         assert here.history == there.history
         assert weights_equal(here.network, there.network)
+
+
+def test_a_temperature_calibrates_what_the_network_is_given_and_changes_no_class(spectra):
+    X, y, X_validation, y_validation = split(spectra)
+    plain = train_network(X, y, X_validation, y_validation, base="fcnn-1", **SHORT)
+    calibration = X_validation, y_validation, np.ones(len(y_validation))
+    fitted = train_network(X, y, X_validation, y_validation, base="fcnn-1", **SHORT, calibration=calibration)
+    before, after = (one.network.predict_proba(X_validation) for one in (plain, fitted))
+    np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
+    powers = before ** (1 / fitted.history["temperature"])
+    np.testing.assert_allclose(after, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+    assert fitted.history["temperature"] != pytest.approx(1, abs=0.02)
+
+
+def test_the_temperature_is_found_and_few_right_answers_do_not_drive_it_to_zero():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (5000, 3))
+    y = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    assert fit_temperature(3 * logits, y, np.ones(5000)) == pytest.approx(3, rel=0.1)
+    right = 5 * np.eye(3)[y]
+    assert 0.5 < fit_temperature(right, y, np.full(5000, 4 / 5000)) <= 1.05

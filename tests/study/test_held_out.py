@@ -132,3 +132,14 @@ def test_results_say_what_is_untested(study, tmp_path):
     directory, _, results, _ = study
     assert not any("mixed fields are untested" in text for text in results["warnings"])
     assert json.loads((directory / "out" / "results.json").read_text())["expected"] is not None
+
+
+@pytest.mark.slow
+def test_confidence_is_fitted_on_the_averages_that_maps_are_judged_by(study):
+    directory, *_ = study
+    features = [path.parent for path in (directory / "store").glob("entries/*/*/vectors.npy")]
+    assert features
+    for entry in features:
+        single, gathered = np.load(entry / "vectors.npy"), np.load(entry / "gathered.npy")
+        assert gathered.shape == single.shape
+        assert gathered.std(axis=0).mean() < single.std(axis=0).mean()
