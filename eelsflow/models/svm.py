@@ -24,8 +24,8 @@ MAX_LIBSVM_STEPS = 2_000_000  # of a sigmoid machine, whose kernel is not positi
 INDEPENDENT = 4
 """Independent spectra that the averages over neighbours of one acquisition count as where a confidence is fitted.
 
-What an acquisition has of its own (edge, thickness, background) moves all of them alike. Our choice, on maps of held-out
-simulated acquisitions (docs/decisions/0011-confidence.md)."""
+What an acquisition has of its own (edge, thickness, background) moves all of them alike. Our choice, on maps of
+held-out simulated acquisitions (docs/decisions/0011-confidence.md)."""
 
 TRUSTED_TYPES: tuple[str, ...] = ()
 """Types beyond skops' own list of harmless ones that a saved machine may hold."""
