@@ -228,5 +228,5 @@ def _clipped_channels(hits: NDArray[np.int64], n_pixels: int) -> NDArray[np.bool
 def _clipped_pixels(part: Part, ceiling: float, clipped: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Tell which pixels of a block are at the ceiling in a clipped channel, or over a plateau; shape (pixels,)."""
     at = part.read() == ceiling
-    run = np.lib.stride_tricks.sliding_window_view(at, min(_PLATEAU, at.shape[1]), axis=1)
-    return np.asarray((at & clipped).any(axis=1) | run.all(axis=-1).any(axis=1))
+    runs = np.lib.stride_tricks.sliding_window_view(at, min(_PLATEAU, at.shape[1]), axis=1)
+    return np.asarray((at & clipped).any(axis=1) | np.asarray(runs.all(axis=-1)).any(axis=1))

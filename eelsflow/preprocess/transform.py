@@ -30,7 +30,8 @@ from eelsflow.preprocess.rebin import resampling
 from eelsflow.preprocess.spikes import SpikeReference, neighbors_of
 
 NOT_FITTED = 255
-"""`background_status` where the preset subtracts no background, and of lost pixels; otherwise see `background.PowerLawStatus`."""
+"""`background_status` where the preset subtracts no background, and of lost pixels; otherwise see
+`background.PowerLawStatus`."""
 
 _CROP_MARGIN = 12  # detector channels kept beyond the wide window, so that its ends are resampled like the rest
 _ROWS_AT_ONCE = 256  # spectra; 2 MiB of single precision stay in the cache

@@ -294,7 +294,7 @@ def test_a_channel_that_is_nan_in_every_pixel_is_refused_or_left_to_preparation(
     counts = make_counts(3, 4, 20)
     counts[..., 7] = np.nan
     path = write_spectrum_image(build_spectrum_image(counts, 500 + 0.5 * np.arange(20)), tmp_path / "cube.zarr")
-    with pytest.raises(UnreadableFileError, match="12 counts that are NaN or infinite .* cut off channels"):
+    with pytest.raises(UnreadableFileError, match=r"12 counts that are NaN or infinite .* cut off channels"):
         read_spectrum_image(path)
     monkeypatch.setattr(counts_module, "LAZY_BYTES", 10)
     assert read_spectrum_image(path).shape == (3, 4, 20)
