@@ -109,9 +109,9 @@ def describe(path: Path | str, edge: Edge | None = None, *, low_loss: Path | str
         ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
         specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean} of the finite ones; ``file``,
         ``format``, ``signal``, ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``; ``low_loss`` {file, shape,
-        zero_loss {mean, spread, low, high}, offset {value, error}, resolution, t_over_lambda {median, low, high}}: positions on the nominal axis
-        and widths in eV, the spread the standard deviation over the scan, the offset minus the mean position. What
-        cannot be estimated is None, and a warning says why.
+        zero_loss {mean, spread, low, high}, offset {value, error}, resolution, t_over_lambda {median, low, high}}:
+        positions on the nominal axis and widths in eV, the spread the standard deviation over the scan, the offset
+        minus the mean position. What cannot be estimated is None, and a warning says why.
 
     Raises
     ------
