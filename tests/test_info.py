@@ -9,6 +9,7 @@ from eelsflow.edges import MN_L3, O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EdgeOutOfRangeError, InputError, UnreadableFileError
 from eelsflow.info import KNOWN_ONSETS, describe, edges_in_range, format_description
+from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.spectrum_image import build_spectrum_image
 
@@ -67,6 +68,21 @@ def test_description_finds_offset_spikes_and_bare_pixels(description):
     assert description["spikes"]["channels"] >= 3  # the neighbours of a spike are counted with it
     assert description["background_fraction"] == pytest.approx(0.25)
     assert description["noise"]["gain"] == pytest.approx(1.0, abs=0.2)  # Poisson counts
+
+
+def test_description_says_how_many_pixels_are_lost(acquisition, description, tmp_path):
+    image = read_spectrum_image(acquisition)
+    counts = image.values.astype(np.float32)
+    counts[0, 0, 9] = np.nan
+    counts[7, 6:] = 0
+    damaged = build_spectrum_image(counts, image["energy_loss"].values)
+    found = describe(write_spectrum_image(damaged, tmp_path / "damaged.zarr"))
+    assert description["lost_pixels"] == {"nan": 0, "empty": 0, "saturated": 0}
+    assert found["lost_pixels"] == {"nan": 1, "empty": 6, "saturated": 0}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert "7 of 96 pixels are lost" in " ".join(found["warnings"])
+    assert "lost pixels          1 nan, 6 empty" in format_description(found)
+    assert "lost pixels          none" in format_description(description)
 
 
 def test_description_of_lazy_counts_is_the_same(acquisition, description, tmp_path):

@@ -15,8 +15,9 @@ from eelsflow.errors import EdgeOutOfRangeError, UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
-from eelsflow.maps import check_model, classify_file, find_model, register_model
+from eelsflow.maps import check_model, classify_file, find_model, map_product, register_model
 from eelsflow.models.bundle import ModelBundle
+from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.presets import resolve_preset
 from eelsflow.simulate import PRESETS, simulate_acquisition, simulate_directory
 from eelsflow.simulate.acquisition import AxisParameters
@@ -111,6 +112,36 @@ def test_models_are_found_by_directory_name_and_default(results, monkeypatch, tm
     assert find_model(str(results)) == results / "model"
     register_model(results / "model", name="cubes", registered="2026-01-01T00:00:00+00:00")
     assert find_model("cubes") == find_model("default", edge="O_K") == results / "model"
+
+
+def test_a_pixel_with_nan_is_marked_on_the_map_and_no_other_changes(saved_model, tmp_path):
+    parameters = PRESETS["paper"].model_copy(
+        update={"shape": (24, 24), "axis": AxisParameters(start=470.0, n_channels=480)}
+    )
+    image = simulate_acquisition(parameters, 3).image
+    damaged = image.copy(data=image.values.astype(np.float32))
+    damaged[12, 11, 100] = np.nan
+    steps = resolve_preset([{"step": "background", "shrink": False}, "rebin"])
+    bundle, maps, summaries = ModelBundle.load(saved_model), [], []
+    for name, one in (("good", image), ("damaged", damaged)):
+        folder = tmp_path / name
+        folder.mkdir()
+        prepare_blocks(
+            write_spectrum_image(one, folder / "raw.zarr"), folder / "out.zarr", edge=SHIPPED["O_K"], preset=steps
+        )
+        summaries.append(map_product(folder / "out.zarr", bundle, folder, title=name))
+        maps.append(open_dataset(folder / "map.zarr"))
+    lost = np.zeros((24, 24), dtype=bool)
+    lost[12, 11] = True
+    good, marked = (found["class_index"].values for found in maps)
+    assert good[12, 11] >= 0
+    assert np.array_equal(marked, np.where(lost, -1, good))
+    assert np.array_equal(maps[1]["lost"], lost)
+    assert not maps[1]["unknown"].values[lost].any()
+    assert np.isnan(maps[1]["probability"].values[lost]).all()
+    assert [summary["lost_pixels"]["nan"] for summary in summaries] == [0, 1]
+    assert [summary["background_pixels"] for summary in summaries] == [0, 0]
+    assert ["1 of 576 pixels is lost" in " ".join(summary["warnings"]) for summary in summaries] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ state of its own in the product and in the map. Three kinds are told apart:
   are counted one by one leave a pixel empty with the probability ``exp(-m)``, m the electrons that it should hold. The
   darkest of the other pixels stand for m: the number of channels that counted anything, in the second darkest of them
   (the darkest may be the one in which the scan ended). Of n pixels ``n exp(-m)`` are empty by chance; where that is
-  under one in a thousand, empty pixels are lost, and all of them are ordinary vacuum otherwise. Vacuum that never
-  counts one electron, beside a specimen whose every pixel counts dozens, cannot be told from pixels never written.
+  under one in a thousand, empty pixels are lost, and all of them are ordinary vacuum otherwise. Vacuum may also count
+  no electron at all, beside a specimen whose every pixel counts dozens: where more than 1 % of the pixels are empty
+  elsewhere than at the end of the scan (row by row), emptiness is what vacuum looks like, and no empty pixel is lost.
 - **saturated**: clipped at a ceiling, which is the highest count of the image if
 
   1. it is 63 times the smallest positive count or more (the ceiling of the smallest counter, of 6 bits), so that the
@@ -47,6 +48,7 @@ MOST_LOST = 0.2
 
 _WORDS = {"nan": "with NaN or infinite counts", "empty": "zero throughout", "saturated": "clipped"}
 _BY_CHANCE = 1e-3  # empty pixels to be expected in an image, under which an empty one is no chance
+_VACUUM = 0.01  # of the pixels, empty before the end of the scan: a few are dropped, more are vacuum
 _SMALLEST_CEILING = 63  # smallest positive counts
 _PILE = 4  # times as many counts at a ceiling as at the next lower value
 _FEWEST_CLIPPED = 3  # pixels
@@ -177,7 +179,11 @@ def find_losses(traces: Sequence[Traces], blocks: Blocks) -> Losses:
     empty = blocks.assemble([trace.empty for trace in traces])
     if empty.any():
         darkest = np.sort(np.concatenate(blocks.map(_darkest, label="look for empty pixels")))[:2]
-        if not darkest.size or empty.size * math.exp(-float(darkest[-1])) > _BY_CHANCE:
+        if (
+            not darkest.size
+            or empty.size * math.exp(-float(darkest[-1])) > _BY_CHANCE
+            or _empty_before_the_end(empty, nan) > _VACUUM * empty.size
+        ):
             empty = np.zeros_like(empty)
     (ceiling, n_ceiling), (_, n_below) = _highest_of(traces)
     if n_ceiling >= max(_PILE * n_below, 2 * _FEWEST_CLIPPED):
@@ -189,6 +195,13 @@ def find_losses(traces: Sequence[Traces], blocks: Blocks) -> Losses:
             if saturated.any():
                 return Losses(nan, empty, saturated, ceiling)
     return Losses(nan, empty, np.zeros_like(nan))
+
+
+def _empty_before_the_end(empty: NDArray[np.bool_], nan: NDArray[np.bool_]) -> int:
+    """Return how many pixels are empty before those that end the scan, row by row."""
+    recorded = np.flatnonzero(~(empty | nan))
+    end = int(recorded[-1]) + 1 if recorded.size else 0
+    return int(empty.ravel()[:end].sum())
 
 
 def _highest_of(traces: Sequence[Traces]) -> tuple[Level, Level]:
@@ -228,6 +241,5 @@ def _clipped_channels(hits: NDArray[np.int64], n_pixels: int) -> NDArray[np.bool
 def _clipped_pixels(part: Part, ceiling: float, clipped: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Tell which pixels of a block are at the ceiling in a clipped channel, or over a plateau; shape (pixels,)."""
     at = part.read() == ceiling
-    run = np.lib.stride_tricks.sliding_window_view(at, min(_PLATEAU, at.shape[1]), axis=1)
-    in_run: NDArray[np.bool_] = np.asarray(run.all(axis=-1))
-    return np.asarray((at & clipped).any(axis=1) | in_run.any(axis=1))
+    runs = np.lib.stride_tricks.sliding_window_view(at, min(_PLATEAU, at.shape[1]), axis=1)
+    return np.asarray((at & clipped).any(axis=1) | np.asarray(runs.all(axis=-1)).any(axis=1))

@@ -260,7 +260,8 @@ def find_vacuum(
     if values.ndim != 2 or values.size == 0:
         raise InputError(f"the edge signal has the shape {values.shape}; expected one number a pixel, (y, x)")
     kept = np.ones(values.shape, dtype=bool) if lost is None else ~lost
-    if not np.isfinite(values[kept]).all():
+    broken = kept & ~np.isfinite(values)
+    if broken.any():
         raise InputError(
             f"{int((~np.isfinite(values[kept])).sum())} pixels have an edge signal that is not finite; specimen and "
             "vacuum cannot be told apart there: mask or repair these pixels first"

@@ -177,6 +177,19 @@ def test_pixels_that_are_empty_by_chance_are_vacuum(electrons: float, seed: int)
     assert not losses_of(changed(simulated("counting"), counts)).mask.any()
 
 
+def test_vacuum_that_counts_nothing_is_vacuum() -> None:
+    """Particles over a hole: half of the image is empty, and none of it is an aborted scan."""
+    counts = simulated("counting").values.copy()
+    counts[:, :12] = 0
+    assert not losses_of(changed(simulated("counting"), counts)).mask.any()
+
+
+def test_a_few_dropped_pixels_are_lost() -> None:
+    counts = simulated().values.copy()
+    counts[3, 4] = counts[10, 11] = 0
+    assert losses_of(changed(simulated(), counts)).numbers["empty"] == 2
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dose", [0.003, 0.03, 0.1])
 def test_counted_electrons_are_never_saturated(dose: float, seed: int) -> None:
