@@ -11,7 +11,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo "installing the locked environment into .venv (some minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eelsflow needs Python 3.11 or newer, found " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@echo "compiling (a minute, once)"
 	$(BIN)/python -m eelsflow.warm_up
