@@ -17,7 +17,7 @@ from eelsflow.digest import digest_file
 from eelsflow.edges import O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis, format_window
 from eelsflow.errors import EdgeOutOfRangeError, EelsflowError, InputError
-from eelsflow.io.counts import LAZY_BYTES, with_finite_counts
+from eelsflow.io.counts import LAZY_BYTES
 from eelsflow.io.read import read_low_loss, read_spectrum_image
 from eelsflow.io.tables import read_separate_ranges, read_spectra_table
 from eelsflow.io.zarr_store import blocks
@@ -117,11 +117,10 @@ def describe(
         ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
         specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean} of the finite ones; ``file``,
         ``format``, ``signal``, ``sha256``, ``pixel_size``, ``pixel_unit``; ``warnings``;
-        ``low_loss`` {file, shape, zero_loss {mean, spread,
-        low, high}, offset {value, error}, resolution, t_over_lambda {median, low, high}, thickness (the same in nm, or
-        null), instrument {beam_energy keV, convergence_angle, collection_angle mrad}}: positions on the nominal axis
-        and widths in eV, the spread the standard deviation over the scan, the offset minus the mean position. What
-        cannot be estimated is None, and a warning says why.
+        ``low_loss`` {file, shape, zero_loss {mean, spread, low, high}, offset {value, error}, resolution, t_over_lambda
+        {median, low, high}, thickness (the same in nm, or null), instrument {beam_energy keV, convergence_angle,
+        collection_angle mrad}}: positions on the nominal axis and widths in eV, the spread the standard deviation over
+        the scan, the offset minus the mean position. What cannot be estimated is None, and a warning says why.
 
     Raises
     ------
@@ -228,7 +227,7 @@ def _describe_low_loss(
     if stride > 1:
         warnings.append(f"the low loss is large: every {stride}th pixel along either side was measured")
     try:
-        measured = measure_low_loss(with_finite_counts(file, low[::stride, ::stride]))
+        measured = measure_low_loss(low[::stride, ::stride])
     except InputError as problem:
         if given is not None:
             raise InputError(f"{file}: {problem}") from problem

@@ -8,11 +8,11 @@ from pathlib import Path
 import xarray as xr
 
 from eelsflow.edges import Edge
-from eelsflow.errors import EelsflowError, InputError
+from eelsflow.errors import EelsflowError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.read import read_low_loss, read_spectrum_image
 from eelsflow.io.zarr_store import open_spectrum_image, write_spectrum_image
-from eelsflow.low_loss.companion import companion_of
+from eelsflow.low_loss.companion import companion_of, is_same_scan, require_same_scan
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.presets import Preset
 
@@ -38,16 +38,12 @@ def find_low_loss(path: Path, image: xr.DataArray, *, given: Path | None = None)
     """
     if given is None:
         low = read_low_loss(path)
-        return low if low is not None and low.shape[:2] in (image.shape[:2], (1, 1)) else None
+        return low if low is not None and is_same_scan(low, image.shape[:2]) else None
     try:
         low = read_spectrum_image(given)
-        if low.shape[:2] not in (image.shape[:2], (1, 1)):
-            raise InputError(
-                f"it has {low.shape[0]} x {low.shape[1]} pixels and the core loss {image.shape[0]} x {image.shape[1]}; "
-                "expected the same scan, or one spectrum for all: name the low loss that belongs to it"
-            )
+        require_same_scan(low, image.shape[:2])
     except EelsflowError as error:
-        raise type(error)(f"low loss {given.name}: {error}") from error
+        raise type(error)(f"{given.name}: {error}") from error
     return low
 
 

@@ -50,11 +50,7 @@ def companion_of(low: xr.DataArray, *, shape: tuple[int, int], store: Path | Non
     SpectrumImageSchemaError
         If `low` does not follow the schema.
     """
-    if low.shape[:2] not in (shape, (1, 1)):
-        raise InputError(
-            f"the low loss has {low.shape[0]} x {low.shape[1]} pixels and the core loss {shape[0]} x {shape[1]}; "
-            "expected the same scan, or one spectrum for all: name the low loss that belongs to it"
-        )
+    require_same_scan(low, shape)
     measured = locate_zero_loss(low)
     described = describe_low_loss(measured, low)
     maps = {
@@ -95,6 +91,26 @@ def companion_of(low: xr.DataArray, *, shape: tuple[int, int], store: Path | Non
         ),
         warnings=tuple(warnings),
     )
+
+
+def is_same_scan(low: xr.DataArray, shape: tuple[int, ...]) -> bool:
+    """Tell whether a low loss has the pixels (y, x) of a core loss, or one spectrum for all of them."""
+    return low.shape[:2] in (tuple(shape), (1, 1))
+
+
+def require_same_scan(low: xr.DataArray, shape: tuple[int, ...]) -> None:
+    """Refuse a low loss of other pixels.
+
+    Raises
+    ------
+    InputError
+        Naming both numbers of pixels.
+    """
+    if not is_same_scan(low, shape):
+        raise InputError(
+            f"the low loss has {low.shape[0]} x {low.shape[1]} pixels and the core loss {shape[0]} x {shape[1]}; "
+            "expected the same scan, or one spectrum for all: name the low loss that belongs to it"
+        )
 
 
 def describe_companion(product: xr.Dataset, *, density: float | None = None) -> dict[str, Any] | None:

@@ -187,7 +187,7 @@ def test_low_loss_of_another_scan_is_refused(pair, tmp_path):
     with pytest.raises(InputError, match="expected the same scan"):
         companion_of(pair.low_loss[:5], shape=SHAPE)
     write_spectrum_image(pair.low_loss[:5], tmp_path / "other.zarr")
-    with pytest.raises(EelsflowError, match=r"low loss other\.zarr.*20 x 20"):
+    with pytest.raises(EelsflowError, match=r"other\.zarr: the low loss has 5 x 20 .* 20 x 20"):
         find_low_loss(tmp_path / "core.zarr", pair.image, given=tmp_path / "other.zarr")
 
 
