@@ -80,7 +80,7 @@ def read_low_loss(path: Path | str, *, lazy: bool | None = None) -> xr.DataArray
     Raises
     ------
     UnreadableFileError, InputError, MissingDependencyError
-        As `read_spectrum_image`; here any count that is not finite is refused, of lazy counts when they are computed.
+        As `read_spectrum_image`.
     """
     path = Path(path)
     one = _require_format(path)
@@ -89,7 +89,7 @@ def read_low_loss(path: Path | str, *, lazy: bool | None = None) -> xr.DataArray
         return None
     lazy = n_bytes > counts.LAZY_BYTES if lazy is None else lazy
     image = read_low_loss_with_rosettasciio(path, one, lazy=lazy and one.lazy)
-    return None if image is None else counts.with_finite_counts(path, image)
+    return None if image is None else counts.with_whole_pixels(path, image)
 
 
 def _require_format(path: Path) -> Format:

@@ -289,7 +289,7 @@ def test_a_channel_that_is_nan_in_every_pixel_is_refused_or_left_to_preparation(
     assert read_spectrum_image(path).shape == (3, 4, 20)
 
 
-def test_nan_in_a_low_loss_is_refused_when_it_is_computed(tmp_path):
+def test_counts_that_must_be_finite_are_refused_when_they_are_computed(tmp_path):
     from eelsflow.io.counts import with_finite_counts
 
     counts = make_counts(6, 4, 20)
@@ -581,6 +581,18 @@ def test_the_low_loss_of_a_dual_acquisition_is_read_beside_the_core_loss(tmp_pat
     np.testing.assert_array_equal(found, low)
     assert json.loads(found.attrs["metadata"])["signal"]["title"] == "low loss"
     assert found["energy_loss"][0] == -4
+
+
+def test_one_lost_pixel_of_a_low_loss_does_not_refuse_the_others(tmp_path, served):
+    low = make_counts(3, 4, 20).astype(np.float32)
+    low[1, 2, 5] = np.nan
+    path = tmp_path / "dual.hspy"
+    served(
+        path,
+        make_signal(low, Y, X, LOW, title="low loss"),
+        make_signal(make_counts(3, 4, 20), Y, X, ENERGY, title="core loss"),
+    )
+    np.testing.assert_array_equal(read_low_loss(path), low)
 
 
 def test_a_file_without_a_second_signal_that_holds_zero_has_no_low_loss(tmp_path, served):
