@@ -37,6 +37,10 @@ class UnusableModelError(EelsflowError, ValueError):
     """A trained model that is missing, damaged or for another edge. No `InputError`: no acquisition is to blame."""
 
 
+class WorkerLostError(EelsflowError, RuntimeError):
+    """Work that took every worker with it that it was given to, mostly for want of memory."""
+
+
 class OutputPathError(EelsflowError, OSError):
     """A place that results cannot be written to."""
 

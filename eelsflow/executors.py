@@ -6,6 +6,7 @@ of items. Results come back in the order of the items, so a sum over them is the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from eelsflow.errors import WorkerLostError
+
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, KilledWorker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,6 +91,15 @@ def keep_freed_memory() -> None:
         set_option(M_TRIM_THRESHOLD, 64 << 20)
 
 
+def never_pause(dask_worker: Any) -> None:
+    """Let a worker of Dask go on however much of its memory is taken; it is started anew beyond 95 % of the limit.
+
+    Dask pauses a worker at 80 %, until it has given memory back. These keep what they have freed (`keep_freed_memory`)
+    and hold no results to speak of, so none would ever go on: a study on workers that are too small stood still.
+    """
+    dask_worker.memory_manager.memory_pause_fraction = False
+
+
 class DaskExecutor:
     """Workers of a Dask cluster, driven as a client.
 
@@ -113,22 +125,46 @@ class DaskExecutor:
         self.cancelled = cancelled or Event()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
-        """Apply the function on the workers; the work is cancelled if this call is interrupted or one item fails."""
-        from distributed import wait
+        """Apply the function on the workers; the work is cancelled if this call is interrupted or one item fails.
+
+        Results are fetched while others are worked on, so that workers hold few of them.
+
+        Raises
+        ------
+        WorkerLostError
+            If an item has killed as many workers as the cluster allows.
+        CancelledError
+            If `cancelled` is set.
+        """
+        from distributed import KilledWorker, wait
 
         options: dict[str, Any] = {"pure": False, "key": label or None, "resources": self.resources}
-        futures = self.client.map(function, list(items), **options)
+        pending = dict(enumerate(self.client.map(function, list(items), **options)))
+        results: dict[int, Result] = {}
         try:
-            while futures and not self.cancelled.is_set():
-                try:
-                    wait(futures, timeout=self.POLL_SECONDS)
-                    break
-                except TimeoutError:
-                    continue
-            if not self.cancelled.is_set():
-                return list(self.client.gather(futures))
-        except BaseException:
-            self.client.cancel(futures, force=True)
+            while pending and not self.cancelled.is_set():
+                with contextlib.suppress(TimeoutError):
+                    wait(list(pending.values()), timeout=self.POLL_SECONDS)
+                done = [number for number, future in pending.items() if future.done()]
+                results |= zip(done, self.client.gather([pending[number] for number in done]), strict=True)
+                for number in done:
+                    pending.pop(number).release()  # a traceback may hold it longer
+            if not pending:
+                return [results[number] for number in range(len(results))]
+        except BaseException as error:
+            self.client.cancel(list(pending.values()), force=True)
+            if isinstance(error, KilledWorker):
+                raise WorkerLostError(self._why_lost(error, label)) from error
             raise
-        self.client.cancel(futures, force=True)
+        self.client.cancel(list(pending.values()), force=True)
         raise CancelledError(f"{label or 'work'} on the cluster was cancelled")
+
+    @staticmethod
+    def _why_lost(error: KilledWorker, label: str) -> str:
+        limit = error.last_worker.memory_limit
+        each = f", of which each has {limit / 2**20:.0f} MiB" if limit else ""
+        return (
+            f"{label or 'a piece of work'} was given to one worker after the other and each died of it, most likely "
+            f"for want of memory{each}: nothing of it is kept. Give each worker 1 GiB or more (fewer workers on the "
+            "same machine have more each), then run the same command again; what is done already is not repeated"
+        )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eelsflow.errors import InputError, MissingDependencyError
-from eelsflow.executors import keep_freed_memory
+from eelsflow.executors import keep_freed_memory, never_pause
 from eelsflow.store import make_directory
 
 if TYPE_CHECKING:
@@ -65,9 +65,12 @@ def cluster_client(
     InputError
         If the description is not understood, no scheduler answers at the address, or the versions there differ.
     """
+    import dask
     from distributed import Client
 
     with contextlib.ExitStack() as stack:
+        # Blocks are sent with what is known of them: spikes, scores, guides. Dask advises against it from 10 MB on.
+        stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "10GB"}))
         scheduler: Any
         if config == "local":
             scheduler = stack.enter_context(_local_cluster(home, n_workers, memory_limit, resources))
@@ -95,6 +98,7 @@ def cluster_client(
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         _check_versions(client)
         client.register_worker_callbacks(keep_freed_memory)
+        client.register_worker_callbacks(never_pause)
         stack.enter_context(_worker_logs(client))
         try:
             yield client

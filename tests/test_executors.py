@@ -1,6 +1,7 @@
 import operator
+import time
 
-import numpy as np  # noqa: F401  loads its BLAS
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
@@ -38,6 +39,31 @@ def test_equal_items_are_computed_separately(executor):
 def test_error_of_an_item_is_raised(executor):
     with pytest.raises(ZeroDivisionError):
         executor.map((1).__truediv__, [1, 0])
+
+
+def test_workers_do_not_keep_what_was_fetched(dask_executor):
+    """A future that something still refers to would keep its result on the workers for as long as the cluster lives."""
+    assert len(dask_executor.map(np.zeros, [100_000] * 20)) == 20
+    client = dask_executor.client
+    for _ in range(100):
+        if not sum(client.run(lambda dask_worker: len(dask_worker.data)).values()):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("results were kept")
+
+
+def test_results_are_fetched_while_others_are_worked_on(dask_executor):
+    """Results of a large image would fill the workers' memory."""
+    kept = dask_executor.map(_results_here, [1.0] * 8)
+    assert max(kept) <= 3
+
+
+def _results_here(seconds):
+    from distributed import get_worker
+
+    time.sleep(seconds)
+    return len(get_worker().data)
 
 
 def test_no_items_give_no_results(executor):

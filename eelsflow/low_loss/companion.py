@@ -87,7 +87,6 @@ def companion_of(low: xr.DataArray, *, shape: tuple[int, int], store: Path | Non
             elastic=measured.elastic,
             noise=measured.noise,
             dead_channels=tuple(measured.dead_channels),
-            shape=(low.shape[0], low.shape[1]),
         ),
         warnings=tuple(warnings),
     )
@@ -177,46 +176,52 @@ def _means_of_rows(position: Array) -> Array:
 
 @dataclass(frozen=True)
 class FourierRatio:
-    """Takes plural scattering out of the spectra of a block; see `eelsflow.low_loss.deconvolution`.
+    """Takes plural scattering out of spectra; see `eelsflow.low_loss.deconvolution`.
 
     Attributes
     ----------
     source
         The low loss: a zarr store, or counts of shape (y, x, channels).
     elastic
-        Its zero-loss peaks.
+        The zero-loss peaks of the block.
     noise
         Of its counts.
     dead_channels
         Which are interpolated.
-    shape
-        Pixels (y, x) of the low loss; (1, 1) serves all.
+    block
+        The pixels of a store that are meant; None for all the counts of an array.
     """
 
     source: Path | NDArray[Any]
     elastic: ElasticPart
     noise: NoiseModel
     dead_channels: tuple[int, ...]
-    shape: tuple[int, int]
+    block: Block | None = None
 
-    def __call__(
-        self, block: Block, energy_loss: Array, counts: Array, variance: Array, correlation: Array
-    ) -> tuple[Array, Array]:
+    def crop(self, block: Block) -> FourierRatio:
+        """Return that of some pixels of a whole scan; a single low loss serves any."""
+        n_y, n_x = self.elastic.pixels
+        if (n_y, n_x) == (1, 1):
+            block = Block(slice(0, 1), slice(0, 1))
+        number = np.arange(n_y * n_x).reshape(n_y, n_x)[block.y, block.x]
+        elastic = replace(
+            self.elastic,
+            position=self.elastic.position[number.ravel()],
+            intensity=self.elastic.intensity[number.ravel()],
+            window_counts=self.elastic.window_counts[number.ravel()],
+            pixels=number.shape,
+        )
+        if isinstance(self.source, Path):
+            return replace(self, elastic=elastic, block=block)
+        return replace(self, elastic=elastic, source=self.source[block.y, block.x])
+
+    def __call__(self, energy_loss: Array, counts: Array, variance: Array, correlation: Array) -> tuple[Array, Array]:
         """Return single scattering and its variance; where no zero loss shows, what was given.
 
         Parameters are those of `eelsflow.preprocess.companion.PluralScattering`.
         """
-        if self.shape == (1, 1):
-            block = Block(slice(0, 1), slice(0, 1))
-        low = self._read(block)
-        number = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape)[block.y, block.x].ravel()
-        elastic = replace(
-            self.elastic,
-            position=self.elastic.position[number],
-            intensity=self.elastic.intensity[number],
-            window_counts=self.elastic.window_counts[number],
-            pixels=(number.size,),
-        )
+        low = self._read()
+        elastic = replace(self.elastic, pixels=(len(low),))
         seen = np.isfinite(elastic.position) & np.isfinite(elastic.intensity)
         if not seen.any():
             return counts, variance
@@ -233,6 +238,9 @@ class FourierRatio:
         known = np.broadcast_to(seen[:, None], counts.shape)
         return np.where(known, found.counts, counts), np.where(known, found.variance, variance)
 
-    def _read(self, block: Block) -> NDArray[np.floating]:
-        counts = read_counts(self.source, block) if isinstance(self.source, Path) else self.source[block.y, block.x]
+    def _read(self) -> NDArray[np.floating]:
+        counts = self.source
+        if isinstance(counts, Path):
+            assert self.block is not None
+            counts = read_counts(counts, self.block)
         return mended(without_gaps(counts.reshape(-1, counts.shape[-1])), self.dead_channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ def prepare_blocks(
             bands = Shapes(**{name: whole.pop(name) for name in _SHAPES}, energy_loss=np.empty(0))
             guide = fit_guide(bands, ~whole["vacuum_mask"], step)
             del bands
-            lend = functools.partial(_write_gathered, store, guide)
-            lent = executor.map(lend, [part.block for part in acquisition.parts], label="gather neighbours")
+            lenders = [_Lenders.to(part.block, guide) for part in acquisition.parts]
+            lent = executor.map(functools.partial(_write_gathered, store), lenders, label="gather neighbours")
             whole |= _assemble(acquisition.parts, [{"effective_spectra": one} for one in lent], (n_y, n_x))
             attrs["spatial_reach"] = guide.reach
         whole |= dict(companion.maps) if companion else {}
@@ -131,14 +132,28 @@ def _assemble(
     return whole
 
 
-def _write_gathered(store: Path, guide: Guide, block: Block) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class _Lenders:
+    """A block, the pixels around it that lend to it, and their part of the guide: no worker needs the whole of it."""
+
+    block: Block
+    around: Block
+    guide: Guide
+
+    @classmethod
+    def to(cls, block: Block, guide: Guide) -> _Lenders:
+        around = guide.around(block)
+        return cls(block, around, guide.crop(around))
+
+
+def _write_gathered(store: Path, lenders: _Lenders) -> NDArray[np.float32]:
     """Average the spectra of one block with their neighbours', those of other blocks included, and write them."""
-    around = guide.around(block)
+    block, around = lenders.block, lenders.around
     inside = Block(
         slice(block.y.start - around.y.start, block.y.stop - around.y.start),
         slice(block.x.start - around.x.start, block.x.stop - around.x.start),
     )
     intensity, variance = (read_block(store, name, around) for name in ("intensity", "variance"))
-    gathered, gathered_variance, n_effective = gather(intensity, variance, guide.crop(around), inside)
+    gathered, gathered_variance, n_effective = gather(intensity, variance, lenders.guide, inside)
     write_block(store, block, {"gathered": gathered, "gathered_variance": gathered_variance})
     return n_effective

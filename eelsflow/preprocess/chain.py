@@ -35,7 +35,7 @@ from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentMoments, ExponentPrior, exponent_moments, fit_power_law, pooled_prior
-from eelsflow.preprocess.companion import Companion, settle_offset
+from eelsflow.preprocess.companion import Companion, PluralScattering, settle_offset
 from eelsflow.preprocess.kernels import add_channels
 from eelsflow.preprocess.lost import Losses, find_losses
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
@@ -253,8 +253,9 @@ def fit_acquisition(
                     prior = functools.reduce(ExponentMoments.__add__, moments).prior()
                     fitted = replace(fitted, prior=_prior_of(prior, mean_spectrum * crew.n_specimen, fitted))
             case presets.Deconvolve():
-                fitted = replace(fitted, plural=companion.plural if companion else None)
-                if companion is None:
+                if companion is not None:
+                    crew.learn_plural(companion.plural)
+                else:
                     warnings.append("there is no low loss of this scan: plural scattering stays in its spectra")
             case presets.Rebin() | presets.Spatial():
                 pass
@@ -310,6 +311,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             for name, values in companion.maps.items()
         }
     )
+    deconvolved = acquisition.preset.find(presets.Deconvolve) is not None
     edge_offset = acquisition.edge_offset
     return xr.Dataset(
         {
@@ -341,9 +343,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "energy_offset_error": fitted.offset.error if fitted.offset else None,
             "edge_offset": edge_offset.value if edge_offset else None,
             "edge_offset_error": edge_offset.error if edge_offset else None,
-            "low_loss": json.dumps({**companion.facts, "deconvolved": fitted.plural is not None})
-            if companion
-            else None,
+            "low_loss": json.dumps({**companion.facts, "deconvolved": deconvolved}) if companion else None,
             "pixel_size": image.attrs["pixel_size"],
             "pixel_unit": image.attrs["pixel_unit"],
             "sha256": image.attrs.get("sha256", ""),
@@ -439,6 +439,10 @@ class _Crew:
         self.parts = [
             replace(part, lost=lost) if lost.any() else part for part, lost in zip(self.parts, masks, strict=True)
         ]
+
+    def learn_plural(self, plural: PluralScattering) -> None:
+        """Keep what takes plural scattering out of each block."""
+        self.parts = [replace(part, plural=plural.crop(part.block)) for part in self.parts]
 
     def learn_vacuum(self, mask: NDArray[np.bool_]) -> None:
         """Keep which pixels of each block hold no specimen; `mask` has the shape (y, x) of the image."""

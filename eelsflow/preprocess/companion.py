@@ -32,21 +32,21 @@ Array = NDArray[np.float64]
 
 
 class PluralScattering(Protocol):
-    """Takes plural scattering out of background-subtracted core losses; can be sent to a worker."""
+    """Takes plural scattering out of background-subtracted core losses of some pixels; can be sent to a worker."""
 
-    def __call__(
-        self, block: Block, energy_loss: Array, counts: Array, variance: Array, correlation: Array
-    ) -> tuple[Array, Array]:
+    def crop(self, block: Block) -> PluralScattering:
+        """Return what does so for some of the pixels, and holds no more than that needs."""
+        ...
+
+    def __call__(self, energy_loss: Array, counts: Array, variance: Array, correlation: Array) -> tuple[Array, Array]:
         """Return single scattering and its variance.
 
         Parameters
         ----------
-        block
-            Which pixels, n of them in the order of rows.
         energy_loss
             Channel centres, shape (channels,), eV.
         counts, variance
-            Shape (n, channels).
+            Of all its n pixels, in the order of rows: shape (n, channels).
         correlation
             Of the noise over channels at lags 0, 1, ...
         """
@@ -106,7 +106,6 @@ def settle_offset(edge: OffsetEstimate, zero_loss: OffsetEstimate) -> tuple[Offs
 
 def single_scattering(
     plural: PluralScattering,
-    block: Block,
     counts: NDArray[np.float32],
     axis: EnergyAxis,
     fit: PowerLawFit,
@@ -120,10 +119,10 @@ def single_scattering(
 
     Parameters
     ----------
-    plural, block
-        What takes it out, and which pixels these are.
+    plural
+        What takes it out.
     counts
-        Of the block's pixels, shape (n, channels), on `axis`.
+        Of its pixels, shape (n, channels), on `axis`.
     axis
         The corrected axis of `counts`.
     fit
@@ -146,7 +145,7 @@ def single_scattering(
     """
     expected = uniform_filter1d(counts.astype(np.float64), n_smooth, axis=1, mode="nearest")
     variance = np.asarray(noise.variance(np.maximum(expected, noise.quantum / n_smooth)), dtype=np.float64)
-    net, spread = plural(block, axis.values, counts - fit.evaluate(axis.values), variance, noise.correlation)
+    net, spread = plural(axis.values, counts - fit.evaluate(axis.values), variance, noise.correlation)
     spread = spread + fit.variance(axis.values)
     if rebin is None:
         kept = slice(first := int(np.argmin(np.abs(axis.values - target.start))), first + target.size)

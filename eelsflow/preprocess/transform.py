@@ -62,6 +62,8 @@ class Part:
     lost
         Shape (pixels,), True where nothing was recorded that counts (see `eelsflow.preprocess.lost`); None where no
         pixel of the block is lost.
+    plural
+        Takes plural scattering out of its spectra; None without `Deconvolve`, and without a low loss.
     held
         Raw counts of the block, shape (pixels, channels), where they are kept between readings; None otherwise.
     """
@@ -73,6 +75,7 @@ class Part:
     spikes: NDArray[np.int32] | None = None
     scores: NDArray[np.float32] | None = None
     lost: NDArray[np.bool_] | None = None
+    plural: PluralScattering | None = None
     held: NDArray[Any] | None = None
 
     @property
@@ -147,8 +150,6 @@ class Fitted:
         None without `Align`.
     prior
         Of the background's exponents; None without shrinking.
-    plural
-        Takes plural scattering out; None without `Deconvolve`, and without a low loss.
     """
 
     axis: EnergyAxis
@@ -160,7 +161,6 @@ class Fitted:
     pca: Pca | None = None
     offset: OffsetEstimate | None = None
     prior: ExponentPrior | None = None
-    plural: PluralScattering | None = None
 
     @property
     def corrected_axis(self) -> EnergyAxis:
@@ -393,10 +393,9 @@ def _net_of_background(
 ) -> tuple[Counts, Counts]:
     """Return what is left of a block's spectra without the background, on the product's axis, and its variance."""
     step = rebin_step(fitted)
-    if fitted.plural is not None and spectra.background is not None:
+    if part.plural is not None and spectra.background is not None:
         return single_scattering(
-            fitted.plural,
-            part.block,
+            part.plural,
             spectra.counts,
             spectra.axis,
             spectra.background,

@@ -13,7 +13,7 @@ import distributed
 import psutil
 import pytest
 
-from eelsflow.errors import InputError, MissingDependencyError
+from eelsflow.errors import InputError, MissingDependencyError, WorkerLostError
 from eelsflow.executors import DaskExecutor, LoopExecutor
 from flows import cluster
 from flows.cluster import cluster_client
@@ -95,6 +95,41 @@ def test_local_cluster_finishes_when_a_worker_is_killed(client: Any) -> None:
     client.gather(futures)
     client.wait_for_workers(2, timeout=60)
     assert before[0] not in workers_of(client)
+
+
+_KEPT: list[Any] = []
+
+
+def _keep(n_bytes: int) -> None:
+    _KEPT.append(bytearray(b"x") * n_bytes)
+
+
+def test_a_worker_whose_memory_is_nearly_full_goes_on(tmp_path: Path) -> None:
+    """Dask would pause it, for ever."""
+    with cluster_client(home=tmp_path, n_workers=1, memory_limit="600MiB") as client:
+        (taken,) = client.run(_memory_of_this_process).values()
+        DaskExecutor(client).map(_keep, [int(0.86 * (600 << 20)) - taken])
+        time.sleep(1.5)  # it looks twice a second
+        (taken,) = client.run(_memory_of_this_process).values()
+        assert 0.82 < taken / (600 << 20) < 0.94
+        assert DaskExecutor(client).map(str, [1, 2]) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_work_that_workers_die_of_is_one_clear_error(tmp_path: Path) -> None:
+    with cluster_client(home=tmp_path, n_workers=1, memory_limit="400MiB") as client:
+        with pytest.raises(WorkerLostError, match=r"^keep was given .* 400 MiB.* Give each worker"):
+            DaskExecutor(client).map(_keep_and_wait, [500 << 20], label="keep")
+        assert DaskExecutor(client).map(str, [1]) == ["1"]
+
+
+def _keep_and_wait(n_bytes: int) -> None:
+    _keep(n_bytes)
+    time.sleep(30)
+
+
+def _memory_of_this_process() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_scheduler_can_be_named_by_its_address(client: Any, tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from eelsflow.io.zarr_store import (
     read_counts,
     write_spectrum_image,
 )
+from eelsflow.low_loss.companion import companion_of
 from eelsflow.preprocess import blocks as prepare_module
 from eelsflow.preprocess import transform as transform_module
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import PRESETS
 from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import simulate_acquisition
+from eelsflow.simulate import LowLossRecording, simulate_acquisition
 from eelsflow.simulate.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
 
@@ -105,6 +106,59 @@ def test_blocks_equal_the_whole(image: xr.DataArray, looped: Path, raw: Path, tm
         prepare_blocks(raw, tmp_path / "out.zarr", edge=O_K, preset=PRESETS[preset], block_shape=BLOCK)
         product = open_dataset(tmp_path / "out.zarr")
     assert_same_product(product, prepare(image, edge=O_K, preset=PRESETS[preset]))
+
+
+class Weighing(LoopExecutor):
+    """Knows how much is sent to a worker, and back, for the largest piece of each kind of work: bytes, pickled."""
+
+    shares_memory = False
+
+    def __init__(self) -> None:
+        self.sent: dict[str, int] = {}
+        self.returned: dict[str, int] = {}
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], *, label: str = "") -> list[Any]:
+        results = super().map(function, items, label=label)
+        self.sent[label] = max(len(pickle.dumps((function, item))) for item in items)
+        self.returned[label] = max(len(pickle.dumps(result)) for result in results)
+        return results
+
+
+@pytest.mark.parametrize("preset", ["recommended", "paper", "deconvolved"])
+def test_what_a_worker_is_sent_does_not_grow_with_the_image(preset: str, tmp_path: Path) -> None:
+    """Maps of the whole image went to every worker with every block, and filled their memory."""
+    axis = AxisParameters(start=470.0, n_channels=480)
+    parameters = SIMULATED["paper"].model_copy(update={"shape": (16, 16), "axis": axis})
+    pair = simulate_acquisition(parameters, 11, low_loss=LowLossRecording())
+    weighed = []
+    for times in (3, 6):  # three: one of its blocks has neighbours on all sides
+        raw, low = (
+            write_spectrum_image(tiled(image, times), tmp_path / f"{name}-{times}.zarr")
+            for name, image in (("raw", pair.image), ("low", pair.low_loss))
+        )
+        weighing = Weighing()
+        shape = (16 * times, 16 * times)
+        prepare_blocks(
+            raw,
+            tmp_path / "out.zarr",
+            edge=O_K,
+            preset=PRESETS[preset],
+            companion=companion_of(open_spectrum_image(low), shape=shape, store=low),
+            executor=weighing,
+            block_shape=(16, 16),
+        )
+        weighed.append(weighing)
+    few, many = weighed
+    assert few.sent.keys() == many.sent.keys()
+    for name in few.sent:
+        assert many.sent[name] < 1.25 * few.sent[name], name
+        assert many.returned[name] < 1.25 * few.returned[name] + 2000, name
+
+
+def tiled(image: xr.DataArray, times: int) -> xr.DataArray:
+    return build_spectrum_image(
+        np.tile(image.values, (times, times, 1)), image["energy_loss"].values, sha256="0" * 64, source="tiled"
+    )
 
 
 def test_loop_threads_and_dask_agree(raw: Path, looped: Path, tmp_path: Path, dask_executor: DaskExecutor) -> None:
