@@ -22,10 +22,6 @@ from eelsflow.preprocess.companion import Companion
 from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.offset import OffsetEstimate
 
-DRIFT = 0.5
-"""eV that the zero loss may wander over a scan before a warning says so (ours): the edges of the two oxides lie .6 eV
-apart, and one offset serves the whole scan."""
-
 _FLOOR = 0.01  # eV; the voltage between the two exposures is not known better
 
 Array = NDArray[np.float64]
@@ -63,11 +59,6 @@ def companion_of(low: xr.DataArray, *, shape: tuple[int, int], store: Path | Non
     error = float(np.sqrt(np.nanmean(described["offset_error"].values ** 2) / seen.sum()))
     drift = float(np.nanmax(row_means := _means_of_rows(position)) - np.nanmin(row_means))
     warnings = []
-    if drift > DRIFT:
-        warnings.append(
-            f"the zero loss wandered by {drift:.2f} eV over the scan, more than {DRIFT:g} eV: its spectra lie that "
-            "much apart in energy, and one offset serves them all"
-        )
     if not seen.all():
         warnings.append(f"{int((~seen).sum())} of {seen.size} spectra of the low loss show no zero-loss peak")
     return Companion(
@@ -127,7 +118,7 @@ def describe_companion(product: xr.Dataset, *, density: float | None = None) -> 
     dict
         ``source``, ``sha256``, ``offset`` {value, error} of the zero loss, ``edge_offset`` {value, error}, ``drift``,
         ``resolution`` (all eV), ``t_over_lambda`` {median, low, high} over the specimen, ``mean_free_path`` and
-        ``thickness`` {median, low, high} in nm or None, ``instrument``, ``deconvolved``.
+        ``thickness`` {median, low, high} in nm or None, ``instrument``, ``deconvolved``, ``drift_followed``.
     """
     text = product.attrs.get("low_loss")
     if not text:

@@ -36,12 +36,12 @@ from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentMoments, ExponentPrior, exponent_moments, fit_power_law, pooled_prior
 from eelsflow.preprocess.companion import Companion, PluralScattering, settle_offset
+from eelsflow.preprocess.drift import CHEMISTRY, MUCH_DRIFT, drift_of, drift_warning, edge_shift, settle_drift
 from eelsflow.preprocess.kernels import add_channels
 from eelsflow.preprocess.lost import Losses, find_losses
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
 from eelsflow.preprocess.pca import Moments, Pca, PilotSums, fit_pca
 from eelsflow.preprocess.presets import MAX_OFFSET, Preset
-from eelsflow.preprocess.rebin import covered_channels
 from eelsflow.preprocess.shapes import to_shapes
 from eelsflow.preprocess.spatial import GATHERED, fit_guide, gather, spatial_step
 from eelsflow.preprocess.spikes import find_dead_channels, find_spikes, reference_spectra
@@ -53,11 +53,11 @@ from eelsflow.preprocess.transform import (
     Part,
     finish,
     product_axis,
-    rebin_step,
     repair,
     sum_spectra,
     transform,
     transform_slices,
+    valid_channels,
 )
 from eelsflow.preprocess.vacuum import (
     VacuumMask,
@@ -244,6 +244,9 @@ def fit_acquisition(
                     offset, disagreement = settle_offset(offset, companion.offset)
                     warnings += [disagreement] if disagreement else []
                 fitted = replace(fitted, offset=offset)
+                if companion is not None and offset is companion.offset and preset.find(presets.Rebin):
+                    fitted, disagreement = _follow_drift(crew, fitted, companion)
+                    warnings += [disagreement] if disagreement else []
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)
@@ -263,6 +266,8 @@ def fit_acquisition(
         if isinstance(step, presets.Pca):
             crew.postpone(functools.partial(_with_scores, fitted=fitted))
 
+    if companion is not None and companion.facts["drift"] > MUCH_DRIFT and fitted.drift == (0.0, 0.0):
+        warnings.append(drift_warning(companion.facts["drift"]))
     if mean_spectrum is None:
         mean_spectrum = _mean_of_specimen(crew, fitted)
     if crew.postponed:
@@ -292,8 +297,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
         fit = fit_power_law(native.values, acquisition.mean_spectrum, fitted.edge.background_window, shrink=False)
         begin = native.channels(fitted.edge.background_window).start
         mean_background[begin:] = fit.evaluate(native.values[begin:])
-    step = rebin_step(fitted)
-    valid = covered_channels(native.values, axis, method=step.method) if step else np.ones(axis.size, dtype=bool)
+    valid = valid_channels(fitted, native)
     n_spike_pixels, n_spike_channels = _count_spikes(acquisition.parts)
     with_spatial = {}
     if spatial_step(acquisition.preset) is not None:
@@ -311,7 +315,10 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             for name, values in companion.maps.items()
         }
     )
-    deconvolved = acquisition.preset.find(presets.Deconvolve) is not None
+    used = {
+        "deconvolved": acquisition.preset.find(presets.Deconvolve) is not None,
+        "drift_followed": fitted.drift != (0.0, 0.0),
+    }
     edge_offset = acquisition.edge_offset
     return xr.Dataset(
         {
@@ -343,7 +350,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "energy_offset_error": fitted.offset.error if fitted.offset else None,
             "edge_offset": edge_offset.value if edge_offset else None,
             "edge_offset_error": edge_offset.error if edge_offset else None,
-            "low_loss": json.dumps({**companion.facts, "deconvolved": deconvolved}) if companion else None,
+            "low_loss": json.dumps({**companion.facts, **used}) if companion else None,
             "pixel_size": image.attrs["pixel_size"],
             "pixel_unit": image.attrs["pixel_unit"],
             "sha256": image.attrs.get("sha256", ""),
@@ -443,6 +450,11 @@ class _Crew:
     def learn_plural(self, plural: PluralScattering) -> None:
         """Keep what takes plural scattering out of each block."""
         self.parts = [replace(part, plural=plural.crop(part.block)) for part in self.parts]
+
+    def learn_drift(self, drift: NDArray[np.float32] | None) -> None:
+        """Keep what is to be added to the energies of each block's pixels; `drift` has the shape (y, x), eV."""
+        of = [None if drift is None else drift[part.block.y, part.block.x].ravel() for part in self.parts]
+        self.parts = [replace(part, drift=one) for part, one in zip(self.parts, of, strict=True)]
 
     def learn_vacuum(self, mask: NDArray[np.bool_]) -> None:
         """Keep which pixels of each block hold no specimen; `mask` has the shape (y, x) of the image."""
@@ -673,6 +685,52 @@ def _mean_of_specimen(crew: _Crew, fitted: Fitted) -> NDArray[np.float64]:
     """Return the mean spectrum of the specimen pixels, as far as they are known, counts, shape (channels,)."""
     sums = crew.visit(sum_spectra, fitted, label="sum specimen")
     return np.asarray(np.sum(sums, axis=0) / crew.n_specimen)
+
+
+def _follow_drift(crew: _Crew, fitted: Fitted, companion: Companion) -> tuple[Fitted, str | None]:
+    """Have every pixel resampled by its own zero loss, unless the edge drifts otherwise; then say so."""
+    drift = drift_of(companion, fitted.axis.dispersion)
+    if drift is None:
+        return fitted, None
+    crew.learn_drift(drift)
+    followed = replace(fitted, drift=(float(drift.min()), float(drift.max())))
+    if np.ptp(drift) <= CHEMISTRY:
+        return followed, None
+    halves = crew.visit(_sum_halves, fitted, float(np.median(drift)), label="sum halves")
+    n, total, spectra = (np.sum([one[which] for one in halves], axis=0) for which in range(3))
+    if not n.all():  # the specimen lies in one half
+        return followed, None
+    means = spectra / n[:, None]
+    shift = edge_shift(
+        fitted.corrected_axis,
+        means,
+        fitted.noise.variance(means) / n[:, None],
+        background_window=fitted.edge.background_window,
+        elnes_window=fitted.edge.elnes_window,
+    )
+    disagreement = settle_drift(float(total[0] / n[0] - total[1] / n[1]), shift)
+    if disagreement:
+        crew.learn_drift(None)
+        return fitted, disagreement
+    return followed, None
+
+
+def _sum_halves(
+    part: Part, raw: NDArray[Any] | None, fitted: Fitted, median: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Add up the specimen pixels of a block whose drift is above the median, and those of the others.
+
+    Returns how many they are, shape (2,), the sum of their drifts, shape (2,), eV, and of their spectra, shape
+    (2, channels).
+    """
+    assert part.drift is not None
+    above = part.drift > median
+    halves = [part.specimen & above, part.specimen & ~above]
+    return (
+        np.array([np.count_nonzero(half) for half in halves]),
+        np.array([part.drift[half].sum(dtype=np.float64) for half in halves]),
+        np.array([sum_spectra(replace(part, vacuum=~half), raw, fitted) for half in halves]),
+    )
 
 
 def _estimate_offset(

@@ -19,8 +19,6 @@ from eelsflow.io.zarr_store import Block
 from eelsflow.preprocess.background import PowerLawFit
 from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.offset import OffsetEstimate
-from eelsflow.preprocess.presets import Rebin
-from eelsflow.preprocess.rebin import rebin_conserving, rebin_linear, rebin_variance
 
 AGREEMENT = 0.5
 """eV within which the offset from the zero loss replaces the edge's own (ours): farther off, the voltage that moved the
@@ -112,10 +110,8 @@ def single_scattering(
     noise: NoiseModel,
     *,
     n_smooth: int,
-    target: EnergyAxis,
-    rebin: Rebin | None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Subtract the background, take plural scattering out and resample, with the variance.
+) -> tuple[Array, Array]:
+    """Subtract the background and take plural scattering out, with the variance.
 
     Parameters
     ----------
@@ -130,13 +126,11 @@ def single_scattering(
     noise
         Of the counts; a channel's variance is that of its counts averaged over `n_smooth` channels, as without
         deconvolution.
-    target, rebin
-        The product's axis, and how it is resampled onto; None: `target` is a part of `axis`.
 
     Returns
     -------
     intensity, variance
-        Shape (n, target.size); NaN where the detector ends.
+        Shape (n, axis.size).
 
     Notes
     -----
@@ -146,11 +140,4 @@ def single_scattering(
     expected = uniform_filter1d(counts.astype(np.float64), n_smooth, axis=1, mode="nearest")
     variance = np.asarray(noise.variance(np.maximum(expected, noise.quantum / n_smooth)), dtype=np.float64)
     net, spread = plural(axis.values, counts - fit.evaluate(axis.values), variance, noise.correlation)
-    spread = spread + fit.variance(axis.values)
-    if rebin is None:
-        kept = slice(first := int(np.argmin(np.abs(axis.values - target.start))), first + target.size)
-        return net[:, kept].astype(np.float32), spread[:, kept].astype(np.float32)
-    resample = rebin_conserving if rebin.method == "conserve" else rebin_linear
-    intensity = resample(axis.values, net, target)
-    rebinned = rebin_variance(axis.values, spread, target, method=rebin.method, correlation=noise.correlation)
-    return intensity.astype(np.float32), rebinned.astype(np.float32)
+    return net, spread + fit.variance(axis.values)

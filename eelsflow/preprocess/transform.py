@@ -27,7 +27,13 @@ from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.offset import OffsetEstimate
 from eelsflow.preprocess.pca import Pca
 from eelsflow.preprocess.presets import WIDE_MARGIN, Step
-from eelsflow.preprocess.rebin import resampling
+from eelsflow.preprocess.rebin import (
+    covered_channels,
+    rebin_conserving,
+    rebin_linear,
+    rebin_variance,
+    resampling,
+)
 from eelsflow.preprocess.spikes import SpikeReference, neighbors_of
 
 NOT_FITTED = 255
@@ -62,6 +68,8 @@ class Part:
     lost
         Shape (pixels,), True where nothing was recorded that counts (see `eelsflow.preprocess.lost`); None where no
         pixel of the block is lost.
+    drift
+        What is to be added to the energies of each pixel beside the offset, shape (pixels,), eV; None for nothing.
     plural
         Takes plural scattering out of its spectra; None without `Deconvolve`, and without a low loss.
     held
@@ -75,6 +83,7 @@ class Part:
     spikes: NDArray[np.int32] | None = None
     scores: NDArray[np.float32] | None = None
     lost: NDArray[np.bool_] | None = None
+    drift: NDArray[np.float32] | None = None
     plural: PluralScattering | None = None
     held: NDArray[Any] | None = None
 
@@ -150,6 +159,8 @@ class Fitted:
         None without `Align`.
     prior
         Of the background's exponents; None without shrinking.
+    drift
+        The least and the most that `Part.drift` is, eV.
     """
 
     axis: EnergyAxis
@@ -161,6 +172,7 @@ class Fitted:
     pca: Pca | None = None
     offset: OffsetEstimate | None = None
     prior: ExponentPrior | None = None
+    drift: tuple[float, float] = (0.0, 0.0)
 
     @property
     def corrected_axis(self) -> EnergyAxis:
@@ -169,8 +181,9 @@ class Fitted:
 
     @property
     def crop(self) -> slice:
-        """Detector channels of the wide window and a few more."""
-        channels = self.corrected_axis.channels(wide_window(self.edge))
+        """Detector channels of the wide window, wherever it drifts, and a few more."""
+        start, stop = wide_window(self.edge)
+        channels = self.corrected_axis.channels((start - self.drift[1], stop - self.drift[0]))
         return slice(max(channels.start - _CROP_MARGIN, 0), min(channels.stop + _CROP_MARGIN, self.axis.size))
 
 
@@ -392,30 +405,72 @@ def _net_of_background(
     fitted: Fitted,
 ) -> tuple[Counts, Counts]:
     """Return what is left of a block's spectra without the background, on the product's axis, and its variance."""
-    step = rebin_step(fitted)
+    scattered_once = None
     if part.plural is not None and spectra.background is not None:
-        return single_scattering(
+        scattered_once = single_scattering(
             part.plural,
             spectra.counts,
             spectra.axis,
             spectra.background,
             fitted.noise,
             n_smooth=_SMOOTH_CHANNELS,
-            target=product_axis(fitted),
-            rebin=step,
         )
-    if step is not None:
-        first, weights, covered = resampling(step.method, spectra.axis, product_axis(fitted))
+
+    def on_product_axis(rows: Rows, axis: EnergyAxis) -> tuple[Counts, Counts]:
+        if scattered_once is not None:
+            net, spread = scattered_once
+            return _resample(net[rows], spread[rows], axis, fitted)
+        return _subtract_and_resample(spectra.counts[rows], background[rows], log_energy, axis, fitted)
+
+    valid = valid_channels(fitted, spectra.axis)
+    if part.drift is None:
+        intensity, variance = on_product_axis(slice(None), spectra.axis)
     else:
-        kept = spectra.axis.channels(wide_window(fitted.edge))
+        intensity, variance = (np.empty((len(spectra.counts), valid.size), dtype=np.float32) for _ in range(2))
+        for drift in np.unique(part.drift):
+            rows = np.flatnonzero(part.drift == drift)
+            intensity[rows], variance[rows] = on_product_axis(rows, spectra.axis.shifted(float(drift)))
+    intensity[:, ~valid] = variance[:, ~valid] = np.nan
+    return intensity, variance
+
+
+Rows = slice | NDArray[np.intp]
+
+
+def _resample(
+    net: NDArray[np.float64], spread: NDArray[np.float64], axis: EnergyAxis, fitted: Fitted
+) -> tuple[Counts, Counts]:
+    """Put spectra and their variance, shape (n, axis.size), on the product's axis."""
+    target, step = product_axis(fitted), rebin_step(fitted)
+    if step is None:
+        kept = axis.channels(wide_window(fitted.edge))
+        return net[:, kept].astype(np.float32), spread[:, kept].astype(np.float32)
+    resample = rebin_conserving if step.method == "conserve" else rebin_linear
+    variance = rebin_variance(axis.values, spread, target, method=step.method, correlation=fitted.noise.correlation)
+    return resample(axis.values, net, target).astype(np.float32), variance.astype(np.float32)
+
+
+def _subtract_and_resample(
+    counts: NDArray[Any],
+    background: NDArray[np.float64],
+    log_energy: NDArray[np.float64],
+    axis: EnergyAxis,
+    fitted: Fitted,
+) -> tuple[Counts, Counts]:
+    """Subtract backgrounds (see `kernels.subtract_and_resample`) and put what is left on the product's axis."""
+    step = rebin_step(fitted)
+    if step is not None:
+        first, weights, _ = resampling(step.method, axis, product_axis(fitted))
+    else:
+        kept = axis.channels(wide_window(fitted.edge))
         first = np.arange(kept.start, kept.stop)
-        weights, covered = np.ones((1, first.size)), np.ones(first.size, dtype=bool)
+        weights = np.ones((1, first.size))
     correlation = np.zeros(len(weights))
     correlation[: fitted.noise.correlation.size] = fitted.noise.correlation[: len(weights)]
-    intensity, variance = (np.empty((len(spectra.counts), covered.size), dtype=np.float32) for _ in range(2))
+    intensity, variance = (np.empty((len(counts), first.size), dtype=np.float32) for _ in range(2))
     # What a channel's counts should be is read from its neighbours: its own noise would weigh low counts too much.
     subtract_and_resample(
-        np.ascontiguousarray(spectra.counts, dtype=np.float32),
+        np.ascontiguousarray(counts, dtype=np.float32),
         background,
         log_energy,
         float(fitted.noise.gain),
@@ -428,8 +483,16 @@ def _net_of_background(
         variance,
         float(fitted.noise.quantum),
     )
-    intensity[:, ~covered] = variance[:, ~covered] = np.nan
     return intensity, variance
+
+
+def valid_channels(fitted: Fitted, axis: EnergyAxis) -> NDArray[np.bool_]:
+    """Tell which channels of the product a detector of this axis covers in every pixel, shape (channels,)."""
+    step, target = rebin_step(fitted), product_axis(fitted)
+    if step is None:
+        return np.ones(target.size, dtype=bool)
+    low, high = (covered_channels(axis.values + drift, target, method=step.method) for drift in fitted.drift)
+    return low & high
 
 
 def wide_window(edge: Edge) -> Window:

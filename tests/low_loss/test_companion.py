@@ -4,19 +4,23 @@ import json
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 from typer.testing import CliRunner
 
 from eelsflow.cli import app
 from eelsflow.dataset.manifest import read_manifest
 from eelsflow.edges import O_K
+from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError, InputError, StudyFileError
 from eelsflow.executors import LoopExecutor
 from eelsflow.info import describe
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.low_loss.companion import companion_of, describe_companion
 from eelsflow.prepare import find_low_loss, prepare_counts, write_counts
+from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.companion import settle_offset
+from eelsflow.preprocess.drift import edge_shift, settle_drift
 from eelsflow.preprocess.offset import OffsetEstimate
 from eelsflow.preprocess.presets import PRESETS, resolve_preset
 from eelsflow.simulate import PRESETS as SIMULATED
@@ -67,6 +71,131 @@ def test_offsets_that_disagree_are_both_shown_and_the_edge_is_followed(pair):
     (said,) = [warning for warning in json.loads(product.attrs["warnings"]) if "zero loss puts" in warning]
     assert f"{product.attrs['edge_offset']:+.2f}" in said
     assert f"{pair.truth.attrs['offset'] - 3:+.2f}" in said
+
+
+def drifting(drift, *, seed=5, dose=3.0):
+    """Return parameters of a scan that drifts by so many eV at the most, of one phase."""
+    return simulate_acquisition(
+        THICK.model_copy(
+            update={
+                "specimen": THICK.specimen.model_copy(update={"kind": "Fe3O4"}),
+                "axis": THICK.axis.model_copy(update={"drift": drift}),
+                "levels": THICK.levels.model_copy(update={"dose": (dose, dose)}),
+            }
+        ),
+        seed,
+        low_loss=LowLossRecording(),
+    )
+
+
+def row_offsets(product):
+    """Return where the edge of the upper and of the lower rows lies, eV: half of the way up to the main maximum."""
+    energy, found = product["energy_loss"].values, []
+    for rows in (slice(0, 8), slice(12, 20)):
+        chosen = specimen(product)[rows]
+        assert chosen.sum() > 20
+        spectrum = gaussian_filter1d(product["intensity"].values[rows][chosen].sum(axis=0, dtype=float), 3)
+        main = int(np.argmax(np.where((energy > 535) & (energy < 545), spectrum, 0)))
+        below = np.flatnonzero(spectrum[:main] < spectrum[main] / 2)[-1]
+        share = (spectrum[main] / 2 - spectrum[below]) / (spectrum[below + 1] - spectrum[below])
+        found.append(energy[below] + share * (energy[1] - energy[0]))
+    return found
+
+
+@pytest.mark.parametrize("preset", ["recommended", "deconvolved"])
+def test_a_drift_of_the_zero_loss_is_followed_pixel_by_pixel(preset):
+    pair = drifting(4.0)
+    assert abs(pair.truth.attrs["drift"]) > 2
+    companion = companion_of(pair.low_loss, shape=SHAPE)
+    product = prepare(pair.image, edge=O_K, preset=PRESETS[preset], companion=companion)
+    upper, lower = row_offsets(product)
+    assert abs(upper - lower) < 0.15
+    left = prepare(pair.image, edge=O_K, preset=PRESETS["recommended"])
+    upper, lower = row_offsets(left)
+    assert abs(upper - lower) > 1
+    said = describe_companion(product)
+    assert said["drift_followed"]
+    assert said["drift"] == pytest.approx(abs(pair.truth.attrs["drift"]), abs=0.05)
+    assert not any("wandered" in warning for warning in json.loads(product.attrs["warnings"]))
+    # what a moved spectrum has lost at either end of the axis is lost for all
+    inside = product["intensity"].values[specimen(product)]
+    assert np.isfinite(inside[:, product["valid"].values]).all()
+
+
+def test_a_drift_that_the_edge_does_not_share_is_not_followed():
+    """The low loss was recorded after the core loss, in a scan of its own."""
+    steady, wandering = drifting(0.0), drifting(4.0)
+    companion = companion_of(wandering.low_loss, shape=SHAPE)
+    product = prepare(steady.image, edge=O_K, preset=PRESETS["recommended"], companion=companion)
+    warnings = json.loads(product.attrs["warnings"])
+    assert any("the drift is not followed" in warning for warning in warnings)
+    assert any("wandered by" in warning for warning in warnings)
+    assert not describe_companion(product)["drift_followed"]
+    upper, lower = row_offsets(product)
+    assert abs(upper - lower) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("zero_loss", "edge", "follows"),
+    [
+        (0.1, (0.0, 0.01), True),
+        (1.0, (1.5, 0.05), True),  # two oxides
+        (1.0, (0.1, 0.05), False),
+        (1.0, (0.1, 0.20), True),  # the edge cannot tell
+        (1.0, (0.0, np.inf), True),
+        (0.6, (-0.6, 0.05), False),
+    ],
+)
+def test_the_edge_is_asked_about_a_drift(zero_loss, edge, follows):
+    assert (settle_drift(zero_loss, edge) is None) == follows
+
+
+def test_shift_of_an_edge_has_the_error_that_repetitions_have():
+    rng = np.random.default_rng(3)
+    axis = EnergyAxis(460.0, 0.25, 600)
+    energy = axis.values
+
+    def spectrum(shift):
+        step = 1 / (1 + np.exp(-(energy - 532 - shift)))
+        peak = 1.5 * np.exp(-0.5 * ((energy - 540 - shift) / 2.5) ** 2)
+        return 2000 * (energy / 500) ** -3 + 600 * (step + peak)
+
+    found = []
+    for _ in range(200):
+        pair = rng.poisson([spectrum(0.0), 3 * spectrum(1.3)]).astype(float)
+        found.append(
+            edge_shift(axis, pair, pair, background_window=O_K.background_window, elnes_window=O_K.elnes_window)
+        )
+    shifts, errors = np.array(found).T
+    assert shifts.mean() == pytest.approx(1.3, abs=0.05)
+    assert shifts.std() == pytest.approx(errors.mean(), rel=0.35)
+
+
+def test_no_edge_tells_nothing_of_a_shift():
+    axis = EnergyAxis(460.0, 0.25, 600)
+    bare = np.tile(1e4 * (axis.values / 500) ** -3.0, (2, 1))
+    bare[1, axis.values > 520] *= 0.9
+    _, error = edge_shift(axis, bare, bare, background_window=O_K.background_window, elnes_window=O_K.elnes_window)
+    assert error == np.inf
+
+
+def test_blocks_equal_the_whole_where_a_drift_is_followed(tmp_path):
+    pair = drifting(4.0)
+    write_counts(pair.image, pair.low_loss, tmp_path)
+    whole = prepare(
+        pair.image, edge=O_K, preset=PRESETS["recommended"], companion=companion_of(pair.low_loss, shape=SHAPE)
+    )
+    prepare_blocks(
+        tmp_path / "counts.zarr",
+        tmp_path / "blocks.zarr",
+        edge=O_K,
+        preset=PRESETS["recommended"],
+        companion=companion_of(pair.low_loss, shape=SHAPE, store=tmp_path / "low-loss.zarr"),
+        block_shape=(8, 8),
+    )
+    blocks = open_dataset(tmp_path / "blocks.zarr")
+    for name in ("intensity", "variance", "gathered", "valid"):
+        assert np.allclose(blocks[name], whole[name], rtol=1e-4, atol=1e-3, equal_nan=True), name
 
 
 @pytest.mark.parametrize(
@@ -142,8 +271,6 @@ def test_blocks_equal_the_whole(pair, tmp_path):
     out = open_dataset(prepare_counts(tmp_path, edge=O_K, preset=PRESETS["deconvolved"]))
     companion = companion_of(pair.low_loss, shape=SHAPE)
     whole = prepare(pair.image, edge=O_K, preset=PRESETS["deconvolved"], companion=companion)
-    from eelsflow.preprocess.blocks import prepare_blocks
-
     prepare_blocks(
         tmp_path / "counts.zarr",
         tmp_path / "blocks.zarr",
