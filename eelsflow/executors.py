@@ -92,12 +92,16 @@ def keep_freed_memory() -> None:
 
 
 def never_pause(dask_worker: Any) -> None:
-    """Let a worker of Dask go on however much of its memory is taken; it is started anew beyond 95 % of the limit.
+    """Let a worker of Dask go on however much of its memory is taken; beyond 95 % its nanny starts it anew.
 
     Dask pauses a worker at 80 %, until it has given memory back. These keep what they have freed (`keep_freed_memory`)
     and hold no results to speak of, so none would ever go on: a study on workers that are too small stood still.
     """
+    from distributed import Status
+
     dask_worker.memory_manager.memory_pause_fraction = False
+    if dask_worker.status == Status.paused:
+        dask_worker.status = Status.running
 
 
 class DaskExecutor:
@@ -165,6 +169,6 @@ class DaskExecutor:
         each = f", of which each has {limit / 2**20:.0f} MiB" if limit else ""
         return (
             f"{label or 'a piece of work'} was given to one worker after the other and each died of it, most likely "
-            f"for want of memory{each}: nothing of it is kept. Give each worker 1 GiB or more (fewer workers on the "
-            "same machine have more each), then run the same command again; what is done already is not repeated"
+            f"for want of memory{each}: give each worker more (fewer workers on the same machine have more each, and "
+            "1 GiB is enough for most images), and run the same command again"
         )

@@ -98,7 +98,8 @@ def cluster_client(
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         _check_versions(client)
         client.register_worker_callbacks(keep_freed_memory)
-        client.register_worker_callbacks(never_pause)
+        if not isinstance(config, str) or config == "local":  # others may use a cluster that was there before
+            client.register_worker_callbacks(never_pause)
         stack.enter_context(_worker_logs(client))
         try:
             yield client

@@ -22,6 +22,8 @@ from eelsflow.preprocess.companion import Companion
 from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.offset import OffsetEstimate
 
+_LINE_WINDOW = 5  # pixels of a line scan that a drift is the median of
+_SURE = 4.0  # standard errors that a row must lie from the others, or nothing drifts
 _FLOOR = 0.01  # eV; the voltage between the two exposures is not known better
 
 Array = NDArray[np.float64]
@@ -57,19 +59,21 @@ def companion_of(low: xr.DataArray, *, shape: tuple[int, int], store: Path | Non
     position = measured.zero_loss.position
     seen = np.isfinite(position)
     error = float(np.sqrt(np.nanmean(described["offset_error"].values ** 2) / seen.sum()))
-    drift = float(np.nanmax(row_means := _means_of_rows(position)) - np.nanmin(row_means))
+    along, drift = _drift(-position - float(described.attrs["offset"]), described["offset_error"].values)
     warnings = []
     if not seen.all():
-        warnings.append(f"{int((~seen).sum())} of {seen.size} spectra of the low loss show no zero-loss peak")
+        n = int((~seen).sum())
+        warnings.append(f"{n} of {seen.size} spectra of the low loss {'shows' if n == 1 else 'show'} no zero-loss peak")
     return Companion(
         offset=OffsetEstimate(float(described.attrs["offset"]), float(np.hypot(error, _FLOOR))),
+        drift=None if drift is None else np.broadcast_to(drift, shape),
         maps=maps,
         units={"zero_loss_offset": "eV"},
         facts={
             "source": low.attrs.get("source", ""),
             "sha256": low.attrs.get("sha256", ""),
             "offset": {"value": float(described.attrs["offset"]), "error": error},
-            "drift": drift,
+            "drift": float(np.ptp(along)),
             "resolution": float(described.attrs["resolution"]),
             "instrument": asdict(instrument_of(low)),
         },
@@ -156,13 +160,37 @@ def _spread(values: Array) -> dict[str, float] | None:
     return {"median": float(np.median(values)), "low": float(values.min()), "high": float(values.max())}
 
 
-def _means_of_rows(position: Array) -> Array:
-    """Return the mean position of the rows of a scan, or of the pixels where there is one row."""
-    if position.shape[0] == 1:
-        return np.asarray(position[0])
-    with np.errstate(invalid="ignore"):
-        count = np.isfinite(position).sum(axis=1)
-        return np.asarray(np.nansum(position, axis=1) / np.where(count > 0, count, np.nan))
+def _drift(apart: Array, error: Array) -> tuple[Array, NDArray[np.float32] | None]:
+    """Return how the zero loss drifts along a scan, and the same for every pixel; None where noise explains it.
+
+    Parameters
+    ----------
+    apart
+        What each pixel's energies want beside the offset, shape (y, x), eV; NaN where no zero loss shows.
+    error
+        Standard errors, same shape.
+
+    Notes
+    -----
+    The median of each row, or of five pixels of a line scan: a voltage drifts slowly, and single pixels may have a
+    spike for a zero loss. Rows without a zero loss lie between their neighbours.
+    """
+    n_y, n_x = apart.shape
+    if n_y > 1:
+        windows, errors = apart, error
+    else:
+        half = _LINE_WINDOW // 2
+        padded = [np.pad(values[0], half, constant_values=np.nan) for values in (apart, error)]
+        windows, errors = (np.lib.stride_tricks.sliding_window_view(values, _LINE_WINDOW) for values in padded)
+    count = np.isfinite(windows).sum(axis=1)
+    known = np.flatnonzero(count)
+    medians = np.array([np.nanmedian(windows[row]) for row in known])
+    along = np.interp(np.arange(len(windows)), known, medians)
+    # a median of normal values has 1.25 times the error of their mean
+    noise = 1.25 * np.sqrt([np.nanmean(errors[row] ** 2) / count[row] for row in known])
+    if not (np.abs(medians - np.median(medians)) > _SURE * noise).any():
+        return along, None
+    return along, np.broadcast_to(along[:, None] if n_y > 1 else along, (n_y, n_x)).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentMoments, ExponentPrior, exponent_moments, fit_power_law, pooled_prior
 from eelsflow.preprocess.companion import Companion, PluralScattering, settle_offset
-from eelsflow.preprocess.drift import CHEMISTRY, MUCH_DRIFT, drift_of, drift_warning, edge_shift, settle_drift
+from eelsflow.preprocess.drift import MUCH_DRIFT, describe_drift, drift_warning, edge_shift, ends_of, follows, in_steps
 from eelsflow.preprocess.kernels import add_channels
 from eelsflow.preprocess.lost import Losses, find_losses
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
@@ -241,12 +241,14 @@ def fit_acquisition(
                 mean_spectrum = _mean_of_specimen(crew, fitted)
                 edge_offset = offset = _estimate_offset(mean_spectrum, crew.n_specimen, fitted, step)
                 if companion is not None:
-                    offset, disagreement = settle_offset(offset, companion.offset)
+                    drift = _drift_of_specimen(companion, crew)
+                    here = replace(companion.offset, value=companion.offset.value + drift)
+                    offset, disagreement = settle_offset(offset, here)
                     warnings += [disagreement] if disagreement else []
                 fitted = replace(fitted, offset=offset)
-                if companion is not None and offset is companion.offset and preset.find(presets.Rebin):
-                    fitted, disagreement = _follow_drift(crew, fitted, companion)
-                    warnings += [disagreement] if disagreement else []
+                if companion is not None and not disagreement and preset.find(presets.Rebin):
+                    fitted, said = _follow_drift(crew, fitted, companion)
+                    warnings += [said] if said else []
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)
@@ -266,7 +268,8 @@ def fit_acquisition(
         if isinstance(step, presets.Pca):
             crew.postpone(functools.partial(_with_scores, fitted=fitted))
 
-    if companion is not None and companion.facts["drift"] > MUCH_DRIFT and fitted.drift == (0.0, 0.0):
+    drifts = companion is not None and companion.facts["drift"] > MUCH_DRIFT
+    if companion is not None and drifts and not any("wandered" in warning for warning in warnings):
         warnings.append(drift_warning(companion.facts["drift"]))
     if mean_spectrum is None:
         mean_spectrum = _mean_of_specimen(crew, fitted)
@@ -687,49 +690,60 @@ def _mean_of_specimen(crew: _Crew, fitted: Fitted) -> NDArray[np.float64]:
     return np.asarray(np.sum(sums, axis=0) / crew.n_specimen)
 
 
+def _drift_of_specimen(companion: Companion, crew: _Crew) -> float:
+    """Return what the specimen's energies want beside the offset of the whole scan, on average, eV."""
+    if companion.drift is None:
+        return 0.0
+    specimen = crew.assemble([part.specimen for part in crew.parts])
+    return float(companion.drift[specimen].mean()) if specimen.any() else 0.0
+
+
 def _follow_drift(crew: _Crew, fitted: Fitted, companion: Companion) -> tuple[Fitted, str | None]:
-    """Have every pixel resampled by its own zero loss, unless the edge drifts otherwise; then say so."""
-    drift = drift_of(companion, fitted.axis.dispersion)
-    if drift is None:
+    """Have every row resampled by its own zero loss, unless the edge drifts otherwise; say so where it is much."""
+    specimen = crew.assemble([part.specimen for part in crew.parts])
+    if companion.drift is None or not specimen.any():
+        return fitted, None
+    drift = in_steps(companion.drift)
+    if not drift.any():
         return fitted, None
     crew.learn_drift(drift)
-    followed = replace(fitted, drift=(float(drift.min()), float(drift.max())))
-    if np.ptp(drift) <= CHEMISTRY:
-        return followed, None
-    halves = crew.visit(_sum_halves, fitted, float(np.median(drift)), label="sum halves")
-    n, total, spectra = (np.sum([one[which] for one in halves], axis=0) for which in range(3))
-    if not n.all():  # the specimen lies in one half
-        return followed, None
-    means = spectra / n[:, None]
-    shift = edge_shift(
-        fitted.corrected_axis,
-        means,
-        fitted.noise.variance(means) / n[:, None],
-        background_window=fitted.edge.background_window,
-        elnes_window=fitted.edge.elnes_window,
-    )
-    disagreement = settle_drift(float(total[0] / n[0] - total[1] / n[1]), shift)
-    if disagreement:
+    ends = ends_of(drift, specimen)
+    zero_loss, shift = 0.0, (0.0, np.inf)
+    if ends[1] > ends[0]:
+        found = crew.visit(_sum_ends, fitted, ends, label="sum both ends")
+        n, total, spectra = (np.sum([one[which] for one in found], axis=0) for which in range(3))
+        means = spectra / n[:, None]
+        zero_loss = float(total[1] / n[1] - total[0] / n[0])
+        shift = edge_shift(
+            fitted.corrected_axis,
+            means[::-1],  # what wants more lies lower
+            fitted.noise.variance(means[::-1]) / n[::-1, None],
+            background_window=fitted.edge.background_window,
+            elnes_window=fitted.edge.elnes_window,
+        )
+    followed = follows(zero_loss, shift)
+    much = companion.facts["drift"] > MUCH_DRIFT or not followed
+    said = describe_drift(companion.facts["drift"], zero_loss, shift, followed=followed) if much else None
+    if not followed:
         crew.learn_drift(None)
-        return fitted, disagreement
-    return followed, None
+        return fitted, said
+    return replace(fitted, offset=companion.offset, drift=(float(drift.min()), float(drift.max()))), said
 
 
-def _sum_halves(
-    part: Part, raw: NDArray[Any] | None, fitted: Fitted, median: float
+def _sum_ends(
+    part: Part, raw: NDArray[Any] | None, fitted: Fitted, ends: tuple[float, float]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Add up the specimen pixels of a block whose drift is above the median, and those of the others.
+    """Add up the specimen pixels of a block whose drift is in the lower third, and in the upper third.
 
     Returns how many they are, shape (2,), the sum of their drifts, shape (2,), eV, and of their spectra, shape
     (2, channels).
     """
     assert part.drift is not None
-    above = part.drift > median
-    halves = [part.specimen & above, part.specimen & ~above]
+    both = [part.specimen & (part.drift <= ends[0]), part.specimen & (part.drift >= ends[1])]
     return (
-        np.array([np.count_nonzero(half) for half in halves]),
-        np.array([part.drift[half].sum(dtype=np.float64) for half in halves]),
-        np.array([sum_spectra(replace(part, vacuum=~half), raw, fitted) for half in halves]),
+        np.array([np.count_nonzero(end) for end in both]),
+        np.array([part.drift[end].sum(dtype=np.float64) for end in both]),
+        np.array([sum_spectra(replace(part, vacuum=~end), raw, fitted) for end in both]),
     )
 
 

@@ -59,6 +59,9 @@ class Companion:
     ----------
     offset
         That the zero loss asks for: eV to add to the nominal axis.
+    drift
+        What is to be added to the energies of each pixel beside the offset, shape (y, x), eV; None for no more than the
+        noise of the zero loss explains.
     maps
         Values of every pixel, shape (y, x), by name; with `units`.
     units
@@ -72,6 +75,7 @@ class Companion:
     """
 
     offset: OffsetEstimate
+    drift: NDArray[np.float32] | None
     maps: Mapping[str, NDArray[np.float32]]
     units: Mapping[str, str]
     facts: Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 A zero loss says to a hundredth of a channel where a spectrum lies, so every pixel is resampled by its own. That holds
 if core loss and low loss were recorded together. Whether they were, the edge knows: it is compared between the pixels
-whose zero loss asks for less than the median and those that it asks more for. All of this is ours.
+at either end of the drift. All of this is ours.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from scipy.ndimage import gaussian_filter1d
 
 from eelsflow.energy import EnergyAxis, Window
 from eelsflow.preprocess.background import fit_power_law
-from eelsflow.preprocess.companion import Companion
 
 MUCH_DRIFT = 0.5
-"""eV that the zero loss may wander over a scan, and not be followed, before a warning says so (ours): the edges of the
-two oxides lie .6 eV apart."""
+"""eV that the zero loss may wander over a scan before a warning tells what was made of it (ours): the edges of the two
+oxides lie .6 eV apart."""
 
-DRIFT_STEP = 0.1
-"""Channels in which a drift is followed (ours): many pixels share the weights by which they are resampled."""
+DRIFT_STEP = 0.05
+"""eV in which a drift is followed (ours): many pixels share the weights by which they are resampled."""
 
 CHEMISTRY = 0.6
-"""eV by which an edge may move between two halves of a scan because they hold different oxides."""
+"""eV by which an edge may move between two parts of a scan because they hold different oxides."""
 
 _SURE = 3.0  # standard errors
 _LARGEST = 5.0  # eV either way that an edge is looked for
@@ -33,15 +32,15 @@ _SMOOTH = 0.7  # eV; the edge is broader, its noise is not
 Array = NDArray[np.float64]
 
 
-def drift_of(companion: Companion, dispersion: float) -> NDArray[np.float32] | None:
-    """Return what is to be added to each pixel's energies beside the offset, shape (y, x), eV; None for no drift.
+def in_steps(drift: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return a drift in steps of `DRIFT_STEP`."""
+    return (np.round(np.asarray(drift) / DRIFT_STEP) * DRIFT_STEP).astype(np.float32)
 
-    In steps of `DRIFT_STEP` channels; 0 where no zero loss shows. `dispersion` is that of the core loss, eV.
-    """
-    step = DRIFT_STEP * dispersion
-    apart = np.nan_to_num(companion.maps["zero_loss_offset"] - companion.offset.value, nan=0.0)
-    drift = np.round(apart / step) * step
-    return drift.astype(np.float32) if drift.any() else None
+
+def ends_of(drift: NDArray[np.floating], specimen: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the drifts, eV, up to and from which a specimen pixel belongs to the lower and the upper third of all."""
+    low, high = float(drift[specimen].min()), float(drift[specimen].max())
+    return low + (high - low) / 3, high - (high - low) / 3
 
 
 def edge_shift(
@@ -88,7 +87,9 @@ def edge_shift(
     costs = np.array(
         [(weight * (np.interp(energies[kept] + s, energies, shapes[1]) - shapes[0][kept]) ** 2).sum() for s in shifts]
     )
-    least = int(np.clip(costs.argmin(), 1, shifts.size - 2))
+    least = int(costs.argmin())
+    if least in (0, shifts.size - 1):
+        return float(shifts[least]), np.inf
     before, at, after = costs[least - 1 : least + 2]
     curvature = (before - 2 * at + after) / _STEP**2
     if curvature <= 0:
@@ -97,22 +98,32 @@ def edge_shift(
     return float(shifts[least] + beyond), float(np.sqrt(2.0 / curvature))
 
 
-def settle_drift(zero_loss: float, edge: tuple[float, float]) -> str | None:
-    """Return what is to be said where the edge does not drift as the zero loss does; None where it does.
+def follows(zero_loss: float, edge: tuple[float, float]) -> bool:
+    """Tell whether an edge drifts as the zero loss does, as far as it can tell.
 
     Parameters
     ----------
     zero_loss
-        How far the zero loss lies higher in one half of the scan than in the other, eV.
+        How far the zero loss lies higher in one part of the scan than in the other, eV.
     edge
         The same of the edge, and its standard error.
     """
     found, error = edge
-    if abs(found - zero_loss) <= max(CHEMISTRY + _SURE * error, abs(found)):
-        return None
+    return bool(abs(found - zero_loss) <= max(CHEMISTRY + _SURE * error, abs(found)))
+
+
+def describe_drift(drift: float, zero_loss: float, edge: tuple[float, float], *, followed: bool) -> str:
+    """Say how far a scan drifts, eV, what the edge says of it (as in `follows`), and what was made of it."""
+    found, error = edge
+    says = f"the edge by {found:.2f} +- {error:.2f} eV" if np.isfinite(error) else "the edge does not tell"
+    done = (
+        "every row is put on the energy axis by its own zero loss"
+        if followed
+        else "the drift is not followed, one offset serves all spectra. Check that they were recorded together, and "
+        "not one after the other"
+    )
     return (
-        f"between two halves of the scan the zero loss drifts by {zero_loss:.2f} eV and the edge by {found:.2f} +- "
-        f"{error:.2f} eV: the drift is not followed. Check that they were recorded together, not one after the other"
+        f"the zero loss wandered by {drift:.2f} eV over the scan ({zero_loss:.2f} eV between its ends, {says}): {done}"
     )
 
 

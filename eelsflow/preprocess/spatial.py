@@ -29,8 +29,9 @@ from eelsflow.preprocess.kernels import gather_neighbors
 from eelsflow.preprocess.presets import Preset, Spatial
 from eelsflow.preprocess.shapes import Shapes, neighbor_pairs, shape_noise, whitening
 
-MAX_REACH = 3.0
-"""Pixels; the largest reach, so that a block needs a halo of bounded width (our choice)."""
+MAX_REACH = 1.75
+"""Pixels; the largest reach. At low dose a longer one costs small phases more than it gives the others, and a block
+needs a halo of bounded width (our choice, see docs/decisions/0018-spatial-step.md)."""
 
 LEAST_REACH = 0.5
 """Pixels; below it the nearest neighbour counts less than an eighth, and nothing is averaged at all."""
@@ -39,7 +40,7 @@ MAX_GUIDES = 3
 """Directions that guide; more hold noise."""
 
 _PILOT_REACH = 1.0  # pixels over which the guide is smoothed
-_SIGNIFICANT = 1.5  # times the largest eigenvalue that noise alone gives
+_SIGNIFICANT = 1.25  # times the largest eigenvalue that noise alone gives
 _WIDTH = 2.5  # reaches to which neighbours are looked for
 
 

@@ -255,11 +255,9 @@ def transform(
         counts = pca.reconstruct(scores, everything if repairs else channels)
     if counts.shape[1] == fitted.axis.size:
         counts = repair(counts, fitted.dead_channels, spikes, channels) if repairs else counts[:, channels]
-    spectra = Spectra(counts, _part_of(fitted.axis, channels), channels.start)
+    spectra = Spectra(counts, _part_of(fitted.corrected_axis, channels), channels.start)
     for step in steps:
         match step:
-            case presets.Align():
-                spectra = replace(spectra, axis=_part_of(fitted.corrected_axis, channels))
             case presets.Background(shrink=shrink):
                 background = fit_power_law(
                     spectra.axis.values,

@@ -118,7 +118,7 @@ def test_a_worker_whose_memory_is_nearly_full_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_work_that_workers_die_of_is_one_clear_error(tmp_path: Path) -> None:
     with cluster_client(home=tmp_path, n_workers=1, memory_limit="400MiB") as client:
-        with pytest.raises(WorkerLostError, match=r"^keep was given .* 400 MiB.* Give each worker"):
+        with pytest.raises(WorkerLostError, match=r"^keep was given .* 400 MiB.*: give each worker"):
             DaskExecutor(client).map(_keep_and_wait, [500 << 20], label="keep")
         assert DaskExecutor(client).map(str, [1]) == ["1"]
 

@@ -13,7 +13,7 @@ from eelsflow.errors import EdgeOutOfRangeError, InputError, SpectrumImageSchema
 from eelsflow.preprocess import chain
 from eelsflow.preprocess.background import PowerLawStatus
 from eelsflow.preprocess.chain import NOT_FITTED, prepare, product_axis
-from eelsflow.preprocess.presets import PRESETS, resolve_preset
+from eelsflow.preprocess.presets import PRESETS, Preset, resolve_preset
 from eelsflow.simulate import PRESETS as SIMULATED
 from eelsflow.simulate import Acquisition, simulate_acquisition
 from eelsflow.simulate.acquisition import AxisParameters
@@ -231,3 +231,18 @@ def test_transform_is_the_identity_before_any_step(image: xr.DataArray) -> None:
     np.testing.assert_array_equal(spectra.counts, whole.read())
     assert spectra.axis == axis
     assert product_axis(acquisition.fitted).dispersion == pytest.approx(axis.dispersion)
+
+
+def test_components_after_the_alignment_keep_the_aligned_axis() -> None:
+    """The axis was left as it was recorded."""
+    parameters = SIMULATED["paper"].model_copy(update={"shape": (24, 24)})
+    image = simulate_acquisition(parameters, 3).image
+    pca = {"step": "pca", "scope": "acquisition"}
+    products = []
+    for steps in ([pca, "align"], ["align", pca]):
+        preset = Preset.model_validate({"steps": ["vacuum_mask", *steps, "background", "rebin"]})
+        products.append(prepare(image, edge=O_K, preset=preset))
+    before, after = (product["intensity"].values[~product["vacuum_mask"].values].mean(axis=0) for product in products)
+    assert abs(products[0].attrs["energy_offset"]) > 1
+    covered = np.isfinite(before) & np.isfinite(after)
+    assert np.corrcoef(before[covered], after[covered])[0, 1] > 0.999
