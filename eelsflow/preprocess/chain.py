@@ -247,7 +247,7 @@ def fit_acquisition(
                     warnings += [disagreement] if disagreement else []
                 fitted = replace(fitted, offset=offset)
                 if companion is not None and not disagreement and preset.find(presets.Rebin):
-                    fitted, said = _follow_drift(crew, fitted, companion)
+                    fitted, said = _follow_drift(crew, fitted, companion, edge_offset)
                     warnings += [said] if said else []
             case presets.Background():
                 if mean_spectrum is None:
@@ -698,8 +698,13 @@ def _drift_of_specimen(companion: Companion, crew: _Crew) -> float:
     return float(companion.drift[specimen].mean()) if specimen.any() else 0.0
 
 
-def _follow_drift(crew: _Crew, fitted: Fitted, companion: Companion) -> tuple[Fitted, str | None]:
-    """Have every row resampled by its own zero loss, unless the edge drifts otherwise; say so where it is much."""
+def _follow_drift(
+    crew: _Crew, fitted: Fitted, companion: Companion, edge_offset: OffsetEstimate
+) -> tuple[Fitted, str | None]:
+    """Have every row resampled by its own zero loss, unless the edge drifts otherwise; say so where it is much.
+
+    A zero loss that drifts otherwise is not believed in anything: the offset is the edge's then.
+    """
     specimen = crew.assemble([part.specimen for part in crew.parts])
     if companion.drift is None or not specimen.any():
         return fitted, None
@@ -726,7 +731,7 @@ def _follow_drift(crew: _Crew, fitted: Fitted, companion: Companion) -> tuple[Fi
     said = describe_drift(companion.facts["drift"], zero_loss, shift, followed=followed) if much else None
     if not followed:
         crew.learn_drift(None)
-        return fitted, said
+        return replace(fitted, offset=edge_offset), said
     return replace(fitted, offset=companion.offset, drift=(float(drift.min()), float(drift.max()))), said
 
 

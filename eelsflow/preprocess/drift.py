@@ -119,8 +119,8 @@ def describe_drift(drift: float, zero_loss: float, edge: tuple[float, float], *,
     done = (
         "every row is put on the energy axis by its own zero loss"
         if followed
-        else "the drift is not followed, one offset serves all spectra. Check that they were recorded together, and "
-        "not one after the other"
+        else "the drift is not followed, and the edge's own offset serves all spectra. Check that they were recorded "
+        "together, and not one after the other"
     )
     return (
         f"the zero loss wandered by {drift:.2f} eV over the scan ({zero_loss:.2f} eV between its ends, {says}): {done}"

@@ -146,6 +146,7 @@ def test_a_drift_that_the_edge_does_not_share_is_not_followed(case):
     product = prepare(steady.image, edge=O_K, preset=PRESETS["recommended"], companion=companion_of(low, shape=SHAPE))
     (said,) = [warning for warning in said_of(product) if "wandered by" in warning]
     assert "is not followed" in said
+    assert product.attrs["energy_offset"] == product.attrs["edge_offset"]
     assert not describe_companion(product)["drift_followed"]
     upper, lower = row_offsets(product)
     assert abs(upper - lower) < 0.15
