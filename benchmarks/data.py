@@ -1,6 +1,4 @@
-"""Spectra to measure with: simulated oxides, min-max normalised, of a seed that tuned nothing.
-
-After the preset `paper`, or `paper-raw` with all their noise.
+"""Spectra to measure with: simulated oxides after the preset `paper`, min-max normalised, of a seed that tuned nothing.
 
     python -m benchmarks.data
 
@@ -39,9 +37,7 @@ PIXELS = 64
 _SPECTRA_PER_ACQUISITION = 800  # so many and somewhat more pixels of a field of 64 x 64 show one of the two oxides
 
 
-def training_table(
-    n_spectra: int, seed: int, *, preset: str = "paper"
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def training_table(n_spectra: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Return spectra, (n_spectra, 300), and class numbers: a random choice of the labelled pixels of many acquisitions.
 
     The first call of a size simulates and prepares the acquisitions (seconds each); the table is kept in the
@@ -49,11 +45,10 @@ def training_table(
     """
     directory = Path(os.environ.get("EELSFLOW_BENCHMARK_DATA", Path(tempfile.gettempdir()) / "eelsflow-benchmark-data"))
     n_acquisitions = max(6, -(-n_spectra // _SPECTRA_PER_ACQUISITION))
-    name = "spectra" if preset == "paper" else f"spectra-{preset}"
-    path = directory / f"{name}-{seed}-{n_acquisitions}.npz"
+    path = directory / f"spectra-{seed}-{n_acquisitions}.npz"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        spectra, codes = _gather(n_acquisitions, seed, preset)
+        spectra, codes = _gather(n_acquisitions, seed)
         temporary = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(temporary, spectra=spectra, codes=codes)
         temporary.replace(path)
@@ -65,8 +60,8 @@ def training_table(
     return spectra[some], codes[some]
 
 
-def _gather(n_acquisitions: int, seed: int, name: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    preset = resolve_preset(name)
+def _gather(n_acquisitions: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    preset = resolve_preset("paper")
     intensity, names = [], []
     with tempfile.TemporaryDirectory() as directory:
         manifest = simulate_directory(Path(directory), n_acquisitions=n_acquisitions, seed=seed, shape=(PIXELS, PIXELS))
