@@ -50,7 +50,7 @@ def read_velox(path: Path, *, lazy: bool) -> list[dict[str, Any]] | None:
                 f"{_EELS}: choose a file that was recorded with EELS"
             )
         scan = _scan(data)
-        signals = [_signal(path, group, scan, lazy=lazy) for group in data[_EELS].values()]
+        signals = [_signal(path, group, scan, lazy=lazy) for group in list(data[_EELS].values())]
     finally:
         if not (lazy and signals):
             file.close()

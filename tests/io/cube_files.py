@@ -143,10 +143,13 @@ def write_with_rosettasciio(path):
 
 
 def copy_to_zarr(source: h5py.Group, target: zarr.Group) -> None:
-    """Copy a .hspy tree to the zarr v2 tree of a .zspy file: the writer of rosettasciio needs zarr 2."""
-    for key, value in source.attrs.items():
+    """Copy a .hspy tree to the zarr v2 tree of a .zspy file: the writer of rosettasciio needs zarr 2.
+
+    Listed first: an iterator of h5py holds its lock, and garbage that is collected in the thread of zarr waits for it.
+    """
+    for key, value in list(source.attrs.items()):
         target.attrs[key] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    for key, value in source.items():
+    for key, value in list(source.items()):
         if isinstance(value, h5py.Group):
             copy_to_zarr(value, target.require_group(key))
         else:
