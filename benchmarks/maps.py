@@ -1,11 +1,14 @@
 """Maps against truth on simulated fields: methods of lending strength between neighbours, and the best there could be.
 
     python -m benchmarks.maps methods [--acquisitions 168] [--seed 32]     which spatial step
+    python -m benchmarks.maps reach [--acquisitions 120] [--seed 601] [--detector counting] [--dose 0.1]
+                                                                           how far it reaches at low dose
     python -m benchmarks.maps dose [--seed 33]                             accuracy against dose, with the bound
 
 Trained and tested on acquisitions of the wide simulator that have nothing in common. `methods` reproduces the table of
-docs/decisions/0018-spatial-step.md. `dose` draws docs/benchmarks/dose.png: pixels right in maps of held-out fields
-beside the likelihood ratio with the true spectra and noise, which is the most that a pixel alone can give.
+docs/decisions/0018-spatial-step.md, `reach` the one below it. `dose` draws docs/benchmarks/dose.png: pixels right in
+maps of held-out fields beside the likelihood ratio with the true spectra and noise, which is the most that a pixel
+alone can give.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from eelsflow.energy import EnergyAxis
 from eelsflow.errors import InputError
 from eelsflow.maps.pixels import VACUUM, PixelMap
 from eelsflow.maps.score import calibration_error, score_map
+from eelsflow.preprocess import spatial
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import Spatial, resolve_preset
 from eelsflow.preprocess.shapes import Shapes, shape_noise, to_shapes, whitening
@@ -53,11 +57,13 @@ class Field:
         return to_shapes(intensity, variance, self.axis, O_K)
 
 
-def fields(n: int, *, seed: int, pixels: int, dose: tuple[float, float] | None = None) -> Iterator[Field]:
+def fields(
+    n: int, *, seed: int, pixels: int, dose: tuple[float, float] | None = None, detector: str = "both"
+) -> Iterator[Field]:
     preset = resolve_preset("recommended").for_acquisition
     preset = preset.model_copy(update={"steps": tuple(s for s in preset.steps if not isinstance(s, Spatial))})
     plan = plan_directory(
-        n_acquisitions=n, seed=seed, shape=(pixels, pixels), preset="wide", detector="both", scenes=KNOWN_FIELDS,
+        n_acquisitions=n, seed=seed, shape=(pixels, pixels), preset="wide", detector=detector, scenes=KNOWN_FIELDS,
         dose=dose,
     )  # fmt: skip
     for planned in plan:
@@ -271,14 +277,43 @@ def scores_of(tested: list[Field], method: Method, known: References) -> dict[st
     }
 
 
+def print_table(title: str, rows: Iterable[tuple[str, dict[str, float]]]) -> None:
+    for number, (name, scores) in enumerate(rows):
+        if number == 0:
+            print(f"{title:32s}" + "".join(f"{key[:10]:>11s}" for key in scores))
+        print(f"{name:32s}" + "".join(f"{value:11.3f}" for value in scores.values()), flush=True)
+
+
 def compare_methods(n: int, seed: int) -> None:
     known = references()
     tested = list(fields(n, seed=seed, pixels=28))
-    for number, (name, method) in enumerate(METHODS.items()):
-        scores = scores_of(tested, method, known)
-        if number == 0:
-            print(f"{'method':32s}" + "".join(f"{key[:10]:>11s}" for key in scores))
-        print(f"{name:32s}" + "".join(f"{value:11.3f}" for value in scores.values()), flush=True)
+    print_table("method", ((name, scores_of(tested, method, known)) for name, method in METHODS.items()))
+
+
+REACHES = ((3.0, 1.5, 0.1), (3.0, 1.25, 0.1), (3.0, 1.5, 0.14), (1.75, 1.25, 0.1), (1.25, 1.25, 0.1))
+"""Largest reach (pixels), eigenvalue from which a direction guides (of the noise's largest), and aim of the noise."""
+
+
+def compare_reaches(n: int, seed: int, detector: str, dose: float) -> None:
+    known = references()
+    doses = (dose, dose) if dose else None
+    tested = list(fields(n, seed=seed, pixels=28, detector=detector, dose=doses))
+    print(f"median noise of a band over the mean counts of one: {np.median([band_noise(f) for f in tested]):.2f}")
+
+    def rows() -> Iterator[tuple[str, dict[str, float]]]:
+        for spatial.MAX_REACH, spatial._SIGNIFICANT, noise in REACHES:
+            name = f"reach {spatial.MAX_REACH}, limit {spatial._SIGNIFICANT}, noise {noise}"
+            yield name, scores_of(tested, library(Spatial(noise=noise)), known)
+
+    print_table("largest reach, limit, noise", rows())
+
+
+def band_noise(field: Field) -> float:
+    """Return the noise of a band of 1 eV over the mean counts of a band: the spatial step takes its reach from it."""
+    shapes = field.shapes(field.intensity, field.variance)
+    known, n_bands = field.specimen & shapes.known, shapes.values.shape[-1]
+    covariance = shape_noise(shapes, known, np.eye(n_bands))
+    return float(np.sqrt(n_bands * np.trace(covariance) * np.median(shapes.relative_variance[known])))
 
 
 DOSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -349,15 +384,19 @@ def against_dose(seed: int, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Maps of simulated fields against their truth.")
-    parser.add_argument("what", choices=["methods", "dose"])
-    parser.add_argument("--acquisitions", type=int, default=168)
+    parser.add_argument("what", choices=["methods", "reach", "dose"])
+    parser.add_argument("--acquisitions", type=int, default=None)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--detector", choices=["ccd", "counting", "both"], default="counting", help="of `reach`")
+    parser.add_argument("--dose", type=float, default=0.1, help="of `reach`; 0: the simulator's own range")
     options = parser.parse_args()
+    seed = options.seed if options.seed is not None else {"methods": 32, "reach": 601, "dose": 33}[options.what]
     if options.what == "methods":
-        compare_methods(options.acquisitions, 32 if options.seed is None else options.seed)
+        compare_methods(options.acquisitions or 168, seed)
+    elif options.what == "reach":
+        compare_reaches(options.acquisitions or 120, seed, options.detector, options.dose)
     else:
-        out = Path(__file__).parents[1] / "docs" / "benchmarks" / "dose.png"
-        against_dose(33 if options.seed is None else options.seed, out)
+        against_dose(seed, Path(__file__).parents[1] / "docs" / "benchmarks" / "dose.png")
 
 
 if __name__ == "__main__":

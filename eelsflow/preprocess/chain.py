@@ -223,6 +223,7 @@ def fit_acquisition(
     vacuum: VacuumMask | None = None
     mean_spectrum: NDArray[np.float64] | None = None
     edge_offset: OffsetEstimate | None = None
+    drift_said: str | None = None
     warnings += companion.warnings if companion else ()
 
     for step in preset.acquisition_steps:
@@ -247,8 +248,7 @@ def fit_acquisition(
                     warnings += [disagreement] if disagreement else []
                 fitted = replace(fitted, offset=offset)
                 if companion is not None and not disagreement and preset.find(presets.Rebin):
-                    fitted, said = _follow_drift(crew, fitted, companion, edge_offset)
-                    warnings += [said] if said else []
+                    fitted, drift_said = _follow_drift(crew, fitted, companion, edge_offset)
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)
@@ -268,9 +268,9 @@ def fit_acquisition(
         if isinstance(step, presets.Pca):
             crew.postpone(functools.partial(_with_scores, fitted=fitted))
 
-    drifts = companion is not None and companion.facts["drift"] > MUCH_DRIFT
-    if companion is not None and drifts and not any("wandered" in warning for warning in warnings):
-        warnings.append(drift_warning(companion.facts["drift"]))
+    if companion is not None and drift_said is None and companion.facts["drift"] > MUCH_DRIFT:
+        drift_said = drift_warning(companion.facts["drift"])
+    warnings += [drift_said] if drift_said else []
     if mean_spectrum is None:
         mean_spectrum = _mean_of_specimen(crew, fitted)
     if crew.postponed:

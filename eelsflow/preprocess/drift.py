@@ -1,8 +1,8 @@
-"""The drift of a scan along the energy axis, as the zero loss of each pixel has it, checked against the edge.
+"""The drift of a scan along the energy axis, as the zero loss has it, checked against the edge.
 
-A zero loss says to a hundredth of a channel where a spectrum lies, so every pixel is resampled by its own. That holds
-if core loss and low loss were recorded together. Whether they were, the edge knows: it is compared between the pixels
-at either end of the drift. All of this is ours.
+A zero loss says to a hundredth of a channel where a spectrum lies, so every row is resampled by its own. That holds if
+core loss and low loss were recorded together. Whether they were, the edge knows: it is compared between the pixels at
+either end of the drift. All of this is ours.
 """
 
 from __future__ import annotations

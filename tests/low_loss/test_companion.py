@@ -103,7 +103,7 @@ def row_offsets(product):
 
 
 @pytest.mark.parametrize("preset", ["recommended", "deconvolved"])
-def test_a_drift_of_the_zero_loss_is_followed_pixel_by_pixel(preset):
+def test_a_drift_of_the_zero_loss_is_followed_row_by_row(preset):
     pair = drifting(4.0)
     assert abs(pair.truth.attrs["drift"]) > 2
     companion = companion_of(pair.low_loss, shape=SHAPE)
@@ -238,21 +238,27 @@ def test_no_edge_tells_nothing_of_a_shift():
     assert error == np.inf
 
 
+def in_blocks(pair, preset, directory):
+    """Prepare a pair whose counts were written to a directory, block by block."""
+    prepare_blocks(
+        directory / "counts.zarr",
+        directory / "blocks.zarr",
+        edge=O_K,
+        preset=PRESETS[preset],
+        companion=companion_of(pair.low_loss, shape=SHAPE, store=directory / "low-loss.zarr"),
+        block_shape=(8, 8),
+    )
+    return open_dataset(directory / "blocks.zarr")
+
+
 def test_blocks_equal_the_whole_where_a_drift_is_followed(tmp_path):
     pair = drifting(4.0)
     write_counts(pair.image, pair.low_loss, tmp_path)
     whole = prepare(
         pair.image, edge=O_K, preset=PRESETS["recommended"], companion=companion_of(pair.low_loss, shape=SHAPE)
     )
-    prepare_blocks(
-        tmp_path / "counts.zarr",
-        tmp_path / "blocks.zarr",
-        edge=O_K,
-        preset=PRESETS["recommended"],
-        companion=companion_of(pair.low_loss, shape=SHAPE, store=tmp_path / "low-loss.zarr"),
-        block_shape=(8, 8),
-    )
-    blocks = open_dataset(tmp_path / "blocks.zarr")
+    assert describe_companion(whole)["drift_followed"]
+    blocks = in_blocks(pair, "recommended", tmp_path)
     for name in ("intensity", "variance", "gathered", "valid"):
         assert np.allclose(blocks[name], whole[name], rtol=1e-4, atol=1e-3, equal_nan=True), name
 
@@ -330,15 +336,7 @@ def test_blocks_equal_the_whole(pair, tmp_path):
     out = open_dataset(prepare_counts(tmp_path, edge=O_K, preset=PRESETS["deconvolved"]))
     companion = companion_of(pair.low_loss, shape=SHAPE)
     whole = prepare(pair.image, edge=O_K, preset=PRESETS["deconvolved"], companion=companion)
-    prepare_blocks(
-        tmp_path / "counts.zarr",
-        tmp_path / "blocks.zarr",
-        edge=O_K,
-        preset=PRESETS["deconvolved"],
-        companion=companion_of(pair.low_loss, shape=SHAPE, store=tmp_path / "low-loss.zarr"),
-        block_shape=(8, 8),
-    )
-    for product in (out, open_dataset(tmp_path / "blocks.zarr")):
+    for product in (out, in_blocks(pair, "deconvolved", tmp_path)):
         assert np.allclose(product["t_over_lambda"], whole["t_over_lambda"])
         for name in ("intensity", "variance", "gathered"):
             assert np.allclose(product[name], whole[name], rtol=1e-4, atol=1e-3), name
