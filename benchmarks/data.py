@@ -33,22 +33,25 @@ ACCURACY = (0.95, 0.98)
 """Where the best accuracy of the RBF grid should lie: overlapping classes, as in measured spectra."""
 
 CLASSES = ("FeO", "Fe3O4")
+Table = tuple[NDArray[np.float32], NDArray[np.int32]]
 PIXELS = 64
 _SPECTRA_PER_ACQUISITION = 800  # so many and somewhat more pixels of a field of 64 x 64 show one of the two oxides
 
 
-def training_table(n_spectra: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def training_table(n_spectra: int, seed: int, *, preset: str = "paper") -> Table:
     """Return spectra, (n_spectra, 300), and class numbers: a random choice of the labelled pixels of many acquisitions.
+
+    `preset` names how they are prepared: ``paper`` denoises, ``paper-raw`` does not.
 
     The first call of a size simulates and prepares the acquisitions (seconds each); the table is kept in the
     directory for temporary files.
     """
     directory = Path(os.environ.get("EELSFLOW_BENCHMARK_DATA", Path(tempfile.gettempdir()) / "eelsflow-benchmark-data"))
     n_acquisitions = max(6, -(-n_spectra // _SPECTRA_PER_ACQUISITION))
-    path = directory / f"spectra-{seed}-{n_acquisitions}.npz"
+    path = directory / f"spectra-{preset}-{seed}-{n_acquisitions}.npz"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        spectra, codes = _gather(n_acquisitions, seed)
+        spectra, codes = _gather(n_acquisitions, seed, preset)
         temporary = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(temporary, spectra=spectra, codes=codes)
         temporary.replace(path)
@@ -60,8 +63,8 @@ def training_table(n_spectra: int, seed: int) -> tuple[NDArray[np.float32], NDAr
     return spectra[some], codes[some]
 
 
-def _gather(n_acquisitions: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    preset = resolve_preset("paper")
+def _gather(n_acquisitions: int, seed: int, name: str) -> Table:
+    preset = resolve_preset(name)
     intensity, names = [], []
     with tempfile.TemporaryDirectory() as directory:
         manifest = simulate_directory(Path(directory), n_acquisitions=n_acquisitions, seed=seed, shape=(PIXELS, PIXELS))

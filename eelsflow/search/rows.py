@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.search import solver
+from eelsflow.search import face, solver
+from eelsflow.search.face import LEAST_FREE, Factor, settle
 from eelsflow.search.interior import approach_inside
 
 MAX_ROW_BYTES = 1 << 30
@@ -24,6 +25,9 @@ Fewer would do in turn what is done at once here, and for narrow kernels take te
 
 VIOLATORS = 64
 """Variables at each end of the violation that join a working set."""
+
+SAME_FACE = 0.05
+"""Share of a factored face by which another may differ to be solved with the same factor to begin with."""
 
 STALE = 1.25
 """Rows that a working set may keep from those before, as a multiple of the rows wanted."""
@@ -59,6 +63,7 @@ class SharedKernel(ABC):
         self.n = n
         self.patience = patience
         self.most_rows = min(n, MOST_FREE + 2 * VIOLATORS)
+        self.many_free = sys.maxsize
 
     @abstractmethod
     def working_set(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -73,6 +78,20 @@ class SharedKernel(ABC):
     ) -> NDArray[np.float64]:
         """Return weights, (n,), from which to begin a problem with large bounds: near its optimum, if that is cheap."""
         return np.zeros(self.n)
+
+    def settle(
+        self,
+        y: NDArray[np.float64],
+        lower: NDArray[np.float64],
+        upper: NDArray[np.float64],
+        b: NDArray[np.float64],
+        F: NDArray[np.float64],
+        *,
+        tolerance: float,
+        problems: Sequence[int],
+    ) -> NDArray[np.int64]:
+        """Solve some problems of `solve`, which have many free weights; return the steps of each, 0 if in vain."""
+        return np.zeros(len(problems), np.int64)
 
     def solve(
         self,
@@ -114,9 +133,10 @@ class SharedKernel(ABC):
         n_problems = len(b)
         violation, n_steps = np.zeros(n_problems), np.zeros(n_problems, np.int64)
         seconds, steps = np.zeros(n_problems), np.zeros((n_problems, self.n))
+        done = np.zeros(n_problems, np.bool_)
         while True:
             start = time.perf_counter()
-            wanted = {}
+            wanted, many = {}, []
             for p in range(n_problems):
                 error = y - F[p]
                 rises, falls = b[p] < upper[p], b[p] > lower[p]
@@ -125,6 +145,14 @@ class SharedKernel(ABC):
                 violation[p] = max(highest - lowest, 0.0)
                 if violation[p] > tolerance and n_steps[p] < max_steps:
                     wanted[p] = _choose(error, rises, falls, highest, lowest)
+                    if not done[p] and np.count_nonzero(rises & falls) >= self.many_free:
+                        many.append(p)
+            if many:
+                turns = self.settle(y, lower, upper, b, F, tolerance=tolerance, problems=many)
+                n_steps[many] += turns
+                done[many] = turns > 0
+                seconds[many] += (time.perf_counter() - start) / len(many)
+                continue
             if not wanted:
                 seconds += (time.perf_counter() - start) / max(n_problems, 1)
                 return violation, n_steps, seconds
@@ -232,8 +260,50 @@ class KernelRows(SharedKernel):
         self._slot = np.full(n, -1, np.int64)
         self._n_cached = 0
         self._block = np.empty((self.most_rows, self.most_rows))
+        self.many_free, self.most_dense = LEAST_FREE, min(capacity, face.MOST_FREE)
+        self._factor: Factor | None = None
         self._members = np.empty(0, np.int64)
         self._is_member, self._is_wanted = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+
+    def block(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the kernel of some rows with others, (n_rows, n_columns)."""
+        out = np.empty((rows.size, columns.size))
+        solver.gather_block(out, self._cache, self.fill(rows), columns)
+        return out
+
+    def settle(
+        self,
+        y: NDArray[np.float64],
+        lower: NDArray[np.float64],
+        upper: NDArray[np.float64],
+        b: NDArray[np.float64],
+        F: NDArray[np.float64],
+        *,
+        tolerance: float,
+        problems: Sequence[int],
+    ) -> NDArray[np.int64]:
+        """Solve some problems of `solve`, which have many free weights; return the steps of each, 0 if in vain.
+
+        The factor of a face that most of them share is the start of each, and kept for the next C. Where a problem does
+        not settle, none is tried again on this kernel before it has twice as many free weights.
+        """
+        free = (lower < b) & (b < upper)
+        shared = 2 * np.count_nonzero(free[problems], axis=0) >= len(problems)
+        if self._factor is None or self._factor.distance(shared) > SAME_FACE:
+            self._factor = None  # its memory is free before the next takes as much
+            self._factor = Factor.of(self, np.flatnonzero(shared))
+        turns = np.zeros(len(problems), np.int64)
+        for number, p in enumerate(problems):
+            n_free = int(np.count_nonzero(free[p]))
+            if n_free < self.many_free:
+                continue
+            factor = None if self._factor is None else self._factor.fork()
+            last, turns[number] = settle(self, y, lower[p], upper[p], b[p], F[p], tolerance=tolerance, factor=factor)
+            if last is None:
+                self.many_free = 2 * n_free
+            elif len(problems) == 1:
+                self._factor = last.fork()
+        return turns
 
     def working_set(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return rows that hold those wanted, and the kernel among them in the first columns.

@@ -98,6 +98,15 @@ def border_block(block, cache, slots, rows, first):
 
 
 @_compiled
+def gather_block(out, cache, slots, columns):
+    """Set `out` to some columns of rows of a cache."""
+    for k in range(slots.size):
+        row, target = cache[slots[k]], out[k]
+        for c in range(columns.size):
+            target[c] = row[columns[c]]
+
+
+@_compiled
 def shrink_block(block, kept):
     """Keep the rows and columns of a block that are named in ascending order, in its first ones."""
     for k in range(kept.size):
