@@ -165,6 +165,12 @@ def study(
         typer.Option(help="prefect: orchestrated on a Dask cluster, with the UI; loop: in this process alone."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small grids, 2 seeds, 60 epochs: a first look.")] = False,
+    extend_grid: Annotated[
+        bool, typer.Option("--extend-grid", help="Search on where the best value is the last of its grid.")
+    ] = False,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Search the grid on every seed, also where the study file says first.")
+    ] = False,
     promote: Annotated[bool, typer.Option("--promote", help="Make the best model the default for its edge.")] = False,
     strict: Annotated[
         bool,
@@ -182,6 +188,10 @@ def study(
     if study_file is None or out is None:
         raise InputError("a study needs a study file and --out DIR; `eelsflow study --init` prints a study file")
     resolved = load_study(study_file)
+    if extend_grid:
+        resolved = resolved.model_copy(update={"extend_grid": True})
+    if exhaustive:
+        resolved = resolved.model_copy(update={"split": resolved.split.model_copy(update={"search": "every"})})
     _run_study(resolved.quick() if quick else resolved, out, runner=runner, promote=promote, strict=strict)
 
 

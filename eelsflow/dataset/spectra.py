@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -218,3 +218,25 @@ def gather_spectra(
         group=np.concatenate(group),
         gathered=np.concatenate(gathered) if gathered else None,
     )
+
+
+def choose_spectra(spectra: LabelledSpectra, n_spectra: int | None) -> LabelledSpectra:
+    """Return a random choice of so many spectra, in their order and always the same; all of them where None.
+
+    Raises
+    ------
+    DataSetError
+        If there are fewer, or a class has none among those chosen.
+    """
+    if n_spectra is None:
+        return spectra
+    n_all = spectra.label.size
+    if n_all < n_spectra:
+        raise DataSetError(
+            f"{n_spectra} labelled spectra were asked for (split.spectra) and there are {n_all}; add acquisitions or "
+            "ask for fewer"
+        )
+    chosen = np.sort(np.random.default_rng(n_all).permutation(n_all)[:n_spectra])
+    check_classes(spectra.label[chosen], sorted(set(spectra.label.tolist())))
+    values = {name: getattr(spectra, name) for name in ("intensity", "variance", "label", "group", "gathered")}
+    return replace(spectra, **{name: value[chosen] for name, value in values.items() if value is not None})

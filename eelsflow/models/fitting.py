@@ -21,7 +21,7 @@ from eelsflow.models.spec import ModelSpec, combinations, with_defaults
 from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, independent_weights, run_fit
 from eelsflow.models.training import TrainingJob, run_training
 from eelsflow.search.gram import Kernel, save_array, save_products
-from eelsflow.search.grid import Folds, Learner, best_cell, check_folds, save_folds, search_grid
+from eelsflow.search.grid import Folds, Learner, best_cell, check_folds, save_folds, search_beyond, search_grid
 
 REFERENCE_SPECTRA = 32
 """How many training spectra a classifier keeps to check itself with after loading."""
@@ -72,6 +72,7 @@ def fit_model(
     calibration_group: NDArray[np.str_] | None = None,
     validation: tuple[NDArray[np.intp], NDArray[np.intp]],
     grid: Mapping[str, Sequence[float]] | None = None,
+    extend_grid: bool = False,
     seed: int,
     executor: Executor,
     scratch: Path,
@@ -106,6 +107,8 @@ def fit_model(
         which are fitted on all rows in the end.
     grid
         What to search: parameter -> values, as `ModelSpec.resolve_grid` gives it. Empty or None: nothing.
+    extend_grid
+        Whether a support vector machine searches on where the best value is the last of its grid.
     seed
         Of everything that is drawn at random.
     executor
@@ -135,7 +138,7 @@ def fit_model(
         raise DataSetError(f"the confidence cannot be fitted on spectra of shape {judged.shape} for {spectra.shape}")
     weight = np.ones(len(judged)) if calibration_group is None else independent_weights(calibration_group)
     data = _TrainingData(
-        spec, spectra, codes, names.tolist(), dict(grid or {}), seed, executor, scratch, judged, weight
+        spec, spectra, codes, names.tolist(), dict(grid or {}), extend_grid, seed, executor, scratch, judged, weight
     )
     if spec.is_network:
         return _fit_network(data, validation, {"epochs": epochs, "batch_size": batch_size, "patience": patience})
@@ -153,6 +156,7 @@ class _TrainingData:
     codes: NDArray[np.intp]
     names: list[str]
     grid: dict[str, Sequence[float]]
+    extend_grid: bool
     seed: int
     executor: Executor
     scratch: Path
@@ -180,7 +184,7 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
         # The search takes a value for every parameter of the kernel; those that are fixed are grids of one.
         grid = {name: data.grid.get(name, (value,)) for name, value in with_defaults(spec.base, params).items()}
         start = time.perf_counter()
-        search = search_grid(
+        search = (search_beyond if data.extend_grid else search_grid)(
             data.spectra,
             data.codes,
             kernel=cast("Learner", spec.base.removeprefix("svm-")),
@@ -193,7 +197,8 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
         search_seconds = time.perf_counter() - start
         best = best_cell(search)
         params |= best.params
-        warnings += [_edge_warning(name, best.params[name], grid[name]) for name in best.on_edge]
+        searched = {name: search[name].values.tolist() for name in grid}
+        warnings += [_edge_warning(name, best.params[name], searched[name]) for name in best.on_edge]
         n_open = int((~search["converged"]).sum())
         if n_open:
             warnings.append(
@@ -256,7 +261,7 @@ def _fit_discriminant(data: _TrainingData) -> FittedModel:
 def _edge_warning(name: str, value: float, values: Sequence[float]) -> str:
     return (
         f"the best {name}, {value:g}, is on the edge of its grid ({min(values):g} to {max(values):g}): a better value "
-        "may lie outside; extend the grid"
+        "may lie outside; extend the grid (--extend-grid)"
     )
 
 

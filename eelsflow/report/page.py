@@ -37,7 +37,8 @@ def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
     -------
     Path
         ``report.html`` in `directory`: images and styles are inside it, it needs no network. The figures are also in
-        ``figures/`` as PNG and SVG. The same results give the same bytes.
+        ``figures/`` as PNG and SVG, the paper's tables in ``table1.csv`` and ``table2.csv``. The same results give the
+        same bytes.
 
     Raises
     ------
@@ -54,7 +55,9 @@ def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
     if figures.is_dir():  # those of an earlier study in this directory must not stay
         shutil.rmtree(figures)
     gallery = Gallery(make_directory(figures))
-    html = _environment().get_template("report.html.j2").render(**_context(directory, results, gallery))
+    context = _context(directory, results, gallery)
+    tables.write_tables(directory, context["tables"])
+    html = _environment().get_template("report.html.j2").render(**context)
     html = gallery.draw(html, executor or LoopExecutor())
     path = directory / "report.html"
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -40,7 +40,7 @@ _RESULTS = dict.fromkeys(
 
 _ROW = dict.fromkeys(
     ("base", "preprocess", "split", "seeds", "best_params", "best_params_by_seed", "search_seconds", "train_seconds")
-) | dict.fromkeys(("warnings", *SCORES))
+) | dict.fromkeys(("warnings", "searches", "further", *SCORES))
 
 _ACQUISITION = dict.fromkeys(
     ("name", "sha256", "label", "group", "preprocess", "pixels", "background_pixels", "pixel_size", "pixel_unit")

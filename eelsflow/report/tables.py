@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from eelsflow.report import paper
+from eelsflow.report import paper, wording
 from eelsflow.report.results import SCORES, mean_of, unique
 
 
@@ -115,16 +117,23 @@ def build_paper_tables(results: Mapping[str, Any]) -> dict[str, Any]:
         reason = "they are for the presets paper and paper-raw, which this study did not run"
     networks = {row["model"] for row in rows if (row.get("base") or row["model"]) in paper.TABLE_II}
     order = {name: number for number, name in enumerate((*paper.TABLE_I, *paper.TABLE_II))}
+    two_phases = {(row["model"], row["preprocess"]): row.get("mixed") for row in results["maps"]}
+
+    def rank(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        base = row.get("base") or row["model"]
+        return order.get(row["model"], order.get(base, 99)), row["model"] != base, row["model"]
 
     def table(names: Callable[[str], bool], keep: Sequence[str]) -> list[dict[str, Any]]:
         chosen = [row for row in rows if row.get("split") == split and row.get("preprocess") in keep]
         chosen = [row for row in chosen if names(row["model"])]
-        chosen.sort(key=lambda row: (order.get(row["model"], 99), row["model"], keep.index(row["preprocess"])))
+        chosen.sort(key=lambda row: (*rank(row), keep.index(row["preprocess"])))
         return [
             {
                 **row,
                 "trained_on": paper.TRAINED_ON.get(row["preprocess"], row["preprocess"]),
                 "paper": paper.ROWS.get((row["model"], row["preprocess"])) if reason is None else None,
+                "two_phases": two_phases.get((row["model"], row["preprocess"])),
+                "search": wording.searched(row.get("searches"), row.get("seeds")),
             }
             for row in chosen
         ]
@@ -134,9 +143,49 @@ def build_paper_tables(results: Mapping[str, Any]) -> dict[str, Any]:
         "split": split,
         "preset": main,
         "reason": reason,
-        "first": table(lambda name: name not in networks, [main]),
+        "first": table(lambda name: name not in networks, trained_on),
         "second": table(lambda name: name in networks, trained_on),
     }
+
+
+_COLUMNS = ("accuracy", "translation", "translation_3", "translation_1", "noise", "noise_0.10", "two_phases")
+"""The scores of a table, each with its interval; the paper has the first of each kind."""
+
+
+def write_tables(directory: Path, tables: Mapping[str, Any]) -> None:
+    """Write Tables I and II as CSV: ``table1.csv`` and ``table2.csv``, a line a model, empty where nothing is known.
+
+    Columns are ``model``, ``trained_on``, ``seeds``, ``search``, ``best_params``, ``train_seconds``, and of each score
+    the mean over seeds and both ends of its 95 % interval (``accuracy``, ``accuracy_low``, ``accuracy_high``); the
+    paper's values have ``paper_`` before their names. ``two_phases`` is the accuracy of pixels in maps of held-out
+    fields of two phases, the mean of the recalls.
+    """
+    for number, name in enumerate(("first", "second"), start=1):
+        lines = [_flatten(row) for row in tables[name]]
+        if not lines:
+            continue
+        with (directory / f"table{number}.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(lines[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
+    theirs: paper.PaperRow | None = row["paper"]
+    line = {name: row.get(name) for name in ("model", "trained_on", "seeds", "search")}
+    line["best_params"] = wording.parameters(row.get("best_params_by_seed") or row.get("best_params"))
+    line["paper_best_params"] = theirs and theirs.best_params
+    line["train_seconds"] = wording.seconds(row.get("train_seconds"))
+    line["paper_train_seconds"] = theirs and theirs.train_seconds
+    scores = {**(row.get("further") or {}), **row}
+    for name in _COLUMNS:
+        score = scores.get(name) or {}
+        for end in ("mean", "low", "high"):
+            value = score.get(end)
+            line[name if end == "mean" else f"{name}_{end}"] = None if value is None else f"{value:.4f}"
+        if name in SCORES:
+            line[f"paper_{name}"] = theirs and getattr(theirs, name)
+    return line
 
 
 def explain_missing_scores(results: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -57,6 +57,17 @@ def _parameter(value: Any) -> float | int | str | None:
     return value if value is None or isinstance(value, int | float | str) else json.dumps(value)
 
 
+def searched(searches: Any, n_seeds: Any) -> str:
+    """Return on which seeds the grid was searched.
+
+    >>> searched(10, 10), searched(1, 10), searched(0, 10), searched(None, 10)
+    ('every seed', 'first of 10 seeds', 'none', '')
+    """
+    if not isinstance(searches, int) or not isinstance(n_seeds, int):
+        return ""
+    return "none" if searches == 0 else "every seed" if searches >= n_seeds else f"first of {n_seeds} seeds"
+
+
 def seeds(value: Any) -> str:
     """Return how many seeds there were, of their list or their number."""
     return str(len(value)) if isinstance(value, list) else str(value if value is not None else "")

@@ -80,7 +80,7 @@ def settle(
         if factor is None or factor.distance(free) > WIDEST:
             factor = None  # its memory is free before the next takes as much
             factor = Factor.of(kernel, face)
-        found = None if factor is None else factor.solve(free, y[face] - values[face], -trial.sum())
+        found = None if factor is None else factor.solve(kernel, free, y[face] - values[face], -trial.sum())
         if found is None:
             return None, 0
         step, bias = found
@@ -120,8 +120,8 @@ class Factor:
 
     Parameters
     ----------
-    kernel
-        Of whose rows.
+    n
+        Rows of the whole kernel.
     rows
         Those factored, ascending.
     lower
@@ -134,14 +134,14 @@ class Factor:
     Schur complement. Columns are kept for the next face.
     """
 
-    def __init__(self, kernel: KernelRows, rows: Rows, lower: Matrix) -> None:
-        self.kernel, self.rows, self.lower = kernel, rows, lower
-        self._factored = np.zeros(kernel.n, np.bool_)
+    def __init__(self, n: int, rows: Rows, lower: Matrix) -> None:
+        self.n, self.rows, self.lower = n, rows, lower
+        self._factored = np.zeros(n, np.bool_)
         self._factored[rows] = True
-        self._place = np.full(kernel.n, -1)
+        self._place = np.full(n, -1)
         self._place[rows] = np.arange(rows.size)
         self._columns = np.empty((rows.size, 0))
-        self._column_of = np.full(kernel.n, -1)
+        self._column_of = np.full(n, -1)
         self._products = np.empty((0, 0))
 
     @classmethod
@@ -153,21 +153,23 @@ class Factor:
         block[np.diag_indices_from(block)] += solver.RIDGE * np.trace(block)
         # the transpose of a C array is a Fortran one: factored in place, as upper there and lower here
         factor, status = lapack.dpotrf(block.T, lower=0, clean=0, overwrite_a=1)
-        return None if status else cls(kernel, rows, factor.T)
+        return None if status else cls(kernel.n, rows, factor.T)
 
     def fork(self) -> Factor:
         """Return one with the same factor and no columns."""
-        return Factor(self.kernel, self.rows, self.lower)
+        return Factor(self.n, self.rows, self.lower)
 
     def distance(self, free: Mask) -> float:
         """Return by how many rows a face differs from those factored, as a share; those known as columns are free."""
         return float(np.count_nonzero((free != self._factored) & (self._column_of < 0))) / self.rows.size
 
-    def solve(self, free: Mask, error: Vector, total: float) -> tuple[Vector, float] | None:
+    def solve(self, kernel: KernelRows, free: Mask, error: Vector, total: float) -> tuple[Vector, float] | None:
         """Return the step of the free weights that makes their errors equal, and that error.
 
         Parameters
         ----------
+        kernel
+            Whose rows these are.
         free
             Which rows are of the face, (n,).
         error
@@ -182,19 +184,19 @@ class Factor:
         """
         face = np.flatnonzero(free)
         removed, added = np.flatnonzero(self._factored & ~free), np.flatnonzero(free & ~self._factored)
-        self._extend(np.concatenate([removed, added]))
+        self._extend(kernel, np.concatenate([removed, added]))
         first, last = self._column_of[removed], self._column_of[added]
-        rhs = np.zeros((self.kernel.n, 2))
+        rhs = np.zeros((self.n, 2))
         rhs[face, 0], rhs[face, 1] = error, 1.0
         t = solve_triangular(self.lower, rhs[self.rows], lower=True, check_finite=False)
-        solution = np.zeros((self.kernel.n, 2))
+        solution = np.zeros((self.n, 2))
         both = np.concatenate([first, last])
         onto = self._columns[:, both].T @ t
         of_removed, of_added = onto[: removed.size], rhs[added] - onto[removed.size :]
         mixed = self._products[np.ix_(first, last)]
         try:
             pinned = _Inverse(self._products[np.ix_(first, first)])
-            schur = self.kernel.block(added, added) - self._products[np.ix_(last, last)] + mixed.T @ pinned(mixed)
+            schur = kernel.block(added, added) - self._products[np.ix_(last, last)] + mixed.T @ pinned(mixed)
             schur[np.diag_indices_from(schur)] += solver.RIDGE * np.trace(schur)
             solution[added] = _Inverse(schur)(of_added + mixed.T @ pinned(of_removed))
         except LinAlgError:
@@ -208,7 +210,7 @@ class Factor:
         step = to_error - bias * to_one
         return (step, float(bias)) if np.isfinite(step).all() else None
 
-    def _extend(self, rows: Rows) -> None:
+    def _extend(self, kernel: KernelRows, rows: Rows) -> None:
         """Add the columns of rows that have none: a unit vector of a factored one, its kernel with these of another."""
         new = rows[self._column_of[rows] < 0]
         if not new.size:
@@ -217,7 +219,7 @@ class Factor:
         right = np.zeros((self.rows.size, new.size))
         right[self._place[new[factored]], np.flatnonzero(factored)] = 1.0
         if not factored.all():
-            right[:, ~factored] = self.kernel.block(new[~factored], self.rows).T
+            right[:, ~factored] = kernel.block(new[~factored], self.rows).T
         columns = solve_lower(self.lower, right)
         n = self._columns.shape[1]
         products = np.empty((n + new.size, n + new.size))

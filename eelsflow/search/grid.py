@@ -38,6 +38,9 @@ AXES: dict[str, tuple[str, ...]] = {
 
 MAX_PASSES = 10_000  # of gradient descent over the spectra; it stops by itself after some hundred at most
 
+MOST_STEPS_BEYOND = 8
+"""Values that are added to a grid whose optimum lies on its edge: four decades of most grids (ours)."""
+
 FEW_KERNELS = 8
 """Up to so many kernels, each is two jobs of half of the folds.
 
@@ -194,6 +197,48 @@ def search_grid(
             "rows_from": "spectra" if from_spectra else "products of all spectra",
         },
     )
+
+
+def search_beyond(X: ArrayLike, y: ArrayLike, *, grid: Mapping[str, Sequence[float]], **options: Any) -> xr.Dataset:
+    """Score a grid, and go on beyond it as long as the best cell is the last of a parameter.
+
+    Parameters
+    ----------
+    X, y, grid, options
+        As for `search_grid`.
+
+    Returns
+    -------
+    xarray.Dataset
+        As `search_grid` returns it, over more values. Each step adds the next value of one parameter, for all values of
+        the others, at most `MOST_STEPS_BEYOND` times.
+    """
+    scores = search_grid(X, y, grid=grid, **options)
+    for _ in range(MOST_STEPS_BEYOND):
+        best = best_cell(scores)
+        steps = ((name, _next_value(scores[name].values, best.params[name])) for name in best.on_edge)
+        found = next(((name, value) for name, value in steps if value is not None), None)
+        if found is None:
+            break
+        name, value = found
+        stripe = {str(axis): scores[axis].values.tolist() for axis in scores["accuracy"].dims if axis != "fold"}
+        more = search_grid(X, y, grid={**stripe, name: [value]}, **options)
+        scores = xr.concat([scores, more], dim=name, combine_attrs="override").sortby(name)
+    return scores
+
+
+def _next_value(values: NDArray[np.float64], best: float) -> float | None:
+    """Return what follows the best value, the first or the last of several, in equal ratios; None without a ratio.
+
+    >>> _next_value(np.array([1.0, 10.0, 100.0]), 100.0)
+    1000.0
+    >>> _next_value(np.array([1.0, 10.0, 100.0]), 1.0)
+    0.1
+    """
+    first, second = (values[-1], values[-2]) if best == values[-1] else (values[0], values[1])
+    if first <= 0 or second <= 0:
+        return None
+    return float(f"{first * first / second:.12g}")
 
 
 def save_folds(folds: Folds, scratch: Path) -> list[Path]:

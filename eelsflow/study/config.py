@@ -29,6 +29,9 @@ from eelsflow.preprocess.presets import Preset, resolve_preset
 MAX_AMPLITUDES = 1000
 """Steps of a robustness curve; each is another prediction of the whole test part (ours)."""
 
+QUICK_SPECTRA, QUICK_SIMULATION = 1000, {"acquisitions": 12, "pixels": 24}
+"""Of a quick study, at most."""
+
 CLUSTER_KINDS = ("slurm", "kubernetes")
 """What starts workers for a study, beside a local cluster and the address of a scheduler."""
 
@@ -80,6 +83,12 @@ class SplitPlan(_Part):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.35
     folds: Annotated[int, Field(ge=2)] = 10
     seeds: Annotated[int, Field(ge=1)] = 10
+    search: Literal["every", "first"] = "every"
+    """Which seeds search the grid; with `first` the others, and the final model, are fitted with its choice."""
+    spectra: Annotated[int | None, Field(ge=2)] = None
+    """How many of the labelled spectra take part, chosen at random; all where None."""
+    held_out_fields: Annotated[int, Field(ge=0)] = 0
+    """Fields of two phases that give no spectrum to train or test on: they are mapped and scored by every model."""
 
 
 class AmplitudeRange(_Part):
@@ -160,6 +169,7 @@ class Study(_Part):
         tuple[Annotated[ModelSpec, BeforeValidator(resolve_model)], ...], BeforeValidator(_as_list), Field(min_length=1)
     ] = tuple(resolve_model(base) for base in BASES)
     grids: Literal["paper", "authors", "small"] = "paper"
+    extend_grid: bool = False
     training: TrainingPlan = TrainingPlan()
     robustness: RobustnessPlan = RobustnessPlan()
     cluster: str | dict[str, dict[str, Any]] = "local"
@@ -252,10 +262,18 @@ class Study(_Part):
         return self
 
     def quick(self) -> Study:
-        """Return a small version of this study for a first look: small grids, 2 seeds, 3 folds, 60 epochs."""
+        """Return a small version of this study for a first look: small grids, 2 seeds, 3 folds, 60 epochs.
+
+        Where its acquisitions are simulated, they are few and small.
+        """
+        spectra = None if self.split.spectra is None else min(self.split.spectra, QUICK_SPECTRA)
         split = self.split.model_copy(
-            update={"seeds": min(self.split.seeds, 2), "folds": min(self.split.folds, 3)},
+            update={"seeds": min(self.split.seeds, 2), "folds": min(self.split.folds, 3), "spectra": spectra},
         )
+        data = self.data
+        if data.simulate is not None:
+            update = {name: min(getattr(data.simulate, name), most) for name, most in QUICK_SIMULATION.items()}
+            data = data.model_copy(update={"simulate": data.simulate.model_copy(update=update)})
         training = self.training.model_copy(
             update={
                 "epochs": min(self.training.epochs, 60),
@@ -267,7 +285,7 @@ class Study(_Part):
             shift_ev=AmplitudeRange(start=-10, stop=10, step=2), noise_sigma=self.robustness.noise_sigma
         )
         return self.model_copy(
-            update={"split": split, "training": training, "grids": "small", "robustness": robustness}
+            update={"data": data, "split": split, "training": training, "grids": "small", "robustness": robustness}
         )
 
 
@@ -390,10 +408,14 @@ split:
   test_fraction: 0.35
   folds: 10                    # of the grid search, inside the training part
   seeds: 10                    # repetitions with other splits
+  # search: first              # the grid is searched on the first seed alone, and the others are fitted with its choice
+  # spectra: 5000              # a random choice of so many labelled spectra, instead of all
+  # held_out_fields: 4         # so many fields of two phases give no spectrum: every model maps them, and is scored
 models: [mlls, svm-linear, svm-rbf, svm-sigmoid, svm-sgd, fcnn-1, cnn-1, cnn-2]
                                # or {name: mine, base: cnn-2, params: {dropout: 0.3},
                                # grid: {learning_rate: [1e-4, 1e-3]}, augment: {shift_ev: 5, noise_sigma: 0.1}}
 grids: paper                   # or authors, small
+# extend_grid: true            # search on where the best value is the last of its grid
 training: {epochs: 500, batch_size: 512, patience: 50}
 robustness: {shift_ev: [-10, 10, 0.5], noise_sigma: [0, 0.3, 0.05]}
 cluster: local                 # or the address of a Dask scheduler

@@ -7,7 +7,7 @@ their inputs by digest, so a change of one acquisition or one parameter changes 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,6 +29,7 @@ from eelsflow.dataset.manifest import (
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
+from eelsflow.errors import DataSetError
 from eelsflow.models.spec import ModelSpec
 from eelsflow.preprocess.presets import Preset
 from eelsflow.robustness.curves import Curve, further_curves
@@ -101,6 +102,7 @@ class BuildDataSet(Step):
     prepared: tuple[str, ...] = ()
     table: Path | None = None
     table_sha256: str = ""
+    n_spectra: int | None = None
 
     @property
     def title(self) -> str:
@@ -124,7 +126,8 @@ class BuildDataSet(Step):
             [digest, acquisition.label, acquisition.group, acquisition.truth_sha256]
             for digest, acquisition in self.inputs
         ]
-        return digest_of("data set", inputs, self.table_sha256, self.classes, code_version("dataset", "study.stages"))
+        code = code_version("dataset", "study.stages")
+        return digest_of("data set", inputs, self.table_sha256, self.classes, self.n_spectra, code)
 
 
 class FitFeatures(Step):
@@ -160,11 +163,12 @@ class FitModel(Step):
     folds: int
     training: TrainingPlan
     preset: Preset
+    extend_grid: bool = False
 
     @property
     def title(self) -> str:
         """What the step does."""
-        verb = "train" if self.model.is_network else "search and fit"
+        verb = "train" if self.model.is_network else "search and fit" if self.grid else "fit"
         return f"{verb} {self.model.name} ({self.preset.name}, {self.features.split}, seed {self.features.seed})"
 
     @cached_property
@@ -179,6 +183,7 @@ class FitModel(Step):
             self.features.digest,
             self.model.model_dump(mode="json", exclude={"name"}),
             {name: list(values) for name, values in self.grid.items()},
+            self.extend_grid,
             self.folds,
             training,
             preset,
@@ -305,7 +310,13 @@ def plan_data(study: Study, store: Store, *, strict: bool = False) -> Plan:
     if study.data.spectra is not None:
         sha256 = digest_file(study.data.spectra)
         datasets = tuple(
-            BuildDataSet(preset_name=preset.name, classes=study.classes, table=study.data.spectra, table_sha256=sha256)
+            BuildDataSet(
+                preset_name=preset.name,
+                classes=study.classes,
+                table=study.data.spectra,
+                table_sha256=sha256,
+                n_spectra=study.split.spectra,
+            )
             for preset in study.preprocess
         )
         return Plan(study=study, acquisitions=(), prepare=(), datasets=datasets)
@@ -343,6 +354,7 @@ def _plan_acquisitions(
     acquisitions = tuple(name_acquisitions(usable))
     with named_in_refusals(set_aside, total=total):
         check_labels(acquisitions, study.classes, split_by=study.split.by)
+        kept = _groups_for_maps(acquisitions, study.split.held_out_fields)
     prepare: list[PrepareAcquisition] = []
     datasets: list[BuildDataSet] = []
     for preset in study.preprocess:
@@ -351,12 +363,14 @@ def _plan_acquisitions(
             for acquisition in acquisitions
         )
         prepare += steps
+        trained_on = [step for step in steps if step.acquisition.group not in kept]
         datasets.append(
             BuildDataSet(
                 preset_name=preset.name,
                 classes=study.classes,
-                acquisitions=acquisitions,
-                prepared=tuple(step.digest for step in steps),
+                acquisitions=tuple(step.acquisition for step in trained_on),
+                prepared=tuple(step.digest for step in trained_on),
+                n_spectra=study.split.spectra,
             )
         )
     return Plan(
@@ -366,6 +380,24 @@ def _plan_acquisitions(
         datasets=tuple(datasets),
         set_aside=set_aside,
     )
+
+
+def _groups_for_maps(acquisitions: Sequence[Acquisition], n_fields: int) -> set[str]:
+    """Return the groups of so many fields of two phases, chosen by the bytes of their files.
+
+    Raises
+    ------
+    DataSetError
+        If there are not more than that.
+    """
+    fields = [acquisition for acquisition in acquisitions if not acquisition.label and acquisition.truth is not None]
+    fields.sort(key=lambda acquisition: acquisition.sha256)
+    if n_fields and n_fields > len(fields):
+        raise DataSetError(
+            f"{n_fields} fields of two phases were to be kept for maps (split.held_out_fields), and {len(fields)} "
+            "acquisitions have a truth for every pixel and no label; ask for fewer"
+        )
+    return {one.group for one in fields[:n_fields]}
 
 
 def plan_features(study: Study, dataset: BuildDataSet, preset: Preset, *, splits: list[SplitBy]) -> list[FitFeatures]:
@@ -393,7 +425,15 @@ def plan_model(study: Study, features: FitFeatures, model: ModelSpec) -> FitMode
         folds=study.split.folds,
         training=study.training,
         preset=features.preset,
+        extend_grid=study.extend_grid,
     )
+
+
+def without_search(fit: FitModel, best_params: Mapping[str, float]) -> FitModel:
+    """Return the plan of a model with the parameters that a search on other training spectra has chosen."""
+    chosen = {name: best_params[name] for name in fit.grid}
+    model = fit.model.model_copy(update={"params": {**fit.model.params, **chosen}, "grid": {}})
+    return fit.model_copy(update={"model": model, "grid": {}, "extend_grid": False})
 
 
 def plan_assessment(study: Study, fit: FitModel) -> AssessModel:
@@ -412,10 +452,15 @@ MAP_SEEDS = 3
 
 
 def plan_maps(plan: Plan, fits: Sequence[FitModel]) -> list[ScoreMaps]:
-    """Plan the maps of the models that held out whole acquisitions; none for tables and random splits of pixels."""
+    """Plan the maps of the models that held out whole acquisitions; none for tables.
+
+    A random split of pixels holds out none, but for fields of two phases that are kept for maps.
+    """
+    splits = {fit.features.split for fit in fits}
+    mapped = "group" if "group" in splits or not plan.study.split.held_out_fields else "pixel"
     steps = []
     for fit in fits:
-        if fit.features.split != "group" or fit.features.seed >= MAP_SEEDS or not plan.acquisitions:
+        if fit.features.split != mapped or fit.features.seed >= MAP_SEEDS or not plan.acquisitions:
             continue
         # a preset's acquisition steps keep its name
         prepared = [step for step in plan.prepare if step.preset.name == fit.preset.name]

@@ -111,6 +111,7 @@ def _score_row(key: Key, members: Sequence[AssessModel], tests: _TestParts, plac
         "preprocess": preset,
         "split": split,
         "seeds": len(members),
+        "searches": sum(fit["search_seconds"] is not None for fit in fits),
         "best_params": fits[0]["best_params"],
         "best_params_by_seed": [fit["best_params"] for fit in fits],
         "accuracy": accuracy,

@@ -40,6 +40,7 @@ from eelsflow.study.plan import (
     plan_features,
     plan_maps,
     plan_model,
+    without_search,
 )
 from eelsflow.study.results import score_rows, write_results
 from eelsflow.study.stages import Place
@@ -47,7 +48,7 @@ from eelsflow.study.stages import Place
 StepType = TypeVar("StepType", bound=Step)
 
 OWN_NAMES = ("results.json", "model", "maps", "evidence", "figures", "robustness.zarr", "report.html", "study.yaml",
-             "provenance.json")  # fmt: skip
+             "provenance.json", "table1.csv", "table2.csv")  # fmt: skip
 """What a study replaces in its results directory."""
 
 MOST_PIXELS = 1 << 20
@@ -163,13 +164,36 @@ def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[Measured, FitMode
         run(stages.build_dataset, plan.datasets)
         fits = plan_models(plan, place.store)
         run(stages.fit_features, _unique(fit.features for fit in fits))
+        if plan.study.split.search == "first":
+            run(stages.fit_model, _unique(fit for fit in fits if fit.features.seed == 0))
+            fits = _with_first_choice(fits, place.store)
         run(stages.fit_model, _unique(fits))
     assessed = [plan_assessment(plan.study, fit) for fit in fits]
     run(stages.assess_model, _unique(assessed))
     scored = plan_maps(plan, fits)
     run(stages.score_maps, _unique(scored))
     final = plan_final_model(assessed, score_rows(assessed, place), map_rows(scored, place.store))
+    if plan.study.split.search == "first" and final.grid:
+        final = without_search(final, _choice_of(final, fits, place.store))
     return Measured(assessed, scored), final
+
+
+def _with_first_choice(fits: Sequence[FitModel], store: Store) -> list[FitModel]:
+    """Return the plans with those that would search again replaced by a fit of what the first seed has chosen."""
+    return [
+        without_search(fit, _choice_of(fit, fits, store)) if fit.grid and fit.features.seed else fit for fit in fits
+    ]
+
+
+def _choice_of(fit: FitModel, fits: Sequence[FitModel], store: Store) -> dict[str, float]:
+    """Return the parameters that the first seed has chosen for the same model and data; the split's, if it has one."""
+    same = [
+        one for one in fits
+        if (one.model.name, one.preset.name, one.features.seed) == (fit.model.name, fit.preset.name, 0)
+    ]  # fmt: skip
+    searched = next((one for one in same if one.features.split == fit.features.split), same[0])
+    choice: dict[str, float] = stages.read_fit(searched, store)["best_params"]
+    return choice
 
 
 def fit_final_model(final: FitModel, run: Runner) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from eelsflow.dataset.aside import SetAside, attempt
 from eelsflow.dataset.labels import class_fractions, label_pixels, read_truth
-from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
+from eelsflow.dataset.spectra import LabelledSpectra, choose_spectra, gather_spectra, read_table
 from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validation_split
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError
@@ -125,7 +125,7 @@ def build_dataset(step: BuildDataSet, place: Place) -> Path:
 
     def write(directory: Path) -> None:
         if step.table is not None:
-            read_table(step.table, step.classes).save(directory)
+            choose_spectra(read_table(step.table, step.classes), step.n_spectra).save(directory)
             return
         prepared = [place.store.path(digest) / "prepared.zarr" for digest, _ in step.inputs]
         acquisitions = [acquisition for _, acquisition in step.inputs]
@@ -142,7 +142,7 @@ def build_dataset(step: BuildDataSet, place: Place) -> Path:
                 )
             )
         groups = [acquisition.group for acquisition in acquisitions]
-        gather_spectra(prepared, labels, groups, step.classes).save(directory)
+        choose_spectra(gather_spectra(prepared, labels, groups, step.classes), step.n_spectra).save(directory)
 
     return place.store.compute(step.digest, write)
 
@@ -252,6 +252,7 @@ def fit_model(step: FitModel, place: Place) -> Path:
             calibration_group=calibration_group,
             validation=validation,
             grid=step.grid,
+            extend_grid=step.extend_grid,
             seed=seed,
             executor=place.executor,
             scratch=scratch,

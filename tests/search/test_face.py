@@ -1,5 +1,8 @@
 """Faces of many free weights: against plain linear algebra, libsvm, and the steps that they replace."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -45,7 +48,7 @@ def test_a_face_near_a_factored_one_is_solved_as_if_it_were_factored(seed, n_rem
     for _ in range(2):  # the second time some rows are back, whose columns stay known
         members = np.flatnonzero(free)
         error, total = random.normal(size=members.size), random.normal()
-        step, bias = factor.solve(free, error, total)
+        step, bias = factor.solve(rows, free, error, total)
         system = np.block([[K[np.ix_(members, members)], np.ones((members.size, 1))], [np.ones(members.size), 0.0]])
         expected = np.linalg.solve(system, np.append(error, total))
         scale = np.abs(expected).max()
@@ -57,11 +60,12 @@ def test_a_face_near_a_factored_one_is_solved_as_if_it_were_factored(seed, n_rem
 
 def test_a_factor_knows_how_far_a_face_is():
     X, _ = noisy(0, n=100)
-    factor = Factor.of(open_rows(X, 0.02), np.arange(50))
+    rows = open_rows(X, 0.02)
+    factor = Factor.of(rows, np.arange(50))
     free = np.arange(100) < 55
     free[:5] = False
     assert factor.distance(free) == 10 / 50
-    factor.solve(free, np.ones(50), 0.0)
+    factor.solve(rows, free, np.ones(50), 0.0)
     assert factor.distance(free) == 0.0
     assert factor.fork().distance(free) == 10 / 50
 
@@ -145,3 +149,17 @@ def test_a_face_of_more_rows_than_may_be_dense_is_not_factored():
     rows.most_dense = 60
     assert Factor.of(rows, np.arange(61)) is None
     assert Factor.of(rows, np.arange(60)) is not None
+
+
+def test_a_kernel_that_is_done_with_gives_its_memory_back_at_once():
+    X, codes = noisy(1)
+    rows = open_rows(X, 1.0)
+    list(follow_path(rows, codes, [1.0, 100.0], [Fold(np.arange(60, 260), np.arange(60))]))
+    assert rows._factor is not None
+    is_alive = weakref.ref(rows)
+    gc.disable()
+    try:
+        del rows
+        assert is_alive() is None
+    finally:
+        gc.enable()
