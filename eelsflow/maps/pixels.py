@@ -99,6 +99,7 @@ def map_pixels(prepared: Path, bundle: ModelBundle) -> PixelMap:
     effective = product["effective_spectra"].values if is_gathered else np.ones(shape, dtype=np.float32)
     single, gathered = _Maps(shape), _Maps(shape)
     axis = bundle.transform.axis
+    looked_for: list[tuple[NDArray[np.bool_], NDArray[np.float32]]] = []
     for block in blocks(*shape):
         chosen = specimen[block.y, block.x]
         if not chosen.any():
@@ -115,10 +116,20 @@ def map_pixels(prepared: Path, bundle: ModelBundle) -> PixelMap:
         if is_gathered:
             intensity, variance = rows("gathered"), rows("gathered_variance")
             gathered.put(where, to_shapes(intensity, variance, axis, bundle.edge))
-        if not bundle.maps_by_fraction:
+        if bundle.registration is not None and not bundle.maps_by_fraction:
+            looked_for.append((where, intensity))
+        elif not bundle.maps_by_fraction:
             predicted, confidence = bundle.predict(intensity)
             class_index[where] = _index_of(predicted, bundle.classes)
             probability[where] = confidence
+    if looked_for:  # all of an acquisition at once: its spectra tell together where they lie
+        intensity = np.concatenate([spectra for _, spectra in looked_for])
+        predicted, confidence = bundle.predict(intensity, group=np.full(len(intensity), "this"))
+        first = 0
+        for where, spectra in looked_for:
+            here = slice(first, first + len(spectra))
+            class_index[where], probability[where] = _index_of(predicted[here], bundle.classes), confidence[here]
+            first += len(spectra)
     alone = single.shapes()
     shapes = gathered.shapes() if is_gathered else alone
     unmixed = unmix(alone, shapes, effective, specimen, bundle.references)

@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from eelsflow.edges import Edge
 from eelsflow.errors import EelsflowError, MissingDependencyError, UnusableModelError
 from eelsflow.models.classifier import Classifier, load_classifier
+from eelsflow.models.disturbance import Disturbance
+from eelsflow.models.registration import Registration
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.preprocess.presets import Preset, resolve_preset
 from eelsflow.store import read_json, write_json
 from eelsflow.unmixing.references import References
 
 SCHEMA = "eelsflow-model/2"
+
+LEAST_WEIGHT = 1e-3
+"""Of a place on the axis, for a classifier to be asked about it."""
 
 KEYS: dict[str, type] = {"schema": str, "name": str, "edge": dict, "preset": dict, "classes": list, "provenance": dict}
 """What ``model.json`` holds."""
@@ -41,6 +46,8 @@ class ModelBundle:
         The classes' shapes in the training part, from which fractions and unknown spectra are judged.
     provenance
         Where it comes from: study, digests, parameters.
+    registration
+        Where on the axis spectra lie, for a model that looks for it; None for one that takes the axis as it is.
     """
 
     name: str
@@ -50,6 +57,7 @@ class ModelBundle:
     classifier: Classifier
     references: References
     provenance: dict[str, Any] = field(default_factory=dict)
+    registration: Registration | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -68,10 +76,45 @@ class ModelBundle:
             return self.preset.for_acquisition
         return resolve_preset("recommended").for_acquisition
 
-    def predict(self, wide: NDArray[np.float32]) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
-        """Return classes (n,) and probabilities (n, classes) of prepared wide spectra (n, channels)."""
+    def predict(
+        self, wide: NDArray[np.float32], *, group: NDArray[np.str_] | None = None
+    ) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+        """Return classes (n,) and probabilities (n, classes) of prepared wide spectra (n, channels).
+
+        `group` names what was recorded together, (n,), which a model that looks for its spectra on the axis makes use
+        of; None: nothing is known of it.
+        """
+        if self.registration is not None:
+            return self._sum_over_places(wide, Disturbance(), group)
         vectors = self.transform.apply(wide)
         return np.asarray(self.classifier.predict(vectors)), np.asarray(self.classifier.predict_proba(vectors))
+
+    def predict_disturbed(
+        self, wide: NDArray[np.float32], disturbance: Disturbance, *, group: NDArray[np.str_] | None = None
+    ) -> NDArray[np.str_]:
+        """Return the classes (n,) of prepared wide spectra that a disturbance is done to; see `predict`."""
+        if self.registration is None:
+            return self.classifier.predict(disturbance.vectors(self.transform, wide))
+        return self._sum_over_places(wide, disturbance, group)[0]
+
+    def _sum_over_places(
+        self, wide: NDArray[np.float32], disturbance: Disturbance, group: NDArray[np.str_] | None
+    ) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+        assert self.registration is not None
+        place, weight = self.registration.locate(disturbance.spectra(self.transform, wide), group)
+        probability = np.zeros((len(wide), len(self.classes)))
+        decided = np.empty(len(wide), dtype=object)
+        for column in range(place.shape[1]):
+            rows = np.flatnonzero(weight[:, column] > LEAST_WEIGHT)
+            if rows.size:
+                vectors = disturbance.of(rows).vectors(self.transform, wide[rows], place=place[rows, column])
+                probability[rows] += weight[rows, column, None] * self.classifier.predict_proba(vectors)
+                if place.shape[1] == 1:
+                    decided[rows] = self.classifier.predict(vectors)
+        probability /= probability.sum(axis=1, keepdims=True)
+        if place.shape[1] > 1:
+            decided = np.asarray(self.classes)[probability.argmax(axis=1)]
+        return decided.astype(np.str_), probability
 
     def save(self, directory: Path) -> None:
         """Write the bundle into an existing directory: JSON, npz, skops or Keras; no pickles."""
@@ -79,6 +122,8 @@ class ModelBundle:
             (directory / part).mkdir()
             save(directory / part)
         self.references.save(directory / "references.npz")
+        if self.registration is not None:
+            self.registration.save(directory / "registration.npz")
         write_json(
             directory / "model.json",
             {
@@ -103,6 +148,7 @@ class ModelBundle:
             If it is a network and TensorFlow is not installed.
         """
         description = read_description(directory)
+        aligned = directory / "registration.npz"
         try:
             bundle = cls(
                 name=description["name"],
@@ -112,6 +158,7 @@ class ModelBundle:
                 classifier=load_classifier(directory / "classifier"),
                 references=References.load(directory / "references.npz"),
                 provenance=description["provenance"],
+                registration=Registration.load(aligned) if aligned.exists() else None,
             )
         except (MissingDependencyError, MemoryError):
             raise

@@ -12,11 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import InputError, UnreadableFileError
 from eelsflow.models.discriminant import Discriminant
+from eelsflow.models.estimators import PREFIX, Estimator
+from eelsflow.models.inputs import Inputs
 from eelsflow.models.networks import Network
 from eelsflow.models.svm import Svm
 from eelsflow.store import make_directory, read_json, write_json
 
 SCHEMA = "eelsflow-classifier/1"
+
+Model = Svm | Network | Discriminant | Estimator
+_INPUTS = "inputs.npz"
 
 PROBABILITY_TOLERANCE = 1e-4
 """Single-precision networks on another processor differ by some 1e-6; wrong weights differ by far more."""
@@ -40,14 +45,17 @@ class Classifier:
         What decides.
     reference
         A few training spectra, (n, n_channels); saved with their predictions, so that loading can check itself.
+    inputs
+        From spectra to what the model sees; None where it sees the spectra.
     """
 
     base: str
-    params: dict[str, float]
+    params: dict[str, Any]
     classes_: list[str]
     n_features_in_: int
-    model: Svm | Network | Discriminant
+    model: Model
     reference: NDArray[np.float32]
+    inputs: Inputs | None = None
 
     def predict(self, X: ArrayLike) -> NDArray[np.str_]:
         """Return class names, (n_spectra,).
@@ -69,11 +77,12 @@ class Classifier:
         """
         spectra = self._check(X)
         match self.model:
-            case Svm() | Discriminant():
-                codes = self.model.predict_codes(spectra)
             case Network():
                 codes = self.model.predict_proba(spectra).argmax(axis=1)
-        return np.asarray(self.classes_)[codes]
+            case _:
+                codes = self.model.predict_codes(spectra)
+        classes: NDArray[np.str_] = np.asarray(self.classes_)
+        return np.asarray(classes[codes])
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return probabilities, (n_spectra, n_classes); each row sums to one.
@@ -94,7 +103,7 @@ class Classifier:
                 "spectra hold values that are not finite (NaN or infinity); no class can be told from them: "
                 "interpolate or leave out these channels first"
             )
-        return spectra
+        return spectra if self.inputs is None else self.inputs.apply(spectra)
 
     def save(self, directory: Path) -> None:
         """Write the classifier into a directory: JSON, npz, and .skops or .keras; nothing that can run code.
@@ -106,6 +115,8 @@ class Classifier:
         """
         make_directory(directory)
         self.model.save(directory / _file_name(self.base))
+        if self.inputs is not None:
+            self.inputs.save(directory / _INPUTS)
         np.savez(
             directory / "reference.npz",
             allow_pickle=False,
@@ -150,6 +161,7 @@ def load_classifier(directory: Path) -> Classifier:
             n_features_in_=described["n_channels"],
             model=_KINDS[_kind(described["base"])].load(path),
             reference=reference,
+            inputs=Inputs.load(directory / _INPUTS) if (directory / _INPUTS).exists() else None,
         )
     # The readers of .skops, .keras and .npz raise whatever a damaged archive makes them raise.
     except (OSError, LookupError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
@@ -165,12 +177,19 @@ def load_classifier(directory: Path) -> Classifier:
     return classifier
 
 
-_KINDS: dict[str, type[Svm | Network | Discriminant]] = {"svm": Svm, "mlls": Discriminant, "network": Network}
+_KINDS: dict[str, type[Model]] = {
+    "svm": Svm,
+    "mlls": Discriminant,
+    "network": Network,
+    "sklearn": Estimator,
+}
 
 
 def _kind(base: str) -> str:
     if base == "mlls":
         return "mlls"
+    if base.startswith(PREFIX):
+        return "sklearn"
     return "svm" if base.startswith("svm-") else "network"
 
 

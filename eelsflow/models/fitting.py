@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import DataSetError
 from eelsflow.executors import Executor
-from eelsflow.models.classifier import Classifier
+from eelsflow.models.classifier import Classifier, Model
 from eelsflow.models.discriminant import Discriminant
-from eelsflow.models.networks import Network
+from eelsflow.models.estimators import Estimator, EstimatorFit, EstimatorJob, find_class, run_estimator_fit
+from eelsflow.models.inputs import Inputs
 from eelsflow.models.spec import ModelSpec, combinations, with_defaults
 from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, independent_weights, run_fit
 from eelsflow.models.training import TrainingJob, run_training
@@ -53,7 +54,7 @@ class FittedModel:
     """
 
     classifier: Classifier
-    best_params: dict[str, float]
+    best_params: dict[str, Any]
     search: xr.Dataset | None
     history: dict[str, Any] | None
     search_seconds: float | None
@@ -71,7 +72,8 @@ def fit_model(
     calibration_spectra: ArrayLike | None = None,
     calibration_group: NDArray[np.str_] | None = None,
     validation: tuple[NDArray[np.intp], NDArray[np.intp]],
-    grid: Mapping[str, Sequence[float]] | None = None,
+    peaks: NDArray[np.int64] | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
     extend_grid: bool = False,
     seed: int,
     executor: Executor,
@@ -105,6 +107,9 @@ def fit_model(
     validation
         Rows a network trains on, and rows its best epoch and its parameters are chosen on. Not used by the machines,
         which are fitted on all rows in the end.
+    peaks
+        Channels of two features of the edge, as `eelsflow.models.inputs.peak_channels` gives them; None where they are
+        not known, and then no model may ask for their ratio.
     grid
         What to search: parameter -> values, as `ModelSpec.resolve_grid` gives it. Empty or None: nothing.
     extend_grid
@@ -133,17 +138,37 @@ def fit_model(
         raise DataSetError("training spectra hold values that are not finite (NaN or infinity); leave them out")
     if len(names) < 2:
         raise DataSetError(f"the training spectra are all of the class {names.tolist()}; a classifier needs two")
+    inputs, reference = None, spectra[np.unique(np.linspace(0, len(spectra) - 1, REFERENCE_SPECTRA).astype(np.intp))]
     judged = spectra if calibration_spectra is None else np.asarray(calibration_spectra)
     if judged.shape[1:] != spectra.shape[1:] or len(judged) > len(spectra):
         raise DataSetError(f"the confidence cannot be fitted on spectra of shape {judged.shape} for {spectra.shape}")
+    if spec.features is not None:
+        inputs = Inputs.fit(spec.features, spectra, peaks=peaks, seed=seed)
+        seen = spectra
+        spectra = inputs.apply(seen)
+        judged = spectra if judged is seen else inputs.apply(judged)
     weight = np.ones(len(judged)) if calibration_group is None else independent_weights(calibration_group)
     data = _TrainingData(
-        spec, spectra, codes, names.tolist(), dict(grid or {}), extend_grid, seed, executor, scratch, judged, weight
+        spec,
+        spectra,
+        codes,
+        names.tolist(),
+        dict(grid or {}),
+        extend_grid,
+        seed,
+        executor,
+        scratch,
+        judged,
+        weight,
+        reference.astype(np.float32),
+        inputs,
     )
     if spec.is_network:
         return _fit_network(data, validation, {"epochs": epochs, "batch_size": batch_size, "patience": patience})
     if spec.base == "mlls":
         return _fit_discriminant(data)
+    if spec.is_open:
+        return _fit_estimator(data, folds, calibration or folds)
     return _fit_svm(data, folds, calibration or folds)
 
 
@@ -155,13 +180,15 @@ class _TrainingData:
     spectra: NDArray[Any]
     codes: NDArray[np.intp]
     names: list[str]
-    grid: dict[str, Sequence[float]]
+    grid: dict[str, Sequence[Any]]
     extend_grid: bool
     seed: int
     executor: Executor
     scratch: Path
     judged: NDArray[Any]  # what the confidence is fitted on, of the first rows
     weight: NDArray[np.float64]  # of each of these
+    reference: NDArray[np.float32]  # some spectra before they became inputs
+    inputs: Inputs | None
 
     def share(self) -> dict[str, Path]:
         """Write what every job reads, once for all jobs, and return the paths."""
@@ -171,15 +198,14 @@ class _TrainingData:
             "judged": save_array(self.judged, self.scratch, name="spectra"),
         }
 
-    def classifier(self, model: Svm | Network | Discriminant, params: dict[str, float]) -> Classifier:
-        some = np.unique(np.linspace(0, len(self.spectra) - 1, REFERENCE_SPECTRA).astype(np.intp))
-        reference = self.spectra[some].astype(np.float32)
-        return Classifier(self.spec.base, params, self.names, self.spectra.shape[1], model, reference)
+    def classifier(self, model: Model, params: dict[str, Any]) -> Classifier:
+        n_channels = self.reference.shape[1]
+        return Classifier(self.spec.base, params, self.names, n_channels, model, self.reference, self.inputs)
 
 
 def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedModel:
     spec, warnings, search, search_seconds = data.spec, [], None, None
-    params = dict(spec.params)
+    params: dict[str, Any] = dict(spec.params)
     if data.grid:
         # The search takes a value for every parameter of the kernel; those that are fixed are grids of one.
         grid = {name: data.grid.get(name, (value,)) for name, value in with_defaults(spec.base, params).items()}
@@ -256,6 +282,58 @@ def _fit_discriminant(data: _TrainingData) -> FittedModel:
     start = time.perf_counter()
     model = Discriminant.fit(data.spectra, data.codes)
     return FittedModel(data.classifier(model, {}), {}, None, None, None, time.perf_counter() - start, [])
+
+
+def _fit_estimator(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedModel:
+    spec, search, search_seconds = data.spec, None, None
+    find_class(spec.base)
+    shared = data.share()
+
+    def run(params: Sequence[Mapping[str, Any]], files: Sequence[Path | None], label: str) -> list[EstimatorFit]:
+        jobs = [
+            EstimatorJob(**shared, fold=fold, base=spec.base, params=dict(cell), seed=data.seed)
+            for cell in params
+            for fold in files
+        ]
+        return data.executor.map(run_estimator_fit, jobs, label=f"{label}-{spec.name}")
+
+    params = dict(spec.params)
+    if data.grid:
+        check_folds(folds, data.codes)
+        files = save_folds(folds, data.scratch)
+        cells = combinations(data.grid)
+        start = time.perf_counter()
+        found = run([{**params, **cell} for cell in cells], files, "search")
+        search_seconds = time.perf_counter() - start
+        dims, shape = (*data.grid, "fold"), (*map(len, data.grid.values()), len(files))
+        search = xr.Dataset(
+            {
+                "accuracy": (dims, np.reshape([one.accuracy for one in found], shape)),
+                "fit_seconds": (dims, np.reshape([one.seconds for one in found], shape), {"units": "s"}),
+            },
+            coords={
+                **{name: [_coordinate(value) for value in values] for name, values in data.grid.items()},
+                "fold": np.arange(len(files)),
+            },
+            attrs={"n_spectra": len(data.codes)},
+        )
+        mean = np.reshape([one.accuracy for one in found], (len(cells), len(files))).mean(axis=1)
+        params |= cells[int(np.round(mean, 12).argmax())]  # of equal cells the first named
+    check_folds(calibration, data.codes)
+    whole, *parts = run([params], [None, *save_folds(calibration, data.scratch)], "fit")
+    held_out = np.concatenate([rows for _, rows in calibration])
+    values = np.concatenate([part.values for part in parts])
+    if len(np.unique(data.codes[held_out])) < len(data.names):
+        raise DataSetError(
+            "a class is in no held-out fold, so no confidence can be fitted for it; every class must be held out once"
+        )
+    model = Estimator(whole.estimator, fit_calibration(values, data.codes[held_out], data.weight[held_out]))
+    return FittedModel(data.classifier(model, params), params, search, None, search_seconds, whole.seconds, [])
+
+
+def _coordinate(value: Any) -> Any:
+    """Return a value of a grid as an axis of a table can hold it."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _edge_warning(name: str, value: float, values: Sequence[float]) -> str:

@@ -4,18 +4,46 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from eelsflow.errors import DataSetError
 
-Base = Literal["mlls", "svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd", "fcnn-1", "cnn-1", "cnn-2"]
+Align = Literal["spectrum", "acquisition", "marginal"]
+Features = Literal["unit", "cumulative", "ratio", "convolutions"]
+Shipped = Literal["mlls", "svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd", "fcnn-1", "cnn-1", "cnn-2"]
 GridSet = Literal["paper", "authors", "small"]
 
-BASES: tuple[Base, ...] = get_args(Base)
-NETWORKS: tuple[Base, ...] = ("fcnn-1", "cnn-1", "cnn-2")
+Base = str
+"""One of `BASES`, or what a study brings along: ``sklearn:package.module.Class``."""
+
+
+def _as_number(value: Any) -> Any:
+    """Return text that is a number as one: YAML takes 1e-4, without a point, for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Param = Annotated[bool | int | float | str | None, BeforeValidator(_as_number)]
+
+BASES: tuple[Shipped, ...] = get_args(Shipped)
+NETWORKS: tuple[Shipped, ...] = ("fcnn-1", "cnn-1", "cnn-2")
+
+NAMED: dict[str, dict[str, Any]] = {
+    "svm-cosine": {"base": "svm-linear", "features": "unit"},
+    "rocket-rbf": {"base": "svm-rbf", "features": "convolutions"},
+    "forest": {
+        "base": "sklearn:sklearn.ensemble.RandomForestClassifier",
+        "features": "cumulative",
+        "params": {"n_estimators": 200, "min_samples_leaf": 2},
+    },
+    "ratio": {"base": "sklearn:sklearn.linear_model.LogisticRegression", "features": "ratio"},
+}
+"""Models that have a name of their own, beside the bases."""
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "mlls": (),
@@ -40,6 +68,9 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "cnn-2": {"learning_rate": 1e-3, "dropout": 0.5},
 }
 """Values of the parameters that neither `params` nor a grid names."""
+
+OPEN = ("sklearn:",)
+"""What bases begin with that are imported by their name."""
 
 _INTEGERS = {"batch_size", "epochs", "patience", "units"}
 
@@ -102,33 +133,45 @@ class ModelSpec(BaseModel):
 
     name: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
     base: Base
-    params: dict[str, int | float] = {}
-    grid: dict[str, tuple[int | float, ...]] = {}
+    params: dict[str, Param] = {}
+    grid: dict[str, tuple[Param, ...]] = {}
+    features: Features | None = None
+    """What the learner is given instead of the spectrum; see `eelsflow.models.inputs`."""
     augment: Augment | None = None
+    align: Align | None = None
+    """Whether the place of spectra on the axis is looked for; see `eelsflow.models.registration`."""
 
     @model_validator(mode="after")
     def _parameters_are_known(self) -> Self:
-        known = PARAMETERS[self.base]
+        if self.base not in BASES and not self.is_open:
+            raise ValueError(f"no base is called {self.base!r}")
+        known = PARAMETERS.get(self.base, ())
         for name in (*self.params, *self.grid):
-            if name not in known:
-                raise ValueError(f"{self.base} has no parameter {name!r}; it has {', '.join(known)}")
+            if self.base in BASES and name not in known:
+                raise ValueError(f"{self.base} has no parameter {name!r}; it has {', '.join(known) or 'none'}")
         if both := sorted(self.params.keys() & self.grid.keys()):
             raise ValueError(f"{', '.join(both)}: in params and in grid; a parameter is either fixed or searched")
         for name, values in self.grid.items():
             if not values:
                 raise ValueError(f"the grid of {name} is empty; give at least one value")
-            for value in values:
-                _check_value(name, value)
-        for name, value in self.params.items():
-            _check_value(name, value)
+        if not self.is_open:
+            values_of = {**{name: (value,) for name, value in self.params.items()}, **self.grid}
+            for name, values in values_of.items():
+                for value in values:
+                    _check_value(name, value)
         return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the base is not a shipped one, but imported by its name."""
+        return self.base.startswith(OPEN)
 
     @property
     def is_network(self) -> bool:
         """Whether the base is a neural network: these train on a part and choose their epoch on another."""
         return self.base in NETWORKS
 
-    def resolve_grid(self, grids: GridSet) -> dict[str, tuple[float, ...]]:
+    def resolve_grid(self, grids: GridSet) -> dict[str, tuple[Any, ...]]:
         """Return what is searched: parameter -> ascending values; empty if everything is fixed.
 
         >>> resolve_model({"base": "svm-rbf", "params": {"C": 100, "gamma": 0.1}}).resolve_grid("paper")
@@ -136,7 +179,9 @@ class ModelSpec(BaseModel):
         >>> resolve_model({"base": "svm-rbf", "grid": {"gamma": [1, 0.1]}}).resolve_grid("small")
         {'C': (0.1, 1.0, 10.0, 100.0, 1000.0), 'gamma': (0.1, 1)}
         """
-        merged = {**GRIDS[grids].get(self.base, {}), **self.grid}
+        if self.is_open:  # its values may be words, which have no order
+            return dict(self.grid)
+        merged: dict[str, tuple[Any, ...]] = {**GRIDS[grids].get(cast("Shipped", self.base), {}), **self.grid}
         return {
             name: tuple(sorted(set(merged[name])))
             for name in PARAMETERS[self.base]
@@ -144,7 +189,9 @@ class ModelSpec(BaseModel):
         }
 
 
-def _check_value(name: str, value: float) -> None:
+def _check_value(name: str, value: Param) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be a number")  # noqa: TRY004 - pydantic wants this one
     if name == "coef0":
         return
     if name == "dropout":
@@ -173,26 +220,34 @@ def resolve_model(model: str | dict[str, Any] | ModelSpec) -> ModelSpec:
     if isinstance(model, ModelSpec):
         return model
     if isinstance(model, str):
-        model = {"name": model, "base": model}
+        model = {"base": model}
+    if isinstance(model, dict):
+        known = NAMED.get(str(model.get("base", model.get("name"))))
+        if known is not None:
+            name = model.get("name", model.get("base"))
+            model = {**known, **{key: value for key, value in model.items() if key != "base"}, "name": name}
     if not isinstance(model, dict):
         raise DataSetError(f"a model is written as a base or {{name, base, ...}}, found {model!r}")
     try:
-        return ModelSpec.model_validate({"name": model.get("base"), "base": model.get("name"), **model})
+        name = str(model.get("base")).rpartition(":")[2].rpartition(".")[2]
+        return ModelSpec.model_validate({"name": name, "base": model.get("name"), **model})
     except ValidationError as error:
         found = "; ".join(
             ": ".join(filter(None, [".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")]))
             for fault in error.errors()
         )
         name = model.get("name", model.get("base", model))
-        raise DataSetError(f"model {name!r}: {found}; bases are {', '.join(BASES)}") from error
+        raise DataSetError(
+            f"model {name!r}: {found}; bases are {', '.join((*BASES, *NAMED))} and sklearn:package.module.Class"
+        ) from error
 
 
-def combinations(grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Return every cell of a grid as parameters, the last parameter running fastest."""
     return [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
 
 
-def with_defaults(base: str, params: dict[str, float]) -> dict[str, float]:
+def with_defaults(base: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters with those not named filled in; whole numbers are integers.
 
     >>> with_defaults("cnn-1", {"batch_size": 32.0})

@@ -321,6 +321,24 @@ def _shift(
     return np.asarray(shifted, dtype=np.float32), padded
 
 
+def shift_spectra(
+    wide: NDArray[np.floating], axis: EnergyAxis, shift_ev: NDArray[np.float64] | float
+) -> NDArray[np.float32]:
+    """Return whole spectra moved to higher energy, (n, channels); beyond what was recorded the last value is held.
+
+    Parameters
+    ----------
+    wide
+        Shape (n, channels), on `axis`; not modified.
+    axis
+        Theirs.
+    shift_ev
+        One value, or shape (n,).
+    """
+    shifts = np.broadcast_to(np.asarray(shift_ev, dtype=np.float64), (len(wide),))
+    return _shift(wide, axis, slice(0, axis.size), shifts)[0]
+
+
 def _area(cropped: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return what spectra are divided by before components are fitted, shape (n, 1): their mean counts in the window.
 

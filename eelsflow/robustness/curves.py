@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from eelsflow.models.disturbance import Disturbance
 from eelsflow.preprocess.features import FeatureTransform
-from eelsflow.robustness.perturb import add_gaussian_noise, add_poisson_noise, draw_shifts
+from eelsflow.robustness.perturb import add_poisson_noise, draw_shifts
 from eelsflow.robustness.wide import Residual, lower_dose, scatter_again, stretch_axis
 
-Predict = Callable[[NDArray[np.float32]], NDArray[np.str_]]
+Predict = Callable[[NDArray[np.float32], Disturbance], NDArray[np.str_]]
+"""Wide spectra (n, channels) and what is done to them, to classes (n,)."""
 
 TRANSLATION_AMPLITUDES = (5.0, 3.0, 1.0)
 """Half-widths of the uniform shift, eV; the first is the translation score."""
@@ -101,7 +103,7 @@ def assess(
     Parameters
     ----------
     predict
-        Vectors (n, features) to classes (n,).
+        The model: wide spectra and a disturbance to classes.
     transform
         The fitted transform from wide spectra to vectors.
     test
@@ -131,49 +133,50 @@ def assess(
     that disturbs nothing is given the accuracy of the spectra as they are, without predicting again.
     """
     result = Assessment()
-    vectors = transform.apply(test)
+    as_it_is = Disturbance()
 
-    def correct(perturbed: NDArray[np.float32]) -> NDArray[np.bool_]:
-        return np.asarray(predict(perturbed) == test_label)
+    def correct(disturbance: Disturbance, wide: NDArray[np.float32] = test) -> NDArray[np.bool_]:
+        right = np.asarray(predict(wide, disturbance) == test_label)
+        result.padded |= transform.padded
+        return right
 
-    result.correct["accuracy"] = correct(vectors)
+    result.correct["accuracy"] = correct(as_it_is)
     for number, amplitude in enumerate(TRANSLATION_AMPLITUDES):
         shifts = draw_shifts(len(test), amplitude=amplitude, rng=np.random.default_rng([seed, 1, number]))
         name = "translation" if number == 0 else f"translation_{amplitude:g}"
-        result.correct[name] = correct(transform.apply(test, shift_ev=shifts))
-        result.padded |= transform.padded
+        result.correct[name] = correct(Disturbance(shift_ev=shifts))
     for number, sigma in enumerate(NOISE_AMPLITUDES):
         name = "noise" if number == 0 else f"noise_{sigma:.2f}"
         rng = np.random.default_rng([seed, 2, number])
-        result.correct[name] = correct(add_gaussian_noise(vectors, sigma=sigma, rng=rng))
+        result.correct[name] = correct(Disturbance.of_noise(transform, len(test), sigma=sigma, rng=rng))
 
     residual = Residual.fit(training, variance=training_variance)
 
-    def perturb(name: str, amplitude: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    def perturbed(name: str, amplitude: float, rng: np.random.Generator) -> NDArray[np.bool_]:
         axis = transform.axis
         match name:
             case "shift_ev":
-                perturbed = transform.apply(test, shift_ev=amplitude)
-                result.padded |= transform.padded
-                return perturbed
+                return correct(Disturbance(shift_ev=amplitude))
             case "noise_sigma":
-                return add_gaussian_noise(vectors, sigma=amplitude, rng=rng)
+                return correct(Disturbance.of_noise(transform, len(test), sigma=amplitude, rng=rng))
             case "poisson_peak_counts":
-                return add_poisson_noise(vectors, peak_counts=amplitude, background=TABLE_BACKGROUND, rng=rng)
+                vectors = transform.apply(test)
+                noisy = add_poisson_noise(vectors, peak_counts=amplitude, background=TABLE_BACKGROUND, rng=rng)
+                return correct(Disturbance.between(transform, vectors, noisy))
             case "pca_residual":
-                return transform.apply(residual.scale(test, amplitude))
+                return correct(as_it_is, residual.scale(test, amplitude))
             case "dispersion_error":
                 reference = transform.edge.reference_energy
                 stretched, reach = stretch_axis(test, axis, reference_energy=reference, error=amplitude)
                 held = (reach[:, 0] > transform.channels.start) | (reach[:, 1] < transform.channels.stop - 1)
                 result.padded |= bool(held.any())
-                return transform.apply(stretched)
+                return correct(as_it_is, stretched)
             case "t_over_lambda":
-                return transform.apply(scatter_again(test, axis, relative_thickness=amplitude))
+                return correct(as_it_is, scatter_again(test, axis, relative_thickness=amplitude))
             case "dose":
                 if test_variance is None:
                     raise ValueError("the curve 'dose' needs the variance of the test spectra, and none was given")
-                return transform.apply(lower_dose(test, test_variance, dose=amplitude, residual=residual, rng=rng))
+                return correct(as_it_is, lower_dose(test, test_variance, dose=amplitude, residual=residual, rng=rng))
         raise ValueError(f"no perturbation is called {name!r}")
 
     clean = float(result.correct["accuracy"].mean())
@@ -184,6 +187,6 @@ def assess(
                 accuracies.append(clean)
                 continue
             rng = np.random.default_rng([seed, 3, number])
-            accuracies.append(float(correct(perturb(curve.perturbation, amplitude, rng)).mean()))
+            accuracies.append(float(perturbed(curve.perturbation, amplitude, rng).mean()))
         result.curves[curve.perturbation] = accuracies
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from eelsflow.models.disturbance import Vectors, spectrum_span
 
 
 def draw_shifts(n_spectra: int, *, amplitude: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -16,12 +16,6 @@ def draw_shifts(n_spectra: int, *, amplitude: float, rng: np.random.Generator) -
     higher energy.
     """
     return rng.uniform(-amplitude, amplitude, n_spectra)
-
-
-def spectrum_span(vectors: Vectors) -> Vectors:
-    """Return the span p99 - p1 of every spectrum, shape (n, 1): the unit of the Gaussian noise amplitude."""
-    low, high = np.percentile(vectors, [1, 99], axis=1)
-    return np.asarray((high - low)[:, None], dtype=np.float32)
 
 
 def add_gaussian_noise(vectors: Vectors, *, sigma: float, rng: np.random.Generator) -> Vectors:

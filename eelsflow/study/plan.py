@@ -30,7 +30,7 @@ from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
 from eelsflow.errors import DataSetError
-from eelsflow.models.spec import ModelSpec
+from eelsflow.models.spec import ModelSpec, Param
 from eelsflow.preprocess.presets import Preset
 from eelsflow.robustness.curves import Curve, further_curves
 from eelsflow.simulate import KNOWN_FIELDS, simulate_directory
@@ -159,7 +159,7 @@ class FitModel(Step):
 
     features: FitFeatures
     model: ModelSpec
-    grid: dict[str, tuple[float, ...]]
+    grid: dict[str, tuple[Param, ...]]
     folds: int
     training: TrainingPlan
     preset: Preset
@@ -429,7 +429,7 @@ def plan_model(study: Study, features: FitFeatures, model: ModelSpec) -> FitMode
     )
 
 
-def without_search(fit: FitModel, best_params: Mapping[str, float]) -> FitModel:
+def without_search(fit: FitModel, best_params: Mapping[str, Param]) -> FitModel:
     """Return the plan of a model with the parameters that a search on other training spectra has chosen."""
     chosen = {name: best_params[name] for name in fit.grid}
     model = fit.model.model_copy(update={"params": {**fit.model.params, **chosen}, "grid": {}})

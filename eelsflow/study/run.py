@@ -185,14 +185,14 @@ def _with_first_choice(fits: Sequence[FitModel], store: Store) -> list[FitModel]
     ]
 
 
-def _choice_of(fit: FitModel, fits: Sequence[FitModel], store: Store) -> dict[str, float]:
+def _choice_of(fit: FitModel, fits: Sequence[FitModel], store: Store) -> dict[str, Any]:
     """Return the parameters that the first seed has chosen for the same model and data; the split's, if it has one."""
     same = [
         one for one in fits
         if (one.model.name, one.preset.name, one.features.seed) == (fit.model.name, fit.preset.name, 0)
     ]  # fmt: skip
     searched = next((one for one in same if one.features.split == fit.features.split), same[0])
-    choice: dict[str, float] = stages.read_fit(searched, store)["best_params"]
+    choice: dict[str, Any] = stages.read_fit(searched, store)["best_params"]
     return choice
 
 

@@ -26,7 +26,10 @@ from eelsflow.io.zarr_store import blocks, open_dataset, remove_unfinished, writ
 from eelsflow.maps.pixels import map_pixels
 from eelsflow.maps.score import score_map
 from eelsflow.models.bundle import ModelBundle
+from eelsflow.models.disturbance import Disturbance
 from eelsflow.models.fitting import fit_model as search_and_fit
+from eelsflow.models.inputs import peak_channels
+from eelsflow.models.registration import Registration
 from eelsflow.models.spec import Augment
 from eelsflow.preprocess.features import FeatureTransform, require_window
 from eelsflow.preprocess.noise import sample_indices
@@ -240,6 +243,16 @@ def fit_model(step: FitModel, place: Place) -> Path:
             calibration = [(_with_copies(fit, origin), held) for fit, held in calibration]
             validation = (_with_copies(validation[0], origin), _with_copies(validation[1], origin))
 
+        registration = None
+        if step.model.align is not None:
+            registration = Registration.fit(
+                spectra.intensity[train],
+                spectra.label[train],
+                None if spectra.group is None else spectra.group[train],
+                align=step.model.align,
+                channels=transform.channels,
+                dispersion=transform.axis.dispersion,
+            )
         scratch = directory / "scratch"
         scratch.mkdir()
         fitted = search_and_fit(
@@ -251,6 +264,7 @@ def fit_model(step: FitModel, place: Place) -> Path:
             calibration_spectra=calibration_spectra,
             calibration_group=calibration_group,
             validation=validation,
+            peaks=peak_channels(step.features.edge, transform.energy_loss),
             grid=step.grid,
             extend_grid=step.extend_grid,
             seed=seed,
@@ -278,6 +292,7 @@ def fit_model(step: FitModel, place: Place) -> Path:
             classifier=fitted.classifier,
             references=References.load(features / "references.npz"),
             provenance=provenance,
+            registration=registration,
         )
         # A network is small, and the workers have loaded TensorFlow already; a machine may hold all spectra.
         saver = place.executor if step.model.is_network else LoopExecutor()
@@ -345,8 +360,13 @@ def _assess(item: tuple[AssessModel, Path, Path]) -> None:
     train, test = np.load(features / "train.npy"), np.load(features / "test.npy")
     train = train[sample_indices(train.size, MAX_TRAINING)]
     bundle = ModelBundle.load(store.path(step.fit.digest) / "model")
+    group = None if spectra.group is None else np.asarray(spectra.group[test])
+
+    def predict(wide: NDArray[np.float32], disturbance: Disturbance) -> NDArray[np.str_]:
+        return bundle.predict_disturbed(wide, disturbance, group=group)
+
     result = assess(
-        bundle.classifier.predict,
+        predict,
         bundle.transform,
         test=spectra.intensity[test],
         test_label=spectra.label[test],

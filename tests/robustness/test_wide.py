@@ -186,7 +186,7 @@ def test_every_curve_is_assessed_and_its_mild_end_is_the_clean_accuracy(training
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(recommended.apply(wide), label)
     curves = further_curves(has_variance=has_variance)
     found = assess(
-        model.predict,
+        lambda wide, disturbance: model.predict(disturbance.vectors(recommended, wide)),
         recommended,
         test=test,
         test_label=test_label,
@@ -211,7 +211,7 @@ def test_a_dose_without_variance_and_an_unknown_curve_are_refused(training, reco
     for name, match in (("dose", "needs the variance"), ("heat", "no perturbation is called 'heat'")):
         with pytest.raises(ValueError, match=match):
             assess(
-                lambda vectors: np.full(len(vectors), "FeO"),
+                lambda wide, _: np.full(len(wide), "FeO"),
                 recommended,
                 test=wide[:10],
                 test_label=label[:10],
