@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from eelsflow.dataset.conditions import conditions_of_pixels, conditions_of_spectra
 from eelsflow.dataset.labels import MIXED, UNLABELLED
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import DataSetError, InputError, UnreadableFileError
@@ -36,6 +37,8 @@ class LabelledSpectra:
     gathered
         Shape (n, channels): of the same pixels, the averages over neighbours that a map is judged by; None for a table
         and for presets without a spatial step.
+    conditions
+        Shape (n, conditions): what was not chemistry, see `eelsflow.dataset.conditions`.
     """
 
     intensity: NDArray[np.float32]
@@ -44,6 +47,7 @@ class LabelledSpectra:
     label: NDArray[np.str_]
     group: NDArray[np.str_] | None
     gathered: NDArray[np.float32] | None = None
+    conditions: NDArray[np.float32] | None = None
 
     def save(self, directory: Path) -> None:
         """Write one ``.npy`` an array, so that every reader maps the same pages."""
@@ -148,6 +152,7 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
         energy_loss=energy_loss.astype(np.float64),
         label=label[keep],
         group=table["group"].astype(np.str_)[keep] if "group" in table else None,
+        conditions=conditions_of_spectra(intensity[keep], energy_loss.astype(np.float64), None),
     )
 
 
@@ -193,7 +198,7 @@ def gather_spectra(
     DataSetError
         If a class has no spectra.
     """
-    intensity, variance, label, group, gathered = [], [], [], [], []
+    intensity, variance, label, group, gathered, conditions = [], [], [], [], [], []
     energy_loss: NDArray[np.float64] | None = None
     for path, pixel_label, name in zip(prepared, labels, groups, strict=True):
         chosen = (pixel_label != UNLABELLED) & (pixel_label != MIXED)
@@ -205,6 +210,7 @@ def gather_spectra(
         variance.append(product["variance"].values[chosen])
         if "gathered" in product:
             gathered.append(product["gathered"].values[chosen])
+        conditions.append(conditions_of_pixels(product, chosen))
         label.append(pixel_label[chosen])
         group.append(np.full(int(chosen.sum()), name))
     found = np.concatenate(label) if label else np.array([], dtype=np.str_)
@@ -217,6 +223,7 @@ def gather_spectra(
         label=found,
         group=np.concatenate(group),
         gathered=np.concatenate(gathered) if gathered else None,
+        conditions=np.concatenate(conditions),
     )
 
 
@@ -238,5 +245,5 @@ def choose_spectra(spectra: LabelledSpectra, n_spectra: int | None) -> LabelledS
         )
     chosen = np.sort(np.random.default_rng(n_all).permutation(n_all)[:n_spectra])
     check_classes(spectra.label[chosen], sorted(set(spectra.label.tolist())))
-    values = {name: getattr(spectra, name) for name in ("intensity", "variance", "label", "group", "gathered")}
-    return replace(spectra, **{name: value[chosen] for name, value in values.items() if value is not None})
+    arrays = {name: getattr(spectra, name) for name in spectra.__dataclass_fields__ if name != "energy_loss"}
+    return replace(spectra, **{name: array[chosen] for name, array in arrays.items() if array is not None})

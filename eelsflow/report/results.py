@@ -38,9 +38,12 @@ _RESULTS = dict.fromkeys(
     )
 )
 
+_LISTS = ("acquisitions", "leakage", "classes", "warnings", "maps", "map_evidence", "controls", "set_aside",
+          "shortcuts")  # fmt: skip
+
 _ROW = dict.fromkeys(
     ("base", "preprocess", "split", "seeds", "best_params", "best_params_by_seed", "search_seconds", "train_seconds")
-) | dict.fromkeys(("warnings", "searches", "further", *SCORES))
+) | dict.fromkeys(("warnings", "searches", "further", "equal_noise", *SCORES))
 
 _ACQUISITION = dict.fromkeys(
     ("name", "sha256", "label", "group", "preprocess", "pixels", "background_pixels", "pixel_size", "pixel_unit")
@@ -66,7 +69,7 @@ def read_results(directory: Path) -> dict[str, Any]:
     results = _read_json(path)
     if not isinstance(results, dict) or not isinstance(results.get("models"), list):
         raise InputError(f"{path} is not the results of a study: it has no list of models; run the study again")
-    for key in ("acquisitions", "leakage", "classes", "warnings", "maps", "map_evidence", "controls", "set_aside"):
+    for key in _LISTS:
         results[key] = results.get(key) or []
     results["models"] = [_ROW | row for row in results["models"]]
     results["acquisitions"] = [_ACQUISITION | entry for entry in results["acquisitions"]]

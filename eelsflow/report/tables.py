@@ -45,7 +45,16 @@ def list_inputs(results: Mapping[str, Any], provenance: str | None) -> list[dict
 
 def choose_highlights(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the figures a reader looks for first: what the maps are worth, then what single spectra are."""
-    highlights = _map_highlights(results)
+    highlights = [
+        {
+            "value": f"{row['accuracy']['mean']:.3f}",
+            "label": f"of the labels told without any chemistry, {row['preprocess']}, {row['split']} split (chance "
+            f"{row['chance']:.2f}): scores below may measure the recordings",
+        }
+        for row in results["shortcuts"]
+        if row["told"]
+    ]
+    highlights += _map_highlights(results)
     for split, what in (("group", "on held-out acquisitions"), ("pixel", "by random pixel split")):
         rows = [
             row for row in results["models"] if row.get("split") == split and mean_of(row.get("accuracy")) is not None

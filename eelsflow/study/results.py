@@ -25,6 +25,7 @@ from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.robustness.control import shuffled_label_control
 from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_score, breakdown_point
+from eelsflow.robustness.shortcut import among_equal_noise, fit_on_conditions, judge_shortcut
 from eelsflow.store import Store, read_json, write_json
 from eelsflow.study.evidence import EXAMPLE_SHIFT_EV, example_spectra
 from eelsflow.study.map_scores import expected_of_chosen, map_rows
@@ -228,6 +229,8 @@ def write_results(
     evidence = directory / "evidence"
     evidence.mkdir()
     rows = score_rows(steps, place)
+    told = shortcuts(steps, place)
+    _score_among_equal_noise(rows, told, steps, place)
     maps = map_rows(scored, place.store)
 
     acquisitions = []
@@ -282,6 +285,7 @@ def write_results(
         "set_aside": [one.model_dump() for one in plan.set_aside],
         "leakage": leakage(rows),
         "controls": controls(steps, place),
+        "shortcuts": told,
         "maps": maps,
         "expected": _expected(scored, place),
         "classes": sorted(first_counts),
@@ -290,7 +294,7 @@ def write_results(
         "n_per_class": first_counts,
         "n_per_class_by_preprocess": n_per_class,
         "padded": padded,
-        "warnings": _study_warnings(plan, maps, acquisitions, padded=padded),
+        "warnings": [*_shortcut_warnings(told), *_study_warnings(plan, maps, acquisitions, padded=padded)],
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         **run,
@@ -344,6 +348,78 @@ def _control(item: tuple[FitFeatures, Path]) -> float | None:
         return shuffled_label_control(vectors, spectra.group[train], spectra.label[train], n_draws=4).mean
     except DataSetError:  # too few acquisitions of a class
         return None
+
+
+SHORTCUT_SEEDS = 10
+"""Splits that the classifier of conditions is scored on, at most."""
+
+
+def shortcuts(steps: Sequence[AssessModel], place: Place) -> list[Row]:
+    """Return, for each preset and split, what a classifier of what is not chemistry scores on the same test parts."""
+    parts: dict[tuple[str, str], dict[int, FitFeatures]] = defaultdict(dict)
+    for step in steps:
+        features = step.fit.features
+        if features.seed < SHORTCUT_SEEDS:
+            parts[step.fit.preset.name, features.split].setdefault(features.seed, features)
+    items = [(features, place.store.root) for of_seed in parts.values() for features in of_seed.values()]
+    found = iter(place.executor.map(_fit_on_conditions, items, label="shortcuts"))
+    tests = _TestParts(place)
+    rows = []
+    for (preset, split), of_seed in parts.items():
+        fits = [next(found) for _ in of_seed]
+        labels, groups = zip(*(tests[features] for features in of_seed.values()), strict=True)
+        judged = judge_shortcut([fit[0] for fit in fits], labels, groups, [fit[1] for fit in fits])
+        rows.append({"preprocess": preset, "split": split, **judged.model_dump(mode="json")})
+    return rows
+
+
+def _fit_on_conditions(item: tuple[FitFeatures, Path]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    features, root = item
+    store = Store(root)
+    spectra = LabelledSpectra.load(store.path(features.dataset))
+    train, test = (np.load(store.path(features.digest) / f"{part}.npy") for part in ("train", "test"))
+    assert spectra.conditions is not None  # every data set has them
+    return fit_on_conditions(np.asarray(spectra.conditions), np.asarray(spectra.label), train, test, seed=features.seed)
+
+
+def _score_among_equal_noise(
+    rows: Sequence[Row], told: Sequence[Row], steps: Sequence[AssessModel], place: Place
+) -> None:
+    """Add to rows whose labels can be told without chemistry the accuracy among spectra of equal noise."""
+    affected = {(row["preprocess"], row["split"]) for row in told if row["told"]}
+    members = by_row(steps)
+    for row in rows:
+        row["equal_noise"] = None
+        if (row["preprocess"], row["split"]) not in affected:
+            continue
+        correct, labels, groups = [], [], []
+        for step in members[row["model"], row["preprocess"], row["split"]]:
+            features = step.fit.features
+            spectra = LabelledSpectra.load(place.store.path(features.dataset))
+            test = np.load(place.store.path(features.digest) / "test.npy")
+            assert spectra.conditions is not None
+            label, group = np.asarray(spectra.label[test]), None
+            if spectra.group is not None and features.split == "group":
+                group = np.asarray(spectra.group[test])
+            chosen = among_equal_noise(np.asarray(spectra.conditions[test]), label, seed=features.seed)
+            if chosen.size:
+                with np.load(place.store.path(step.digest) / "correct.npz") as arrays:
+                    correct.append(arrays["accuracy"][chosen])
+                labels.append(label[chosen])
+                groups.append(None if group is None else group[chosen])
+        found = bootstrap_score(correct, labels, groups, balanced=True)
+        row["equal_noise"] = found.model_dump() if found else None
+
+
+def _shortcut_warnings(told: Sequence[Row]) -> list[str]:
+    return [
+        f"the labels can be told without chemistry: a classifier of noise, counts, background and place alone gets "
+        f"{row['accuracy']['mean']:.2f} of the test spectra right ({row['preprocess']}, {row['split']} split; chance "
+        f"{row['chance']:.2f}), most of all by {', '.join(row['by']) or 'no single condition'}: the scores below may "
+        "measure the recordings and not the classes; see the accuracy among spectra of equal noise"
+        for row in told
+        if row["told"]
+    ]
 
 
 def _expected(scored: Sequence[ScoreMaps], place: Place) -> dict[str, Any] | None:

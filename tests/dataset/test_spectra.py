@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from eelsflow.dataset.spectra import LabelledSpectra, gather_spectra, read_table
+from eelsflow.dataset.spectra import LabelledSpectra, choose_spectra, gather_spectra, read_table
 from eelsflow.errors import DataSetError, InputError, UnreadableFileError
 from eelsflow.io.zarr_store import write_dataset
 
@@ -118,3 +118,25 @@ def test_averages_over_neighbours_are_collected_of_the_same_pixels(tmp_path, has
         np.testing.assert_array_equal(again.gathered, -found.intensity)
     else:
         assert again.gathered is None
+
+
+def test_a_choice_of_spectra_is_random_ordered_and_always_the_same():
+    n = 200
+    spectra = LabelledSpectra(
+        intensity=np.arange(n, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32),
+        variance=None,
+        energy_loss=np.arange(3.0),
+        label=np.array(["FeO", "Fe3O4"])[np.arange(n) % 2],
+        group=np.arange(n).astype(str),
+    )
+    assert choose_spectra(spectra, None) is spectra
+    one, other = choose_spectra(spectra, 50), choose_spectra(spectra, 50)
+    np.testing.assert_array_equal(one.intensity, other.intensity)
+    number = one.intensity[:, 0].astype(int)
+    assert (np.diff(number) > 0).all()
+    assert 60 < number.mean() < 140
+    np.testing.assert_array_equal(one.group, number.astype(str))
+    np.testing.assert_array_equal(one.label, spectra.label[number])
+    assert one.variance is None
+    with pytest.raises(DataSetError, match=r"201 labelled spectra were asked for \(split.spectra\) and there are 200"):
+        choose_spectra(spectra, 201)

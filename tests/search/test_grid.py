@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 
 from eelsflow.errors import DataSetError
 from eelsflow.executors import DaskExecutor, LoopExecutor, ThreadExecutor
-from eelsflow.search.grid import best_cell, check_folds, search_grid
+from eelsflow.search.grid import MOST_STEPS_BEYOND, best_cell, check_folds, search_beyond, search_grid
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +176,26 @@ def test_best_cell_has_the_highest_mean_and_no_smaller_equal(mean):
     assert table[row, column] == table.max() == pytest.approx(best.mean_accuracy)
     assert (table[:row] < table.max()).all()
     assert (table[row, :column] < table.max()).all()
+
+
+def test_a_search_goes_on_beyond_its_grid_as_long_as_the_best_is_the_last(spectra, folds, tmp_path):
+    X, y = spectra
+    options = {"kernel": "rbf", "folds": folds, "executor": LoopExecutor(), "scratch": tmp_path}
+    grid = {"C": [1e-6, 1e-5, 1e-4], "gamma": [1e-9, 1e-8]}
+    beyond = search_beyond(X, y, grid=grid, **options)
+    added = [set(beyond[name].values.tolist()) - set(grid[name]) for name in grid]
+    assert sum(map(len, added)) > 0
+    assert sum(map(len, added)) <= MOST_STEPS_BEYOND
+    whole = {name: beyond[name].values.tolist() for name in grid}
+    assert all(np.all(np.diff(values) > 0) for values in whole.values())
+    expected = search_grid(X, y, grid=whole, **options)
+    np.testing.assert_array_equal(beyond["accuracy"], expected["accuracy"])
+    assert best_cell(beyond).mean_accuracy >= best_cell(search_grid(X, y, grid=grid, **options)).mean_accuracy
+
+
+def test_a_search_whose_best_lies_inside_is_not_extended(spectra, folds, tmp_path):
+    X, y = spectra
+    options = {"kernel": "rbf", "folds": folds, "executor": LoopExecutor(), "scratch": tmp_path}
+    grid = {"C": [1e-9, 10.0, 1e9], "gamma": [1e-12, 0.1, 1e6]}
+    assert best_cell(search_grid(X, y, grid=grid, **options)).on_edge == []
+    assert search_beyond(X, y, grid=grid, **options)["accuracy"].shape[:2] == (3, 3)

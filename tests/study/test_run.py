@@ -155,6 +155,80 @@ def test_augmented_spectra_stand_up_better_to_shifts(table_study, tmp_path):
     assert augmented["translation"]["mean"] > plain["translation"]["mean"]
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_a_grid_is_searched_on_the_first_seed_and_the_others_are_fitted_with_its_choice(table_study, tmp_path):
+    split = {"by": "pixel", "folds": 3, "seeds": 3}
+    every, _ = run(table_study(split=split), tmp_path / "every", store=tmp_path / "store")
+    first, computed = run(table_study(split={**split, "search": "first"}), tmp_path / "first", store=tmp_path / "store")
+    assert computed
+    for row, searched in zip(first["models"], every["models"], strict=True):
+        has_grid = row["model"] != "svm-sgd"
+        assert (row["searches"], searched["searches"]) == ((1, 3) if has_grid else (0, 0))
+        assert all(params == searched["best_params"] for params in row["best_params_by_seed"])
+    final = ModelBundle.load(tmp_path / "first" / "model")
+    chosen = next(row for row in first["models"] if row["model"] == final.name)
+    assert final.classifier.params == chosen["best_params"]
+    assert final.provenance["split"] == "all"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_models_that_look_for_their_spectra_stand_shifts_and_come_back_from_the_store(table_study, tmp_path):
+    models = [
+        "svm-sgd",
+        {"name": "aligned", "base": "svm-sgd", "align": "spectrum"},
+        {"name": "forest-aligned", "base": "forest", "params": {"n_estimators": 20}, "align": "marginal"},
+    ]
+    study = table_study(models=models, split={"by": "group", "folds": 3, "seeds": 1})
+    results, _ = run(study, tmp_path / "out", store=tmp_path / "store")
+    rows = {row["model"]: row for row in results["models"]}
+    assert rows["aligned"]["translation"]["mean"] > rows["svm-sgd"]["translation"]["mean"]
+    assert results["shortcuts"][0]["chance"] == 0.5
+    assert rows["forest-aligned"]["base"] == "sklearn:sklearn.ensemble.RandomForestClassifier"
+    loaded = ModelBundle.load(tmp_path / "out" / "model")
+    assert (loaded.registration is None) == (results["final_model"]["model"] == "svm-sgd")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_fields_kept_for_maps_give_no_spectrum_and_are_scored_under_a_random_split(manifest_study, tmp_path):
+    split = {"by": "pixel", "folds": 2, "seeds": 1}
+    models = ["svm-sgd", {"name": "aligned", "base": "svm-sgd", "align": "marginal"}]
+    usual, _ = run(manifest_study(split=split, models=models), tmp_path / "usual", store=tmp_path / "store")
+    assert usual["maps"] == []
+    keeping = {**split, "held_out_fields": 1}
+    kept, _ = run(manifest_study(split=keeping, models=models), tmp_path / "kept", store=tmp_path / "store")
+    assert kept["n_spectra"] < usual["n_spectra"]
+    for row in kept["maps"]:
+        assert (row["n_mixed"] + row["n_pure"], row["acquisitions"]) == (1, 1)
+    few = manifest_study(split={**keeping, "spectra": 100}, models=models)
+    some, _ = run(few, tmp_path / "some", store=tmp_path / "store")
+    assert some["n_spectra"] == 100
+    with pytest.raises(DataSetError, match="9 fields of two phases were to be kept"):
+        run(manifest_study(split={**split, "held_out_fields": 9}), tmp_path / "no", store=tmp_path / "store")
+
+
+def test_labels_that_noise_alone_tells_are_in_the_headline(table_study, labelled_table, tmp_path, figures_not_rendered):
+    split = {"by": "group", "folds": 3, "seeds": 3}
+    plain, _ = run(table_study(split=split, models=["svm-sgd"]), tmp_path / "plain", store=tmp_path / "store")
+    (row,) = plain["shortcuts"]
+    assert not row["told"]
+    assert plain["models"][0]["equal_noise"] is None
+    with np.load(labelled_table) as stored:
+        table = dict(stored)
+    unlike = tmp_path / "unlike.npz"
+    noisier = table["label"] == table["label"][0]
+    noise = np.random.default_rng(0).normal(0, np.where(noisier, 0.2, 0.01)[:, None], table["spectra"].shape)
+    np.savez(unlike, **{**table, "spectra": table["spectra"] + noise})
+    study = table_study(split=split, models=["svm-sgd"], data={"spectra": str(unlike)})
+    unequal, _ = run(study, tmp_path / "unequal", store=tmp_path / "store")
+    (row,) = unequal["shortcuts"]
+    assert row["told"]
+    assert row["accuracy"]["mean"] > 0.9
+    assert "can be told without chemistry" in unequal["warnings"][0]
+    page = (tmp_path / "unequal" / "report.html").read_text()
+    assert "of the labels told without any chemistry" in page
+    assert "What else could tell the classes" in page
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_models_renamed_in_the_study_file_run_through_to_the_results_and_nothing_is_computed(table_study, tmp_path):
