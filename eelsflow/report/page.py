@@ -16,6 +16,7 @@ from eelsflow.report.results import mean_of, read_dataset, read_examples, read_r
 from eelsflow.report.robustness import show_robustness
 from eelsflow.report.searches import show_searches
 from eelsflow.report.style import format_number, model_styles
+from eelsflow.report.trends import find_trends
 from eelsflow.store import make_directory
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
     examples = read_examples(directory, unique(results["models"], "preprocess"))
     provenance = read_text(directory / "provenance.json")
     robustness = read_dataset(directory / "robustness.zarr")
+    paper_tables = tables.build_paper_tables(results)
     return {
         "results": results,
         "edge": results.get("edge") or {},
@@ -85,7 +87,8 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
         "maps": show_maps(directory, results, gallery),
         "highlights": tables.choose_highlights(results),
         "examples": pictures.show_examples(examples, results, gallery),
-        "tables": tables.build_paper_tables(results),
+        "tables": paper_tables,
+        "trends": find_trends(paper_tables, results["classes"]),
         "missing_scores": tables.explain_missing_scores(results),
         "leakage": pictures.show_leakage(results, styles, gallery),
         "architectures": pictures.show_architectures(directory, gallery),
