@@ -74,7 +74,7 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+def _progress(what: str) -> Iterator[Callable[[str, int | None, int | None], None]]:
     """Show progress on a terminal; elsewhere say nothing."""
     if not sys.stderr.isatty():
         yield lambda title, number, total: None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -24,6 +24,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+Report = Callable[[str, int, int], None]
+"""Is told how far work is: its label, items done, items in all."""
+
+
 class Executor(Protocol):
     """Something that applies a function to every item and returns the results in order.
 
@@ -31,9 +35,12 @@ class Executor(Protocol):
     ----------
     shares_memory
         Whether it works in this process, so that items may hold large arrays.
+    report
+        Told after every item how far a `map` is, in the thread that called it; None: nobody is.
     """
 
     shares_memory: bool
+    report: Report | None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Return ``[function(item) for item in items]``; `label` is what a person sees the work called."""
@@ -45,9 +52,12 @@ class LoopExecutor:
 
     shares_memory = True
 
+    def __init__(self) -> None:
+        self.report: Report | None = None
+
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Apply the function to one item after the other."""
-        return [function(item) for item in items]
+        return _counted(map(function, items), self.report, label, len(items))
 
 
 class ThreadExecutor:
@@ -67,11 +77,22 @@ class ThreadExecutor:
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
+        self.report: Report | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Apply the function in threads."""
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(self.n_threads) as pool:
-            return list(pool.map(function, items))
+            return _counted(pool.map(function, items), self.report, label, len(items))
+
+
+def _counted(results: Iterator[Result], report: Report | None, label: str, total: int) -> list[Result]:
+    """Collect results, and tell how many there are."""
+    found = []
+    for result in results:
+        found.append(result)
+        if report is not None:
+            report(label, len(found), total)
+    return found
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -127,6 +148,7 @@ class DaskExecutor:
         self.client = client
         self.resources = resources
         self.cancelled = cancelled or Event()
+        self.report: Report | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Apply the function on the workers; the work is cancelled if this call is interrupted or one item fails.
@@ -153,6 +175,8 @@ class DaskExecutor:
                 results |= zip(done, self.client.gather([pending[number] for number in done]), strict=True)
                 for number in done:
                     pending.pop(number).release()  # a traceback may hold it longer
+                if done and self.report is not None:
+                    self.report(label, len(results), len(items))
             if not pending:
                 return [results[number] for number in range(len(results))]
         except BaseException as error:

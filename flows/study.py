@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -22,13 +21,14 @@ from eelsflow.store import Store, home
 from eelsflow.study import stages
 from eelsflow.study.config import Study
 from eelsflow.study.plan import Step, plan_data
-from eelsflow.study.run import Outcome, claim_directory, fit_final_model, prepare_acquisitions, run_stages
+from eelsflow.study.run import OnStep, Outcome, claim_directory, fit_final_model, prepare_acquisitions, run_stages
 from eelsflow.study.stages import Place
 from flows.cluster import cluster_client
 from flows.server import running_server
 from tasks.assess import assess_model, score_maps
 from tasks.options import CANCELLED, executor_at
 from tasks.prepare import build_dataset, fit_features, prepare_acquisition
+from tasks.progress import ON_STEP
 from tasks.report import record_in_artifact_store, record_report, write_report
 from tasks.train import fit_model
 
@@ -40,9 +40,6 @@ TASKS: dict[Callable[..., Outcome], Task[..., str | SetAside]] = {
     stages.assess_model: assess_model,
     stages.score_maps: score_maps,
 }
-
-OnStep = Callable[[str, int, int], None]
-_on_step: ContextVar[OnStep | None] = ContextVar("on_step", default=None)
 
 TASKS_AT_ONCE = 4
 """A task waits for the cluster most of its time, but a search writes a matrix of up to 2 GiB in the flow process: more
@@ -123,7 +120,7 @@ def _run_tasks(
         scheduler=unmapped(scheduler),
     )
     progress = create_progress_artifact(0.0, key=task.name.replace("_", "-"), description=task.description)
-    on_step = _on_step.get()
+    on_step = ON_STEP.get()
     for number, future in enumerate(as_completed(list(futures)), start=1):
         future.result()
         if on_step is not None:
@@ -157,7 +154,7 @@ def run_study(
     say
         Tells the user where the UI is.
     """
-    token = _on_step.set(on_step)
+    token = ON_STEP.set(on_step)
     try:
         with ThreadPoolExecutor(1) as beside, ExitStack() as stack:
             # The cluster starts while the server does: half a minute less to wait for the first result.
@@ -174,4 +171,4 @@ def run_study(
                     strict=strict,
                 )
     finally:
-        _on_step.reset(token)
+        ON_STEP.reset(token)

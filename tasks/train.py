@@ -11,10 +11,13 @@ from eelsflow.study import stages
 from eelsflow.study.plan import FitModel
 from eelsflow.study.stages import Place
 from tasks.options import executor_at, task_options
+from tasks.progress import follow
 
 
 @task(**task_options("{title}", tags=("train",)))
 def fit_model(step: FitModel, *, digest: str, title: str, store: str, scheduler: str | None) -> str:
     """Search a model's parameters on the cluster and fit it with the best; return the digest of the model."""
-    stages.fit_model(step, Place(Store(Path(store)), executor_at(scheduler)))
+    executor = executor_at(scheduler)
+    executor.report = follow(title)
+    stages.fit_model(step, Place(Store(Path(store)), executor))
     return digest

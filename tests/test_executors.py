@@ -30,6 +30,20 @@ def test_results_come_in_the_order_of_the_items(executor):
     assert executor.map(operator.neg, list(range(20)), label="negate") == [-n for n in range(20)]
 
 
+def test_it_is_told_how_far_work_is(executor):
+    told = []
+    executor.report = lambda *progress: told.append(progress)
+    try:
+        executor.map(operator.neg, list(range(5)), label="negate")
+    finally:
+        executor.report = None
+    assert told[-1] == ("negate", 5, 5)
+    done = [number for _, number, _ in told]
+    assert done == sorted(set(done))
+    executor.map(operator.neg, [1], label="again")
+    assert told[-1][0] == "negate"
+
+
 def test_equal_items_are_computed_separately(executor):
     """A repeated label must not make a second call return the first one's results."""
     assert executor.map(operator.neg, [1], label="step") == [-1]

@@ -18,7 +18,7 @@ from eelsflow.dataset.manifest import Acquisition
 from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.errors import OutputPathError
-from eelsflow.executors import LoopExecutor
+from eelsflow.executors import LoopExecutor, Report
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps import map_product, register_model
 from eelsflow.models.bundle import ModelBundle, describe_model
@@ -60,6 +60,9 @@ MAPS_OF_A_CLASS = 2
 Outcome = Path | SetAside
 """What a stage returns: where its result lies, or why there is none."""
 
+OnStep = Callable[[str, int | None, int | None], None]
+"""Is told what is worked on, its number and how many there are; None where these are as they were."""
+
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 
 
@@ -72,6 +75,16 @@ class Runner(Protocol):
         What is returned is in the order of the steps, and holds every `SetAside` that a stage returned.
         """
         ...
+
+
+def tell_parts(on_step: OnStep, title: str) -> Report:
+    """Return what tells how far a step is that is worked on in several parts, such as the kernels of a search."""
+
+    def report(label: str, done: int, total: int) -> None:
+        if total > 1:
+            on_step(f"{title}: {done} of {total}", None, None)
+
+    return report
 
 
 def choose_splits(study: Study, dataset: BuildDataSet, store: Store) -> list[SplitBy]:
@@ -398,7 +411,7 @@ def _write_truth(acquisition: Acquisition, classes: Sequence[str], directory: Pa
 
 
 def run_study(
-    study: Study, out: Path, *, place: Place, on_step: Callable[[str, int, int], None] | None = None,
+    study: Study, out: Path, *, place: Place, on_step: OnStep | None = None,
     promote: bool = False, strict: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a study in a plain loop.
@@ -412,7 +425,8 @@ def run_study(
     place
         Store and executor.
     on_step
-        Called as ``on_step(title, number, total)`` before each step of a stage.
+        Called as ``on_step(title, number, total)`` before each step of a stage; and, within a step that is worked on in
+        parts, as ``on_step(what, None, None)``.
     promote
         Whether the final model becomes the default one for its edge.
     strict
@@ -432,6 +446,7 @@ def run_study(
         for number, step in enumerate(steps):
             if on_step is not None:
                 on_step(step.title, number, len(steps))
+                place.executor.report = tell_parts(on_step, step.title)
             outcomes.append(stage(step, place))
         return outcomes
 

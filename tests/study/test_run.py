@@ -137,6 +137,22 @@ def test_second_run_computes_nothing_and_a_changed_parameter_only_what_depends_o
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_it_is_told_how_far_a_search_is(table_study, tmp_path):
+    told = []
+    split = {"by": "pixel", "folds": 3, "seeds": 1}
+    study = load_study(table_study(models=["svm-rbf"], split=split))
+    place = Place(store=Store(tmp_path / "store"), executor=LoopExecutor())
+    run_study(study, tmp_path / "out", place=place, on_step=lambda *progress: told.append(progress))
+    title = "search and fit svm-rbf (none, pixel, seed 0)"
+    first = told.index((title, 0, 1))
+    parts = [what for what, number, _ in told[first + 1 :] if number is None]
+    n_kernels = len(study.models[0].resolve_grid("small")["gamma"])
+    assert parts[-1].startswith("search and fit svm-rbf (none, all, seed 0): ")
+    assert f"{title}: {2 * n_kernels} of {2 * n_kernels}" in parts  # few kernels: two jobs each
+    assert f"{title}: 1 of {2 * n_kernels}" in parts
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_threads_give_the_numbers_of_the_loop(table_study, tmp_path):
     loop, _ = run(table_study(), tmp_path / "loop", store=tmp_path / "store-1")
     threads, _ = run(table_study(), tmp_path / "threads", store=tmp_path / "store-2", executor=ThreadExecutor(2))
