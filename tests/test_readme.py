@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import pytest
 import typer
+import yaml
 
 from eelsflow import cli
+from eelsflow.models.estimators import find_class
+from eelsflow.models.spec import BASES, NAMED, resolve_model
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -94,3 +97,13 @@ def test_command_that_does_not_exist_is_noticed(code, monkeypatch):
     for block in (f"    {code}\n", f"```sh\n{code}\n```\n"):
         (shown,) = find_commands(f"Type\n\n{block}\nand wait.\n")
         assert exit_status(shown, monkeypatch) == 2
+
+
+def test_models_that_the_documents_show_can_be_named_in_a_study():
+    text = (ROOT / "docs" / "models.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    models = [resolve_model(model) for block in blocks for model in yaml.safe_load(block)["models"]]
+    assert [model.name for model in models] == ["boosted"]
+    find_class(models[0].base)
+    named = re.findall(r"^\| (`[^|]*`) \|", text, flags=re.MULTILINE)
+    assert {name for cell in named for name in re.findall(r"`([^`]+)`", cell)} == {*BASES, *NAMED}

@@ -11,9 +11,12 @@ from tasks import progress
 def artifacts(monkeypatch):
     """Record what is asked of Prefect, without a server."""
     made, updated = [], []
-    monkeypatch.setattr(
-        progress, "create_progress_artifact", lambda share, **more: made.append((share, more)) or uuid4()
-    )
+
+    def create(share, **more):
+        made.append((share, more))
+        return uuid4()
+
+    monkeypatch.setattr(progress, "create_progress_artifact", create)
     monkeypatch.setattr(progress, "update_progress_artifact", lambda artifact, share: updated.append(share))
     return made, updated
 
