@@ -29,6 +29,7 @@ _PERTURBATIONS = {
     "pca_residual": "Residual noise beyond the tenth component",
     "dose": "Dose",
     "t_over_lambda": "Thickness over mean free path",
+    "broadening": "Broadening",
 }
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from eelsflow.models.disturbance import Disturbance
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.robustness.perturb import add_poisson_noise, draw_shifts
-from eelsflow.robustness.wide import Residual, lower_dose, scatter_again, stretch_axis
+from eelsflow.robustness.wide import Residual, broaden, lower_dose, scatter_again, stretch_axis
 
 Predict = Callable[[NDArray[np.float32], Disturbance], NDArray[np.str_]]
 """Wide spectra (n, channels) and what is done to them, to classes (n,)."""
@@ -54,7 +54,8 @@ above 310 (405 counts at 490 eV, falling with the power 3.4)."""
 FURTHER_CURVES = (
     Curve(perturbation="pca_residual", unit="times the residual noise", amplitudes=(1.0, 2.0, 3.0, 4.0, 5.0)),
     Curve(perturbation="dispersion_error", unit="of the dispersion", amplitudes=(-0.02, -0.01, 0.0, 0.01, 0.02)),
-    Curve(perturbation="t_over_lambda", unit="added", amplitudes=(0.0, 0.25, 0.5, 0.75, 1.0)),
+    Curve(perturbation="t_over_lambda", unit="added", amplitudes=(0.0, 0.3, 0.6, 0.9, 1.2)),
+    Curve(perturbation="broadening", unit="eV, full width at half maximum", amplitudes=(0.0, 0.5, 1.0, 1.5, 2.0)),
 )
 """Tried in every study, beside shift, Gaussian noise and one of the two curves of dose."""
 
@@ -173,6 +174,9 @@ def assess(
                 return correct(as_it_is, stretched)
             case "t_over_lambda":
                 return correct(as_it_is, scatter_again(test, axis, relative_thickness=amplitude))
+            case "broadening":
+                blurred = broaden(test, axis, fwhm_ev=amplitude, variance=test_variance, residual=residual, rng=rng)
+                return correct(as_it_is, blurred)
             case "dose":
                 if test_variance is None:
                     raise ValueError("the curve 'dose' needs the variance of the test spectra, and none was given")

@@ -160,6 +160,57 @@ def lower_dose(
     return noisy
 
 
+def broaden(
+    wide: Wide,
+    axis: EnergyAxis,
+    *,
+    fwhm_ev: float,
+    variance: NDArray[np.float32] | None,
+    residual: Residual,
+    rng: np.random.Generator,
+) -> Wide:
+    """Return spectra as a coarser energy resolution would have recorded them.
+
+    Parameters
+    ----------
+    wide
+        Shape (n, channels), on `axis`; not modified. NaN stays NaN.
+    fwhm_ev
+        Full width at half maximum of the Gaussian that the resolution grows by in squares, eV; 0 changes nothing.
+    variance
+        Of `wide`; None: not known, and then the noise is blurred with the signal, and the spectra are smoother for it.
+    residual
+        Of the training spectra: how the noise is correlated over channels.
+    rng
+        Source of the draws.
+
+    Notes
+    -----
+    A resolution blurs the electrons' energies before they are counted, not the noise of the counts. So what the blur
+    takes from the noise is drawn anew: noise of the recorded variance with the share ``1 - G^2`` of each frequency,
+    where the Gaussian passes G.
+    """
+    if fwhm_ev == 0:
+        return wide
+    recorded = np.isfinite(wide)
+    filled, _, _ = _hold_edges(wide)
+    sigma = fwhm_ev / (2.0 * np.sqrt(2.0 * np.log(2.0))) / axis.dispersion
+    size = 2 * wide.shape[1]
+    passed = np.exp(-2.0 * np.square(np.pi * sigma * np.fft.rfftfreq(size)))
+    blurred = np.empty(wide.shape, dtype=np.float32)
+    for begin in range(0, len(wide), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        # mirrored at its end, so that neither end meets the other
+        image = np.fft.rfft(np.concatenate([filled[rows], filled[rows, ::-1]], axis=1), axis=1)
+        blurred[rows] = np.fft.irfft(image * passed, n=size, axis=1)[:, : wide.shape[1]]
+        if variance is not None:
+            taken = np.sqrt(1.0 - np.square(np.exp(-2.0 * np.square(np.pi * sigma * np.fft.rfftfreq(wide.shape[1])))))
+            noise = np.fft.rfft(residual.draw(len(blurred[rows]), rng), axis=1) * taken
+            deviation = np.sqrt(np.maximum(np.nan_to_num(variance[rows]), 0))
+            blurred[rows] += deviation * np.fft.irfft(noise, n=wide.shape[1], axis=1)
+    return np.where(recorded, blurred, np.float32(np.nan))
+
+
 def stretch_axis(
     wide: Wide, axis: EnergyAxis, *, reference_energy: float, error: float
 ) -> tuple[Wide, NDArray[np.intp]]:

@@ -105,6 +105,7 @@ def _score_row(key: Key, members: Sequence[AssessModel], tests: _TestParts, plac
         summary[curve.perturbation] = {
             "breakdown": breakdown_point(amplitudes, mean, clean=accuracy["mean"], mild_end=curve.mild_end),
             "area": area_under_curve(amplitudes, mean) if amplitudes.size > 1 else None,
+            "worst": {"accuracy": float(mean.min()), "amplitude": float(amplitudes[mean.argmin()])},
         }
     return {
         "model": model,

@@ -10,7 +10,7 @@ from eelsflow.energy import EnergyAxis
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.preprocess.presets import resolve_preset
 from eelsflow.robustness.curves import Curve, assess, further_curves
-from eelsflow.robustness.wide import Residual, lower_dose, scatter_again, stretch_axis
+from eelsflow.robustness.wide import Residual, broaden, lower_dose, scatter_again, stretch_axis
 from tests.strategies import examples, fractions
 
 AXIS = EnergyAxis(513.05, 0.1, 540)
@@ -115,6 +115,37 @@ def test_a_lower_dose_has_the_variance_of_a_recording_at_that_dose():
         assert added.std(axis=0).mean() == pytest.approx(thinned.std(axis=0).mean(), rel=0.01)
         np.testing.assert_allclose(added.std(axis=0), np.sqrt(expected / dose), rtol=0.06)
         np.testing.assert_allclose(added.mean(axis=0), thinned.mean(axis=0), atol=6 * np.sqrt(600 / dose / 4000))
+
+
+def test_a_broadened_edge_is_blurred_and_its_noise_is_not(training):
+    residual, random = Residual.fit(training[0]), np.random.default_rng(1)
+    peak = 300 * np.exp(-0.5 * ((ENERGY - 540) / 1.5) ** 2)[None].repeat(3000, axis=0)
+    noise = 10 * residual.draw(3000, random)
+    variance = np.full(peak.shape, 100.0, np.float32)
+    options = {"fwhm_ev": 2.0, "residual": residual, "rng": random}
+    found = broaden((peak + noise).astype(np.float32), AXIS, variance=variance, **options)
+    width = np.hypot(1.5, 2.0 / 2.3548)
+    expected = 300 * 1.5 / width * np.exp(-0.5 * ((ENERGY - 540) / width) ** 2)
+    np.testing.assert_allclose(found.mean(axis=0), expected, atol=1.0)
+    middle = slice(60, 480)
+    assert (found - expected)[:, middle].std() == pytest.approx(10, rel=0.03)
+    np.testing.assert_allclose(
+        autocorrelation((found - expected)[:, middle]), autocorrelation(noise[:, middle]), atol=1.5
+    )
+    blurred = broaden((peak + noise).astype(np.float32), AXIS, variance=None, **options)
+    assert (blurred - expected)[:, middle].std() < 6
+
+
+def test_broadening_by_nothing_changes_nothing_and_what_was_not_recorded_stays_so(training):
+    wide, variance, _ = (array[:5] for array in training)
+    residual, random = Residual.fit(training[0]), np.random.default_rng(1)
+    assert broaden(wide, AXIS, fwhm_ev=0.0, variance=variance, residual=residual, rng=random) is wide
+    gap = wide.copy()
+    gap[:, :30] = gap[:, 500:] = np.nan
+    found = broaden(gap, AXIS, fwhm_ev=1.0, variance=None, residual=residual, rng=random)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(gap))
+    np.testing.assert_allclose(found[:, 60:470], broaden(
+        wide, AXIS, fwhm_ev=1.0, variance=None, residual=residual, rng=random)[:, 60:470], atol=1e-2)  # fmt: skip
 
 
 def test_a_whole_dose_adds_nothing_and_a_higher_one_is_refused(training):
