@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +15,13 @@ from eelsflow.models.discriminant import Discriminant
 from eelsflow.models.estimators import PREFIX, Estimator
 from eelsflow.models.inputs import Inputs
 from eelsflow.models.networks import Network
+from eelsflow.models.spec import ENSEMBLE
 from eelsflow.models.svm import Svm
 from eelsflow.store import make_directory, read_json, write_json
 
 SCHEMA = "eelsflow-classifier/1"
 
-Model = Svm | Network | Discriminant | Estimator
+Model: TypeAlias = "Svm | Network | Discriminant | Estimator | Ensemble"
 _INPUTS = "inputs.npz"
 
 PROBABILITY_TOLERANCE = 1e-4
@@ -136,6 +137,33 @@ class Classifier:
         )
 
 
+@dataclass(frozen=True)
+class Ensemble:
+    """Several classifiers of the same spectra, whose probabilities are averaged."""
+
+    members: list[Classifier]
+
+    def predict_codes(self, X: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+        """Return class numbers, (n_spectra,)."""
+        return np.asarray(self.predict_proba(X).argmax(axis=1), dtype=np.intp)
+
+    def predict_proba(self, X: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return probabilities, (n_spectra, n_classes); each row sums to one."""
+        return np.asarray(np.mean([member.predict_proba(X) for member in self.members], axis=0))
+
+    def save(self, path: Path) -> None:
+        """Write a directory of classifiers."""
+        for number, member in enumerate(self.members):
+            member.save(path / str(number))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        if not (path / "0").is_dir():
+            raise FileNotFoundError(f"{path} holds no members")
+        return cls([load_classifier(member) for member in sorted(path.iterdir(), key=lambda member: int(member.name))])
+
+
 def load_classifier(directory: Path) -> Classifier:
     """Read a classifier and check that it predicts what it predicted when it was saved.
 
@@ -182,16 +210,17 @@ _KINDS: dict[str, type[Model]] = {
     "mlls": Discriminant,
     "network": Network,
     "sklearn": Estimator,
+    "ensemble": Ensemble,
 }
 
 
 def _kind(base: str) -> str:
-    if base == "mlls":
-        return "mlls"
+    if base in ("mlls", ENSEMBLE):
+        return base
     if base.startswith(PREFIX):
         return "sklearn"
     return "svm" if base.startswith("svm-") else "network"
 
 
 def _file_name(base: str) -> str:
-    return "model.keras" if _kind(base) == "network" else "model.skops"
+    return {"network": "model.keras", ENSEMBLE: "members"}.get(_kind(base), "model.skops")

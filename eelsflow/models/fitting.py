@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.errors import DataSetError
 from eelsflow.executors import Executor
-from eelsflow.models.classifier import Classifier, Model
+from eelsflow.models.classifier import Classifier, Ensemble, Model
 from eelsflow.models.discriminant import Discriminant
 from eelsflow.models.estimators import Estimator, EstimatorFit, EstimatorJob, find_class, run_estimator_fit
 from eelsflow.models.inputs import Inputs
-from eelsflow.models.spec import ModelSpec, combinations, with_defaults
+from eelsflow.models.spec import ENSEMBLE, ModelSpec, combinations, resolve_model, with_defaults
 from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, independent_weights, run_fit
 from eelsflow.models.training import TrainingJob, run_training
 from eelsflow.search.gram import Kernel, save_array, save_products
@@ -130,6 +130,28 @@ def fit_model(
     MissingDependencyError
         If the model is a network and TensorFlow is not installed.
     """
+    if spec.base == ENSEMBLE:
+        fits = [
+            fit_model(
+                resolve_model(member),
+                X,
+                y,
+                folds=folds,
+                calibration=calibration,
+                calibration_spectra=calibration_spectra,
+                calibration_group=calibration_group,
+                validation=validation,
+                peaks=peaks,
+                seed=seed,
+                executor=executor,
+                scratch=scratch,
+                epochs=epochs,
+                batch_size=batch_size,
+                patience=patience,
+            )
+            for member in spec.members
+        ]
+        return _join(spec, fits)
     names, codes = np.unique(np.asarray(y, dtype=np.str_), return_inverse=True)
     spectra = np.asarray(X)
     if spectra.ndim != 2 or len(spectra) != len(codes):
@@ -276,6 +298,17 @@ def _fit_svm(data: _TrainingData, folds: Folds, calibration: Folds) -> FittedMod
             "decided one: the class is the machine's decision, and its probability is low where the two differ"
         )
     return FittedModel(data.classifier(model, params), params, search, None, search_seconds, whole.seconds, warnings)
+
+
+def _join(spec: ModelSpec, fits: Sequence[FittedModel]) -> FittedModel:
+    """Return the ensemble of fitted models."""
+    first = fits[0].classifier
+    members = [fit.classifier for fit in fits]
+    classifier = Classifier(
+        spec.base, {}, first.classes_, first.n_features_in_, Ensemble(members), first.reference, None
+    )
+    warnings = [f"{name}: {text}" for name, fit in zip(spec.members, fits, strict=True) for text in fit.warnings]
+    return FittedModel(classifier, {}, None, None, None, sum(fit.train_seconds for fit in fits), warnings)
 
 
 def _fit_discriminant(data: _TrainingData) -> FittedModel:

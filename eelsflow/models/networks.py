@@ -30,6 +30,11 @@ CNN_MIN_CHANNELS = 140
 """Five unpadded convolutions, each followed by a halving, leave one value of 140 channels and none of fewer."""
 
 
+FCN_BLOCKS = ((8, 9), (16, 7), (8, 5))
+"""(filters, kernel) of each block of the fully convolutional network: a sixteenth of the original's, for one core."""
+
+FCN_LOST_CHANNELS = sum(kernel - 1 for _, kernel in FCN_BLOCKS)
+
 NORM_EPSILON = 1e-3
 """Keras' default, written out for the training, which reads the description without Keras."""
 
@@ -40,7 +45,7 @@ def describe_network(base: str, n_channels: int, n_classes: int, params: Mapping
     Parameters
     ----------
     base
-        ``fcnn-1``, ``cnn-1`` or ``cnn-2``.
+        ``fcnn-1``, ``cnn-1``, ``cnn-2`` or ``fcn-1``.
     n_channels
         Length of a spectrum.
     n_classes
@@ -59,12 +64,21 @@ def describe_network(base: str, n_channels: int, n_classes: int, params: Mapping
     without saying how. Ours: a batch normalisation before the first layer standardises each channel, the layers have 64
     units (as in an older version of their code, 32 later), and the softmax has the classes of the study.
     ``cnn-1``: their convolutional network, variant A, with one output for each class. ``cnn-2``: the same with dropout
-    .5. Ours in all three: the momentum of batch normalisation, `NORM_MOMENTUM`; and the
+    .5. ``fcn-1``: the fully convolutional network of Wang, Yan & Oates (IJCNN 2017), smaller and unpadded: no pooling
+    but that over all positions at the end, so that what it finds may lie anywhere. Ours in all: the momentum of batch
+    normalisation, `NORM_MOMENTUM`; and the
     initial weights of the first convolution, see `eelsflow.models.layers`.
     """
     settings = with_defaults(base, dict(params or {}))
     if base == "fcnn-1":
         layers = _dense_layers(n_classes, settings)
+    elif base == "fcn-1" and n_channels > FCN_LOST_CHANNELS:
+        layers = _fully_convolutional_layers(n_channels, n_classes, settings)
+    elif base == "fcn-1":
+        raise DataSetError(
+            f"spectra have {n_channels} channels; fcn-1 needs more than {FCN_LOST_CHANNELS}, which its unpadded "
+            "convolutions take: widen elnes_window or use fcnn-1"
+        )
     elif n_channels >= CNN_MIN_CHANNELS:
         layers = _convolutional_layers(n_channels, n_classes, settings)
     else:
@@ -103,6 +117,22 @@ def _convolutional_layers(n_channels: int, n_classes: int, settings: Mapping[str
         layers += [
             _layer("Conv1D", f"conv_{block}", filters=filters, kernel_size=[kernel], activation="relu"),
             _layer("AveragePooling1D", f"pool_{block}", pool_size=[2]),
+            _norm(f"norm_{block}"),
+        ]
+    return [
+        *layers,
+        _layer("Dropout", "dropout", rate=settings["dropout"]),
+        _layer("Conv1D", "conv_classes", filters=n_classes, kernel_size=[1], activation="linear"),
+        _layer("GlobalAveragePooling1D", "average"),
+        _layer("Softmax", "classes"),
+    ]
+
+
+def _fully_convolutional_layers(n_channels: int, n_classes: int, settings: Mapping[str, float]) -> list[dict[str, Any]]:
+    layers = [_layer("Reshape", "channel", target_shape=[n_channels, 1])]
+    for block, (filters, kernel) in enumerate(FCN_BLOCKS, start=1):
+        layers += [
+            _layer("Conv1D", f"conv_{block}", filters=filters, kernel_size=[kernel], activation="relu"),
             _norm(f"norm_{block}"),
         ]
     return [

@@ -13,7 +13,7 @@ from eelsflow.errors import DataSetError
 
 Align = Literal["spectrum", "acquisition", "marginal"]
 Features = Literal["unit", "cumulative", "ratio", "convolutions"]
-Shipped = Literal["mlls", "svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd", "fcnn-1", "cnn-1", "cnn-2"]
+Shipped = Literal["mlls", "svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd", "fcnn-1", "cnn-1", "cnn-2", "fcn-1"]
 GridSet = Literal["paper", "authors", "small"]
 
 Base = str
@@ -31,7 +31,11 @@ def _as_number(value: Any) -> Any:
 Param = Annotated[bool | int | float | str | None, BeforeValidator(_as_number)]
 
 BASES: tuple[Shipped, ...] = get_args(Shipped)
-NETWORKS: tuple[Shipped, ...] = ("fcnn-1", "cnn-1", "cnn-2")
+NETWORKS: tuple[Shipped, ...] = ("fcnn-1", "cnn-1", "cnn-2", "fcn-1")
+STANDARD: tuple[Shipped, ...] = BASES[:8]
+"""The models of a study that names none: the paper's, and the discriminant."""
+
+ENSEMBLE = "ensemble"
 
 NAMED: dict[str, dict[str, Any]] = {
     "svm-cosine": {"base": "svm-linear", "features": "unit"},
@@ -54,6 +58,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "fcnn-1": ("learning_rate", "dropout", "batch_size", "epochs", "patience", "units"),
     "cnn-1": ("learning_rate", "dropout", "batch_size", "epochs", "patience"),
     "cnn-2": ("learning_rate", "dropout", "batch_size", "epochs", "patience"),
+    "fcn-1": ("learning_rate", "dropout", "batch_size", "epochs", "patience"),
 }
 """The parameters each base understands, in the order in which a grid's axes are laid out."""
 
@@ -66,6 +71,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "fcnn-1": {"learning_rate": 1e-3, "dropout": 0.5, "units": 64},
     "cnn-1": {"learning_rate": 1e-3, "dropout": 0.1},
     "cnn-2": {"learning_rate": 1e-3, "dropout": 0.5},
+    "fcn-1": {"learning_rate": 1e-3, "dropout": 0.1},
 }
 """Values of the parameters that neither `params` nor a grid names."""
 
@@ -135,6 +141,8 @@ class ModelSpec(BaseModel):
     base: Base
     params: dict[str, Param] = {}
     grid: dict[str, tuple[Param, ...]] = {}
+    members: tuple[str, ...] = ()
+    """Of an ensemble: models by their names, whose probabilities are averaged."""
     features: Features | None = None
     """What the learner is given instead of the spectrum; see `eelsflow.models.inputs`."""
     augment: Augment | None = None
@@ -143,23 +151,37 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _parameters_are_known(self) -> Self:
-        if self.base not in BASES and not self.is_open:
+        if self.base not in (*BASES, ENSEMBLE) and not self.is_open:
             raise ValueError(f"no base is called {self.base!r}")
+        if self.base == ENSEMBLE:
+            self._check_members()
+        elif self.members:
+            raise ValueError(f"{self.base} has no members; only an {ENSEMBLE} has")
         known = PARAMETERS.get(self.base, ())
         for name in (*self.params, *self.grid):
-            if self.base in BASES and name not in known:
+            if not self.is_open and name not in known:
                 raise ValueError(f"{self.base} has no parameter {name!r}; it has {', '.join(known) or 'none'}")
         if both := sorted(self.params.keys() & self.grid.keys()):
             raise ValueError(f"{', '.join(both)}: in params and in grid; a parameter is either fixed or searched")
         for name, values in self.grid.items():
             if not values:
                 raise ValueError(f"the grid of {name} is empty; give at least one value")
-        if not self.is_open:
+        if self.base in BASES:
             values_of = {**{name: (value,) for name, value in self.params.items()}, **self.grid}
             for name, values in values_of.items():
                 for value in values:
                     _check_value(name, value)
         return self
+
+    def _check_members(self) -> None:
+        if len(self.members) < 2:
+            raise ValueError("an ensemble needs two members or more; name them: members: [mlls, svm-rbf]")
+        if self.features is not None:
+            raise ValueError("an ensemble has no features of its own; each member has those of its name")
+        for member in self.members:
+            if member == ENSEMBLE:
+                raise ValueError("an ensemble cannot be a member of one")
+            resolve_model(member)
 
     @property
     def is_open(self) -> bool:
@@ -179,7 +201,7 @@ class ModelSpec(BaseModel):
         >>> resolve_model({"base": "svm-rbf", "grid": {"gamma": [1, 0.1]}}).resolve_grid("small")
         {'C': (0.1, 1.0, 10.0, 100.0, 1000.0), 'gamma': (0.1, 1)}
         """
-        if self.is_open:  # its values may be words, which have no order
+        if self.is_open or self.base == ENSEMBLE:  # its values may be words, which have no order
             return dict(self.grid)
         merged: dict[str, tuple[Any, ...]] = {**GRIDS[grids].get(cast("Shipped", self.base), {}), **self.grid}
         return {
@@ -238,7 +260,8 @@ def resolve_model(model: str | dict[str, Any] | ModelSpec) -> ModelSpec:
         )
         name = model.get("name", model.get("base", model))
         raise DataSetError(
-            f"model {name!r}: {found}; bases are {', '.join((*BASES, *NAMED))} and sklearn:package.module.Class"
+            f"model {name!r}: {found}; bases are {', '.join((*BASES, *NAMED, ENSEMBLE))} and "
+            "sklearn:package.module.Class"
         ) from error
 
 

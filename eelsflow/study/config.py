@@ -23,7 +23,7 @@ from eelsflow.dataset.labels import MIXED, UNLABELLED
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.edges import Edge, resolve_edge
 from eelsflow.errors import StudyFileError, UnreadableFileError
-from eelsflow.models.spec import BASES, ModelSpec, resolve_model
+from eelsflow.models.spec import STANDARD, ModelSpec, resolve_model
 from eelsflow.preprocess.presets import Preset, resolve_preset
 
 MAX_AMPLITUDES = 1000
@@ -167,7 +167,7 @@ class Study(_Part):
     split: SplitPlan = SplitPlan()
     models: Annotated[
         tuple[Annotated[ModelSpec, BeforeValidator(resolve_model)], ...], BeforeValidator(_as_list), Field(min_length=1)
-    ] = tuple(resolve_model(base) for base in BASES)
+    ] = tuple(resolve_model(base) for base in STANDARD)
     grids: Literal["paper", "authors", "small"] = "paper"
     extend_grid: bool = False
     training: TrainingPlan = TrainingPlan()

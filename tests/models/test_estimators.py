@@ -1,5 +1,7 @@
 """Models that a study brings along by their name."""
 
+import shutil
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -105,3 +107,36 @@ def test_foreign_types_are_loaded_only_from_packages_that_are_trusted(spectra, f
         Estimator.load(tmp_path / "model" / "model.skops")
     monkeypatch.setenv(TRUST, Nearest.__module__.partition(".")[0])
     assert isinstance(load_classifier(tmp_path / "model").model.estimator, Nearest)
+
+
+def test_an_ensemble_averages_its_members_and_is_stored_with_them(spectra, test_spectra, folds, tmp_path):
+    model = {"name": "both", "base": "ensemble", "members": ["mlls", "ratio", "fcnn-1"]}
+    fitted = fit(model, spectra, folds, tmp_path / "scratch")
+    X, _ = test_spectra
+    members = fitted.classifier.model.members
+    assert [member.base for member in members] == ["mlls", resolve_model("ratio").base, "fcnn-1"]
+    expected = np.mean([member.predict_proba(X) for member in members], axis=0)
+    np.testing.assert_allclose(fitted.classifier.predict_proba(X), expected)
+    np.testing.assert_array_equal(fitted.classifier.predict(X), NAMES[expected.argmax(axis=1)])
+    fitted.classifier.save(tmp_path / "model")
+    loaded = load_classifier(tmp_path / "model")
+    np.testing.assert_allclose(loaded.predict_proba(X), expected, atol=1e-6)
+    shutil.rmtree(tmp_path / "model" / "members")
+    with pytest.raises(UnreadableFileError, match="holds no usable classifier"):
+        load_classifier(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"base": "ensemble", "members": ["mlls"]}, "needs two members"),
+        ({"base": "ensemble", "members": ["mlls", "nothing"]}, "no base is called 'nothing'"),
+        ({"base": "ensemble", "members": ["mlls", "ensemble"]}, "cannot be a member of one"),
+        ({"base": "ensemble", "members": ["mlls", "ratio"], "features": "unit"}, "no features of its own"),
+        ({"base": "mlls", "members": ["mlls", "ratio"]}, "mlls has no members"),
+        ({"base": "ensemble", "members": ["mlls", "ratio"], "params": {"C": 1}}, "has no parameter 'C'"),
+    ],
+)
+def test_an_ensemble_that_cannot_be_is_refused(model, message):
+    with pytest.raises(DataSetError, match=message):
+        resolve_model({"name": "both", **model})

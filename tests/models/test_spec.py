@@ -13,7 +13,7 @@ from tests.strategies import fractions
 def test_every_base_resolves_by_its_name_and_has_defaults(base):
     spec = resolve_model(base)
     assert (spec.name, spec.base) == (base, base)
-    assert spec.is_network == base.startswith(("fcnn", "cnn"))
+    assert spec.is_network == base.startswith(("fcnn", "cnn", "fcn"))
     assert bool(with_defaults(base, {})) == bool(PARAMETERS[base])
     assert set(with_defaults(base, {})) <= set(PARAMETERS[base])
 

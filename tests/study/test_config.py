@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from eelsflow.errors import EelsflowError, StudyFileError, UnreadableFileError
-from eelsflow.models.spec import BASES
+from eelsflow.models.spec import STANDARD
 from eelsflow.study.config import EXAMPLE, AmplitudeRange, load_study
 
 STUDIES = Path(__file__).parents[2] / "deployments" / "studies"
@@ -36,7 +36,7 @@ def test_example_is_a_study_file_and_shows_every_key(study_file):
 def test_defaults_are_recommended_preparation_and_all_seven_models(study_file):
     study = load_study(study_file(MINIMAL))
     assert [preset.name for preset in study.preprocess] == ["recommended"]
-    assert [model.name for model in study.models] == list(BASES)
+    assert [model.name for model in study.models] == list(STANDARD)
     assert (study.split.test_fraction, study.split.folds, study.split.seeds) == (0.35, 10, 10)
 
 
