@@ -48,7 +48,7 @@ def choose_highlights(results: Mapping[str, Any]) -> list[dict[str, str]]:
     highlights = [
         {
             "value": f"{row['accuracy']['mean']:.3f}",
-            "label": f"of the labels told without any chemistry, {row['preprocess']}, {row['split']} split (chance "
+            "label": f"of the labels told without any chemistry, {row['preprocess']}, by {row['split']} (chance "
             f"{row['chance']:.2f}): scores below may measure the recordings",
         }
         for row in results["shortcuts"]

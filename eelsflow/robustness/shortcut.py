@@ -27,12 +27,12 @@ _MOST_SPECTRA = 4000  # that the classifier is trained on
 
 
 class Shortcut(BaseModel):
-    """What a classifier of the conditions alone scored, one preset and split.
+    """What a classifier of the conditions alone scored, one preset.
 
     Attributes
     ----------
     accuracy
-        Balanced, on the test parts of the models.
+        Balanced, on held-out acquisitions or, without groups, on random spectra.
     chance
         One over the number of classes.
     told

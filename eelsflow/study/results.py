@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import eelsflow
 from eelsflow.dataset.spectra import LabelledSpectra
+from eelsflow.dataset.splits import split_spectra
 from eelsflow.digest import code_version, digest_of
 from eelsflow.errors import DataSetError
 from eelsflow.io.zarr_store import open_dataset, write_dataset
@@ -356,42 +357,67 @@ SHORTCUT_SEEDS = 10
 
 
 def shortcuts(steps: Sequence[AssessModel], place: Place) -> list[Row]:
-    """Return, for each preset and split, what a classifier of what is not chemistry scores on the same test parts."""
-    parts: dict[tuple[str, str], dict[int, FitFeatures]] = defaultdict(dict)
+    """Return, for each preset, what a classifier of what is not chemistry scores.
+
+    On held-out acquisitions, wherever there are two of each class: that an acquisition is recognised by how it was
+    recorded is no shortcut to the classes. On random spectra otherwise.
+    """
+    features_of: dict[str, FitFeatures] = {}
+    n_seeds: dict[str, int] = {}
     for step in steps:
-        features = step.fit.features
-        if features.seed < SHORTCUT_SEEDS:
-            parts[step.fit.preset.name, features.split].setdefault(features.seed, features)
-    items = [(features, place.store.root) for of_seed in parts.values() for features in of_seed.values()]
+        features, preset = step.fit.features, step.fit.preset.name
+        features_of.setdefault(preset, features)
+        n_seeds[preset] = min(max(n_seeds.get(preset, 0), features.seed + 1), SHORTCUT_SEEDS)
+    items = [
+        (features, seed, place.store.root)
+        for preset, features in features_of.items()
+        for seed in range(n_seeds[preset])
+    ]
     found = iter(place.executor.map(_fit_on_conditions, items, label="shortcuts"))
-    tests = _TestParts(place)
     rows = []
-    for (preset, split), of_seed in parts.items():
-        fits = [next(found) for _ in of_seed]
-        labels, groups = zip(*(tests[features] for features in of_seed.values()), strict=True)
-        judged = judge_shortcut([fit[0] for fit in fits], labels, groups, [fit[1] for fit in fits])
+    for preset in features_of:
+        fits = [next(found) for _ in range(n_seeds[preset])]
+        judged = judge_shortcut(
+            [fit.correct for fit in fits], [fit.label for fit in fits], [fit.group for fit in fits],
+            [fit.weight for fit in fits],
+        )  # fmt: skip
+        split = "pixel" if any(fit.group is None for fit in fits) else "group"
         rows.append({"preprocess": preset, "split": split, **judged.model_dump(mode="json")})
     return rows
 
 
-def _fit_on_conditions(item: tuple[FitFeatures, Path]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    features, root = item
-    store = Store(root)
-    spectra = LabelledSpectra.load(store.path(features.dataset))
-    train, test = (np.load(store.path(features.digest) / f"{part}.npy") for part in ("train", "test"))
+class _OnConditions(NamedTuple):
+    correct: NDArray[np.bool_]
+    label: NDArray[np.str_]
+    group: NDArray[np.str_] | None
+    weight: NDArray[np.float64]
+
+
+def _fit_on_conditions(item: tuple[FitFeatures, int, Path]) -> _OnConditions:
+    features, seed, root = item
+    spectra = LabelledSpectra.load(Store(root).path(features.dataset))
     assert spectra.conditions is not None  # every data set has them
-    return fit_on_conditions(np.asarray(spectra.conditions), np.asarray(spectra.label), train, test, seed=features.seed)
+    label = np.asarray(spectra.label)
+    group = None if spectra.group is None else np.asarray(spectra.group)
+    options: dict[str, Any] = {"test_fraction": features.test_fraction, "seed": seed}
+    try:
+        train, test = split_spectra(label, group, by="group", **options)
+    except DataSetError:  # no groups, or too few of them
+        group = None
+        train, test = split_spectra(label, None, by="pixel", **options)
+    correct, weight = fit_on_conditions(np.asarray(spectra.conditions), label, train, test, seed=seed)
+    return _OnConditions(correct, label[test], None if group is None else group[test], weight)
 
 
 def _score_among_equal_noise(
     rows: Sequence[Row], told: Sequence[Row], steps: Sequence[AssessModel], place: Place
 ) -> None:
     """Add to rows whose labels can be told without chemistry the accuracy among spectra of equal noise."""
-    affected = {(row["preprocess"], row["split"]) for row in told if row["told"]}
+    affected = {row["preprocess"] for row in told if row["told"]}
     members = by_row(steps)
     for row in rows:
         row["equal_noise"] = None
-        if (row["preprocess"], row["split"]) not in affected:
+        if row["preprocess"] not in affected:
             continue
         correct, labels, groups = [], [], []
         for step in members[row["model"], row["preprocess"], row["split"]]:
@@ -412,10 +438,13 @@ def _score_among_equal_noise(
         row["equal_noise"] = found.model_dump() if found else None
 
 
+_HELD_OUT = {"group": "held-out acquisitions", "pixel": "random test spectra"}
+
+
 def _shortcut_warnings(told: Sequence[Row]) -> list[str]:
     return [
         f"the labels can be told without chemistry: a classifier of noise, counts, background and place alone gets "
-        f"{row['accuracy']['mean']:.2f} of the test spectra right ({row['preprocess']}, {row['split']} split; chance "
+        f"{row['accuracy']['mean']:.2f} of {_HELD_OUT[row['split']]} right ({row['preprocess']}; chance "
         f"{row['chance']:.2f}), most of all by {', '.join(row['by']) or 'no single condition'}: the scores below may "
         "measure the recordings and not the classes; see the accuracy among spectra of equal noise"
         for row in told
