@@ -89,6 +89,7 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
         "examples": pictures.show_examples(examples, results, gallery),
         "tables": paper_tables,
         "trends": find_trends(paper_tables, results["classes"]),
+        "comparisons": tables.compare_with_best(results),
         "missing_scores": tables.explain_missing_scores(results),
         "leakage": pictures.show_leakage(results, styles, gallery),
         "architectures": pictures.show_architectures(directory, gallery),

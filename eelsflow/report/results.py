@@ -39,7 +39,7 @@ _RESULTS = dict.fromkeys(
 )
 
 _LISTS = ("acquisitions", "leakage", "classes", "warnings", "maps", "map_evidence", "controls", "set_aside",
-          "shortcuts")  # fmt: skip
+          "shortcuts", "comparisons")  # fmt: skip
 
 _ROW = dict.fromkeys(
     ("base", "preprocess", "split", "seeds", "best_params", "best_params_by_seed", "search_seconds", "train_seconds")

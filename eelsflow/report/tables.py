@@ -10,6 +10,7 @@ from typing import Any
 
 from eelsflow.report import paper, wording
 from eelsflow.report.results import SCORES, mean_of, unique
+from eelsflow.robustness.compare import SIGNIFICANT
 
 
 def collect_warnings(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -195,6 +196,34 @@ def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
         if name in SCORES:
             line[f"paper_{name}"] = theirs and getattr(theirs, name)
     return line
+
+
+def compare_with_best(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return, for each preset and split, the best model against every other: who is as good, and who is not."""
+    parts: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in results["comparisons"]:
+        parts.setdefault((row["preprocess"], row["split"]), []).append(row)
+    shown = []
+    for (preset, split), rows in parts.items():
+        lost = {row["second"] for row in rows if row["difference"] > 0}
+        best = next((row["first"] for row in rows if row["first"] not in lost), rows[0]["first"])
+        others = [row for row in rows if best in (row["first"], row["second"])]
+        shown.append(
+            {
+                "preset": preset,
+                "split": split,
+                "best": best,
+                "rows": [
+                    {
+                        "model": row["second"] if row["first"] == best else row["first"],
+                        **{key: row[key] for key in ("difference", "low", "high", "p_holm")},
+                        "differs": row["p_holm"] < SIGNIFICANT,
+                    }
+                    for row in sorted(others, key=lambda row: row["difference"])
+                ],
+            }
+        )
+    return shown
 
 
 def explain_missing_scores(results: Mapping[str, Any]) -> list[dict[str, str]]:

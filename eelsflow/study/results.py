@@ -24,6 +24,7 @@ from eelsflow.digest import code_version, digest_of
 from eelsflow.errors import DataSetError
 from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.robustness.compare import compare_models
 from eelsflow.robustness.control import shuffled_label_control
 from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_score, breakdown_point
 from eelsflow.robustness.shortcut import among_equal_noise, fit_on_conditions, judge_shortcut
@@ -288,6 +289,7 @@ def write_results(
         "leakage": leakage(rows),
         "controls": controls(steps, place),
         "shortcuts": told,
+        "comparisons": comparisons(steps, place),
         "maps": maps,
         "expected": _expected(scored, place),
         "classes": sorted(first_counts),
@@ -436,6 +438,32 @@ def _score_among_equal_noise(
                 groups.append(None if group is None else group[chosen])
         found = bootstrap_score(correct, labels, groups, balanced=True)
         row["equal_noise"] = found.model_dump() if found else None
+
+
+def comparisons(steps: Sequence[AssessModel], place: Place) -> list[Row]:
+    """Return, for each preset and split, every two models compared on the spectra that both were tested on."""
+    tests = _TestParts(place)
+    members_of: dict[tuple[str, str], dict[str, Sequence[AssessModel]]] = defaultdict(dict)
+    for (model, preset, split), members in by_row(steps).items():
+        members_of[preset, split][model] = members
+    rows = []
+    for (preset, split), models in members_of.items():
+        features = [step.fit.features for step in next(iter(models.values()))]
+        correct = {name: [_correct_of(step, place) for step in members] for name, members in models.items()}
+        labels, groups = zip(*(tests[part] for part in features), strict=True)
+        clusters = [
+            group if group is not None else np.load(place.store.path(part.digest) / "test.npy")
+            for group, part in zip(groups, features, strict=True)
+        ]
+        found = compare_models(correct, labels, clusters)
+        rows += [{"preprocess": preset, "split": split, **one.model_dump()} for one in found]
+    return rows
+
+
+def _correct_of(step: AssessModel, place: Place) -> NDArray[np.bool_]:
+    with np.load(place.store.path(step.digest) / "correct.npz") as arrays:
+        correct: NDArray[np.bool_] = arrays["accuracy"]
+    return correct
 
 
 _HELD_OUT = {"group": "held-out acquisitions", "pixel": "random test spectra"}

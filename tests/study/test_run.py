@@ -199,6 +199,8 @@ def test_models_that_look_for_their_spectra_stand_shifts_and_come_back_from_the_
     rows = {row["model"]: row for row in results["models"]}
     assert rows["aligned"]["translation"]["mean"] > rows["svm-sgd"]["translation"]["mean"]
     assert results["shortcuts"][0]["chance"] == 0.5
+    assert len(results["comparisons"]) == 3
+    assert all(row["difference"] >= 0 for row in results["comparisons"])
     assert rows["forest-aligned"]["base"] == "sklearn:sklearn.ensemble.RandomForestClassifier"
     loaded = ModelBundle.load(tmp_path / "out" / "model")
     assert (loaded.registration is None) == (results["final_model"]["model"] == "svm-sgd")
