@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,7 @@ def show_robustness(
         amplitudes = amplitudes[order]
         unit = str(part["unit"].values) if "unit" in part.coords or "unit" in part else ""
         panels = []
+        intervals, over_acquisitions = _intervals(part), False
         for preset, split, accuracy in by_preset_and_split(part["accuracy"].isel(amplitude=order)):
             curves = {}
             for model in accuracy["model"].values.tolist():
@@ -65,6 +67,10 @@ def show_robustness(
                 if not values.size:
                     continue
                 curve = average_curve(perturbation, amplitudes, values, clean.get((model, preset, split)))
+                found = intervals.get((preset, split, model))
+                if found is not None:
+                    curve = replace(curve, low=found[0][order], high=found[1][order])
+                    over_acquisitions = True
                 curves[model] = curve
                 key = (preset, split, model)
                 table.setdefault(key, {})[perturbation] = {
@@ -87,13 +93,29 @@ def show_robustness(
                         panels, label=f"{title} ({unit})" if unit else title, chance=chance, styles=styles
                     ),
                     alt=f"Accuracy of {counted(len(panels[0][2]), 'model')} against {title.lower()}",
-                    caption=f"{title}, {counted(n_seeds, 'seed')}. Line: mean over seeds; band: their central 95 %. "
+                    caption=f"{title}, {counted(n_seeds, 'seed')}. Line: mean over seeds; band: "
+                    + ("95 % interval over acquisitions where these were held out, else " if over_acquisitions else "")
+                    + "the seeds' central 95 %. "
                     "A ring marks the first amplitude below 90 % of the accuracy on clean spectra.",
                 ),
             }
         )
     rows = [{"preset": key[0], "split": key[1], "model": key[2], "cells": cells} for key, cells in table.items()]
     return {"shown": shown, "rows": rows} if shown else None
+
+
+def _intervals(part: xr.Dataset) -> dict[tuple[str, str, str], NDArray[Any]]:
+    """Return low and high ends, (2, n_amplitudes), of each preset, split and model that has them."""
+    if "low" not in part:
+        return {}
+    found: dict[tuple[str, str, str], list[NDArray[Any]]] = {}
+    for name in ("low", "high"):
+        for preset, split, values in by_preset_and_split(part[name]):
+            for model in values["model"].values.tolist():
+                ends = values.sel(model=model).values
+                if np.isfinite(ends).any():
+                    found.setdefault((preset, split, model), []).append(ends)
+    return {key: np.array(ends) for key, ends in found.items() if len(ends) == 2}
 
 
 def _signed(value: float, amplitudes: NDArray[Any]) -> str:

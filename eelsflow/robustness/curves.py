@@ -78,12 +78,16 @@ class Assessment:
         "translation", "translation_3", "translation_1", "noise", "noise_0.10".
     curves
         Perturbation -> accuracy at each amplitude.
+    hits
+        Perturbation -> how many spectra of each group were right at each amplitude, (n_amplitudes, n_groups), groups in
+        the order of their names; empty without groups.
     padded
         Whether a shift had to repeat the last channel because no wider data existed.
     """
 
     correct: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)
+    hits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     padded: bool = False
 
 
@@ -98,6 +102,7 @@ def assess(
     seed: int,
     test_variance: NDArray[np.float32] | None = None,
     training_variance: NDArray[np.float32] | None = None,
+    test_group: NDArray[np.str_] | None = None,
 ) -> Assessment:
     """Measure a classifier on test spectra as they are, shifted and with noise.
 
@@ -121,6 +126,8 @@ def assess(
         so their differences are paired.
     test_variance, training_variance
         Variances of `test` and `training`, same shapes, where they are known: the curve "dose" needs the first.
+    test_group
+        What each test spectrum was recorded with, (n,), to count by; None: not known.
 
     Raises
     ------
@@ -183,14 +190,16 @@ def assess(
                 return correct(as_it_is, lower_dose(test, test_variance, dose=amplitude, residual=residual, rng=rng))
         raise ValueError(f"no perturbation is called {name!r}")
 
-    clean = float(result.correct["accuracy"].mean())
+    code = None if test_group is None else np.unique(test_group, return_inverse=True)[1]
     for curve in curves:
-        accuracies = []
+        right = []
         for number, amplitude in enumerate(curve.amplitudes):
             if amplitude == _UNDISTURBED.get(curve.perturbation, 0.0):
-                accuracies.append(clean)
+                right.append(result.correct["accuracy"])
                 continue
             rng = np.random.default_rng([seed, 3, number])
-            accuracies.append(float(perturbed(curve.perturbation, amplitude, rng).mean()))
-        result.curves[curve.perturbation] = accuracies
+            right.append(perturbed(curve.perturbation, amplitude, rng))
+        result.curves[curve.perturbation] = [float(each.mean()) for each in right]
+        if code is not None:
+            result.hits[curve.perturbation] = np.array([np.bincount(code, weights=each) for each in right])
     return result

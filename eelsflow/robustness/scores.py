@@ -245,6 +245,40 @@ def _accuracy(hits: Counts, sizes: Counts, *, balanced: bool) -> NDArray[np.floa
     return np.asarray(np.nanmean(recall, axis=-1))
 
 
+def bootstrap_curve(
+    hits: Sequence[NDArray[np.float64]], groups: Sequence[NDArray[np.str_]], *, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the 95 % interval of accuracy at each amplitude, over the acquisitions that might have been recorded.
+
+    Parameters
+    ----------
+    hits
+        For each seed, how many spectra of each tested group were right, (n_amplitudes, n_groups), groups in the order
+        of their names.
+    groups
+        For each seed, the group of each test spectrum, (n_test,). A name is the same group in every seed.
+    seed
+        Of the resampling.
+
+    Returns
+    -------
+    low, high
+        Shape (n_amplitudes,). Groups are drawn with replacement, each with all that was tested of it in all seeds
+        (percentiles of 1000 draws).
+    """
+    names = np.unique(np.concatenate(groups))
+    right, size = np.zeros((hits[0].shape[0], names.size)), np.zeros(names.size)
+    for found, group in zip(hits, groups, strict=True):
+        tested, counts = np.unique(group, return_counts=True)
+        places = np.searchsorted(names, tested)
+        right[:, places] += found / group.size
+        size[places] += counts / group.size
+    drawn = np.random.default_rng(seed).multinomial(names.size, np.full(names.size, 1.0 / names.size), N_RESAMPLES)
+    accuracy = (drawn @ right.T) / (drawn @ size)[:, None]
+    low, high = np.percentile(accuracy, [2.5, 97.5], axis=0)
+    return low, high
+
+
 def breakdown_point(
     amplitudes: NDArray[np.float64],
     accuracy: NDArray[np.float64],

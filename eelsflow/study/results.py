@@ -26,7 +26,7 @@ from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.robustness.compare import compare_models
 from eelsflow.robustness.control import shuffled_label_control
-from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_score, breakdown_point
+from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_curve, bootstrap_score, breakdown_point
 from eelsflow.robustness.shortcut import among_equal_noise, fit_on_conditions, judge_shortcut
 from eelsflow.store import Store, read_json, write_json
 from eelsflow.study.evidence import EXAMPLE_SHIFT_EV, example_spectra
@@ -147,7 +147,10 @@ def leakage(rows: Sequence[Row]) -> list[Row]:
 
 
 def robustness_dataset(steps: Sequence[AssessModel], place: Place) -> xr.Dataset:
-    """Return accuracy (model, preprocess, split, perturbation, amplitude, seed); NaN where nothing was tried."""
+    """Return accuracy (model, preprocess, split, perturbation, amplitude, seed); NaN where nothing was tried.
+
+    And ``low`` and ``high`` over all but the seeds: the 95 % interval over acquisitions, where these were held out.
+    """
     rows = by_row(steps)
     models, presets, splits = (list(dict.fromkeys(key[axis] for key in rows)) for axis in range(3))
     curves = steps[0].curves
@@ -155,6 +158,8 @@ def robustness_dataset(steps: Sequence[AssessModel], place: Place) -> xr.Dataset
     n_seeds = max(len(members) for members in rows.values())
     accuracy = np.full((len(models), len(presets), len(splits), len(curves), n_amplitudes, n_seeds), np.nan)
     amplitude_value = np.full((len(curves), n_amplitudes), np.nan)
+    interval = np.full((2, *accuracy.shape[:-1]), np.nan)
+    tests = _TestParts(place)
     for number, curve in enumerate(curves):
         amplitude_value[number, : len(curve.amplitudes)] = curve.amplitudes
     for (model, preset, split), members in rows.items():
@@ -164,8 +169,19 @@ def robustness_dataset(steps: Sequence[AssessModel], place: Place) -> xr.Dataset
                 values = found[curve.perturbation]
                 place_of = (models.index(model), presets.index(preset), splits.index(split), number)
                 accuracy[*place_of, : len(values), seed] = values
+        groups = [tests[step.fit.features][1] for step in members]
+        if any(group is None for group in groups):
+            continue
+        hits = [_hits_of(step, place) for step in members]
+        for number, curve in enumerate(curves):
+            place_of = (models.index(model), presets.index(preset), splits.index(split), number)
+            found = bootstrap_curve(
+                [one[curve.perturbation] for one in hits], [group for group in groups if group is not None]
+            )
+            interval[:, *place_of, : len(curve.amplitudes)] = found
+    dims = ("model", "preprocess", "split", "perturbation", "amplitude")
     return xr.Dataset(
-        {"accuracy": (("model", "preprocess", "split", "perturbation", "amplitude", "seed"), accuracy)},
+        {"accuracy": ((*dims, "seed"), accuracy), "low": (dims, interval[0]), "high": (dims, interval[1])},
         coords={
             "model": models,
             "preprocess": presets,
@@ -177,6 +193,11 @@ def robustness_dataset(steps: Sequence[AssessModel], place: Place) -> xr.Dataset
             "seed": np.arange(n_seeds),
         },
     )
+
+
+def _hits_of(step: AssessModel, place: Place) -> dict[str, NDArray[np.float64]]:
+    with np.load(place.store.path(step.digest) / "hits.npz") as arrays:
+        return dict(arrays)
 
 
 def search_dataset(members: Sequence[AssessModel], place: Place) -> xr.Dataset | None:

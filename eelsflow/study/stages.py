@@ -343,7 +343,8 @@ def assess_model(step: AssessModel, place: Place) -> Path:
     Returns
     -------
     Path
-        An entry with ``correct.npz`` (score name -> right or wrong for each test spectrum) and ``assessment.json``.
+        An entry with ``correct.npz`` (score name -> right or wrong for each test spectrum), ``hits.npz`` (perturbation
+        -> how many of each group, amplitude by amplitude) and ``assessment.json``.
     """
 
     def write(directory: Path) -> None:
@@ -375,8 +376,10 @@ def _assess(item: tuple[AssessModel, Path, Path]) -> None:
         seed=step.fit.features.seed,
         test_variance=None if spectra.variance is None else spectra.variance[test],
         training_variance=None if spectra.variance is None else spectra.variance[train],
+        test_group=group,
     )
     np.savez(directory / "correct.npz", allow_pickle=False, **result.correct)
+    np.savez(directory / "hits.npz", allow_pickle=False, **result.hits)
     write_json(directory / "assessment.json", {"curves": result.curves, "padded": result.padded})
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
-from eelsflow.robustness.scores import area_under_curve, bootstrap_score, breakdown_point
+from eelsflow.robustness.scores import area_under_curve, bootstrap_curve, bootstrap_score, breakdown_point
 
 
 def label_of(n, *names):
@@ -205,3 +205,23 @@ def test_breakdown_of_a_dose_is_the_highest_that_is_too_low():
 
 def test_area_is_the_mean_over_the_range():
     assert area_under_curve(np.array([0.0, 1, 2]), np.array([1.0, 0.5, 0.0])) == pytest.approx(0.5)
+
+
+def test_the_interval_of_a_curve_is_over_acquisitions():
+    random = np.random.default_rng(0)
+    ability = np.clip(0.75 + 0.12 * random.normal(size=30), 0, 1)
+    hits, groups = [], []
+    for _ in range(4):
+        tested = np.sort(random.permutation(30)[:12])
+        group = np.repeat(tested, 50)
+        right = random.random((2, group.size)) < np.stack([ability[group], 0.5 * np.ones(group.size)])
+        hits.append(np.stack([np.bincount(np.searchsorted(tested, group), weights=row) for row in right]))
+        groups.append(np.array([f"field-{number:02d}" for number in group]))
+    low, high = bootstrap_curve(hits, groups)
+    mean = np.mean([found.sum(axis=1) / group.size for found, group in zip(hits, groups, strict=True)], axis=0)
+    assert (low < mean).all()
+    assert (mean < high).all()
+    assert high[0] - low[0] > 1.5 * (high[1] - low[1])  # acquisitions differ at the first amplitude alone
+    assert 0.05 < high[0] - low[0] < 0.2
+    one = bootstrap_curve([found[:, :1] for found in hits[:1]], [groups[0][:50]])
+    np.testing.assert_allclose(*one)  # a single acquisition says nothing of others

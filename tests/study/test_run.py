@@ -200,6 +200,13 @@ def test_models_that_look_for_their_spectra_stand_shifts_and_come_back_from_the_
     assert rows["aligned"]["translation"]["mean"] > rows["svm-sgd"]["translation"]["mean"]
     assert results["shortcuts"][0]["chance"] == 0.5
     assert len(results["comparisons"]) == 3
+    curves = xr.open_zarr(tmp_path / "out" / "robustness.zarr", consolidated=False).load()
+    known = np.isfinite(curves["accuracy"].mean("seed").values)
+    assert known.any()
+    mean = curves["accuracy"].mean("seed").values[known]
+    low, high = (curves[name].values[known] for name in ("low", "high"))
+    assert (low <= mean + 1e-9).all()
+    assert (mean <= high + 1e-9).all()
     assert all(row["difference"] >= 0 for row in results["comparisons"])
     assert rows["forest-aligned"]["base"] == "sklearn:sklearn.ensemble.RandomForestClassifier"
     loaded = ModelBundle.load(tmp_path / "out" / "model")
