@@ -51,9 +51,7 @@ class LoopExecutor:
     """A plain loop: the oracle that the others must agree with."""
 
     shares_memory = True
-
-    def __init__(self) -> None:
-        self.report: Report | None = None
+    report: Report | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Apply the function to one item after the other."""
@@ -74,10 +72,10 @@ class ThreadExecutor:
     """
 
     shares_memory = True
+    report: Report | None = None
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
-        self.report: Report | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Apply the function in threads."""
@@ -140,6 +138,7 @@ class DaskExecutor:
     """
 
     shares_memory = False
+    report: Report | None = None
     POLL_SECONDS = 0.5
 
     def __init__(
@@ -148,7 +147,6 @@ class DaskExecutor:
         self.client = client
         self.resources = resources
         self.cancelled = cancelled or Event()
-        self.report: Report | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], *, label: str = "") -> list[Result]:
         """Apply the function on the workers; the work is cancelled if this call is interrupted or one item fails.

@@ -167,10 +167,11 @@ class ModelSpec(BaseModel):
             if not values:
                 raise ValueError(f"the grid of {name} is empty; give at least one value")
         if self.base in BASES:
-            values_of = {**{name: (value,) for name, value in self.params.items()}, **self.grid}
-            for name, values in values_of.items():
+            for name, value in self.params.items():
+                _check_value(name, value, where="params")
+            for name, values in self.grid.items():
                 for value in values:
-                    _check_value(name, value)
+                    _check_value(name, value, where="grid")
         return self
 
     def _check_members(self) -> None:
@@ -211,9 +212,9 @@ class ModelSpec(BaseModel):
         }
 
 
-def _check_value(name: str, value: Param) -> None:
+def _check_value(name: str, value: Param, *, where: str) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it must be a number")  # noqa: TRY004 - pydantic wants this one
+        raise ValueError(f"{where}.{name} is {value!r}; it must be a number")  # noqa: TRY004 - pydantic wants this one
     if name == "coef0":
         return
     if name == "dropout":

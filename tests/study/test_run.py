@@ -325,7 +325,7 @@ def test_order_of_the_manifests_rows_does_not_matter(acquisition_study, tmp_path
     (dataset,) = (path.parent for path in (tmp_path / "store-1").glob("entries/*/*/intensity.npy"))
     for array in dataset.glob("*.npy"):
         other = tmp_path / "store-2" / array.relative_to(tmp_path / "store-1")
-        assert np.array_equal(np.load(array), np.load(other))
+        np.testing.assert_array_equal(np.load(array), np.load(other))
 
 
 @pytest.mark.slow
