@@ -26,7 +26,7 @@ from eelsflow.errors import UnreadableFileError
 from eelsflow.models.spec import Align
 
 RANGE_EV = 10.0
-"""Places looked at on either side; less where the spectra are not so much wider than the fine-structure window."""
+"""Places looked at on either side. Where the spectra are not so much wider than the window, their ends are held."""
 
 SPREAD_EV = 0.15
 """Standard deviation of places within an acquisition whose spectra agree on one: drift, and the error of its mean."""
@@ -246,9 +246,8 @@ class Registration:
     @property
     def places(self) -> NDArray[np.intp]:
         """Channels by which spectra may lie too high, ascending."""
-        most = round(RANGE_EV / self.dispersion)
-        below, above = min(self.first, most), min(self.n_wide - self.first - self.n_window, most)
-        return np.arange(-below, above + 1)
+        most = round(min(RANGE_EV / self.dispersion, self.n_window / 3))
+        return np.arange(-most, most + 1)
 
     def locate(
         self, wide: NDArray[np.floating[Any]], group: NDArray[np.str_] | None
@@ -262,6 +261,8 @@ class Registration:
         group
             What was recorded together; None: each spectrum is alone.
         """
+        if len(wide) == 0:
+            return np.zeros((0, 1), np.intp), np.ones((0, 1))
         spectra = fill(wide)
         if self.align != "spectrum" and group is not None:
             return self._of_groups(spectra, group)
@@ -298,7 +299,10 @@ class Registration:
         if self.of_means is None:
             misfit = self.of_spectra.misfit(mean, self.places)
         else:
-            misfit = self.of_means.misfit(mean, self.first + self.places)
+            most = int(self.places[-1])
+            misfit = self.of_means.misfit(
+                np.pad(mean, ((0, 0), (most, most)), mode="edge"), self.first + most + self.places
+            )
         return int(misfit.min(axis=2)[0].argmin())
 
     def _likelihood(self, spectra: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -119,11 +119,23 @@ def test_is_kept_and_a_damaged_file_is_refused(transform, tmp_path):
         Registration.load(tmp_path / "registration.npz")
 
 
-def test_places_stay_on_the_axis(transform):
-    places = registration(transform, "spectrum").places
-    first = transform.channels.start
-    assert places[0] == -first
-    assert places[-1] == 200 - transform.channels.stop
+def test_places_are_as_many_on_either_side_and_a_third_of_the_window_at_most(transform):
+    made = registration(transform, "spectrum")
+    np.testing.assert_array_equal(made.places, np.arange(-33, 34))  # of 100 channels, where 10 eV are 50
+    assert all(array.shape == (0, 1) for array in made.locate(np.empty((0, 200), np.float32), None))
+
+
+@pytest.mark.parametrize("align", ["spectrum", "acquisition", "marginal"])
+def test_spectra_no_wider_than_the_window_are_found_with_their_ends_held(align):
+    wide, label, group = edges(400, 0)
+    inside = slice(50, 150)
+    made = Registration.fit(wide[:, inside], label, group, align=align, channels=slice(0, 100), dispersion=0.2)
+    moved, _, of = edges(120, 3)
+    shifted = shift_spectra(
+        moved, FeatureTransform.fit(wide, ENERGY, edge=EDGE, preset=resolve_preset("none")).axis, 2.0
+    )
+    place, weight = made.locate(shifted[:, inside], of)
+    assert abs(0.2 * np.median((place * weight).sum(axis=1)) - 2.0) < 0.4
 
 
 def test_values_beyond_what_was_recorded_are_held():
