@@ -112,19 +112,23 @@ GRIDS: dict[GridSet, dict[str, dict[str, tuple[float, ...]]]] = {
 class Augment(BaseModel):
     """Altered copies of the training spectra, added to the training part only.
 
-    Each copy of a spectrum is shifted by U(-shift_ev, +shift_ev) and then given Gaussian noise.
+    Each copy of a spectrum is folded with a Gaussian of a full width at half maximum from U(0, broaden_ev), shifted by
+    U(-shift_ev, +shift_ev) and then given Gaussian noise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shift_ev: Annotated[float, Field(ge=0, description="largest shift either way, eV")] = 0.0
     noise_sigma: Annotated[float, Field(ge=0, description="noise, in units of the spectrum's p99 - p1")] = 0.0
+    broaden_ev: Annotated[float, Field(ge=0, description="largest broadening, eV")] = 0.0
     copies: Annotated[int, Field(ge=1, le=100, description="altered copies of each spectrum")] = 1
 
     @model_validator(mode="after")
     def _alters(self) -> Self:
-        if self.shift_ev == 0 and self.noise_sigma == 0:
-            raise ValueError("augment with shift_ev 0 and noise_sigma 0 would add plain duplicates; set one of them")
+        if self.shift_ev == self.noise_sigma == self.broaden_ev == 0:
+            raise ValueError(
+                "augment with shift_ev 0, noise_sigma 0 and broaden_ev 0 would add plain duplicates; set one of them"
+            )
         return self
 
 

@@ -192,23 +192,44 @@ def broaden(
     """
     if fwhm_ev == 0:
         return wide
-    recorded = np.isfinite(wide)
+    blurred = blur(wide, axis, fwhm_ev=np.full(len(wide), fwhm_ev))
+    if variance is None:
+        return blurred
+    passed = _passed(np.full(1, fwhm_ev), axis, wide.shape[1])
+    for begin in range(0, len(wide), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        noise = np.fft.rfft(residual.draw(len(blurred[rows]), rng), axis=1) * np.sqrt(1.0 - passed**2)
+        deviation = np.sqrt(np.maximum(variance[rows], 0))
+        blurred[rows] += deviation * np.fft.irfft(noise, n=wide.shape[1], axis=1)
+    return blurred
+
+
+def blur(wide: Wide, axis: EnergyAxis, *, fwhm_ev: NDArray[np.float64]) -> Wide:
+    """Return spectra folded with Gaussians, signal and noise alike; NaN stays NaN.
+
+    Parameters
+    ----------
+    wide
+        Shape (n, channels), on `axis`; not modified.
+    fwhm_ev
+        Full width at half maximum for each spectrum, (n,), eV.
+    """
     filled, _, _ = _hold_edges(wide)
-    sigma = fwhm_ev / (2.0 * np.sqrt(2.0 * np.log(2.0))) / axis.dispersion
     size = 2 * wide.shape[1]
-    passed = np.exp(-2.0 * np.square(np.pi * sigma * np.fft.rfftfreq(size)))
     blurred = np.empty(wide.shape, dtype=np.float32)
     for begin in range(0, len(wide), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
         # mirrored at its end, so that neither end meets the other
         image = np.fft.rfft(np.concatenate([filled[rows], filled[rows, ::-1]], axis=1), axis=1)
-        blurred[rows] = np.fft.irfft(image * passed, n=size, axis=1)[:, : wide.shape[1]]
-        if variance is not None:
-            taken = np.sqrt(1.0 - np.square(np.exp(-2.0 * np.square(np.pi * sigma * np.fft.rfftfreq(wide.shape[1])))))
-            noise = np.fft.rfft(residual.draw(len(blurred[rows]), rng), axis=1) * taken
-            deviation = np.sqrt(np.maximum(np.nan_to_num(variance[rows]), 0))
-            blurred[rows] += deviation * np.fft.irfft(noise, n=wide.shape[1], axis=1)
-    return np.where(recorded, blurred, np.float32(np.nan))
+        image *= _passed(fwhm_ev[rows], axis, size)
+        blurred[rows] = np.fft.irfft(image, n=size, axis=1)[:, : wide.shape[1]]
+    return np.where(np.isfinite(wide), blurred, np.float32(np.nan))
+
+
+def _passed(fwhm_ev: NDArray[np.float64], axis: EnergyAxis, size: int) -> NDArray[np.float64]:
+    """Return what Gaussians pass of each frequency of so many channels, (n, size // 2 + 1)."""
+    sigma = fwhm_ev[:, None] / (2.0 * np.sqrt(2.0 * np.log(2.0))) / axis.dispersion
+    return np.asarray(np.exp(-2.0 * np.square(np.pi * sigma * np.fft.rfftfreq(size))))
 
 
 def stretch_axis(

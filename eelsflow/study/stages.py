@@ -36,7 +36,7 @@ from eelsflow.preprocess.noise import sample_indices
 from eelsflow.preprocess.shapes import to_shapes
 from eelsflow.robustness.curves import assess
 from eelsflow.robustness.perturb import add_gaussian_noise, draw_shifts
-from eelsflow.robustness.wide import MAX_TRAINING
+from eelsflow.robustness.wide import MAX_TRAINING, blur
 from eelsflow.store import Store, empty_directory, read_json, write_json
 from eelsflow.study.evidence import summarize_prepared
 from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition, ScoreMaps
@@ -327,7 +327,10 @@ def _augmented(
     for number in range(augment.copies):
         rng = np.random.default_rng([seed, 4, number])
         shifts = draw_shifts(len(wide), amplitude=augment.shift_ev, rng=rng) if augment.shift_ev else None
-        vectors = transform.apply(wide, shift_ev=shifts)
+        altered = wide
+        if augment.broaden_ev:
+            altered = blur(wide, transform.axis, fwhm_ev=rng.uniform(0.0, augment.broaden_ev, len(wide)))
+        vectors = transform.apply(altered, shift_ev=shifts)
         copies.append(add_gaussian_noise(vectors, sigma=augment.noise_sigma, rng=rng))
     return np.concatenate(copies), np.tile(np.arange(len(wide)), augment.copies + 1)
 

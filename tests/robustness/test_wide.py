@@ -10,7 +10,7 @@ from eelsflow.energy import EnergyAxis
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.preprocess.presets import resolve_preset
 from eelsflow.robustness.curves import Curve, assess, further_curves
-from eelsflow.robustness.wide import Residual, broaden, lower_dose, scatter_again, stretch_axis
+from eelsflow.robustness.wide import Residual, blur, broaden, lower_dose, scatter_again, stretch_axis
 from tests.strategies import examples, fractions
 
 AXIS = EnergyAxis(513.05, 0.1, 540)
@@ -134,6 +134,22 @@ def test_a_broadened_edge_is_blurred_and_its_noise_is_not(training):
     )
     blurred = broaden((peak + noise).astype(np.float32), AXIS, variance=None, **options)
     assert (blurred - expected)[:, middle].std() < 6
+
+
+def test_each_spectrum_is_folded_with_a_gaussian_of_its_own(training):
+    from scipy.ndimage import gaussian_filter1d
+
+    wide = training[0][:4].copy()
+    wide[1, :40] = np.nan
+    width = np.array([0.0, 0.7, 1.5, 2.0])
+    found = blur(wide, AXIS, fwhm_ev=width)
+    np.testing.assert_allclose(found[0], wide[0], atol=1e-3)
+    for row in (1, 2, 3):
+        held = np.where(np.isfinite(wide[row]), wide[row], wide[row][np.isfinite(wide[row])][0]).astype(float)
+        expected = gaussian_filter1d(held, width[row] / 2.35482 / 0.1, mode="reflect", truncate=8)
+        recorded = np.isfinite(wide[row])
+        np.testing.assert_allclose(found[row, recorded][60:], expected[recorded][60:], atol=0.05)
+        np.testing.assert_array_equal(np.isfinite(found[row]), recorded)
 
 
 def test_broadening_by_nothing_changes_nothing_and_what_was_not_recorded_stays_so(training):
