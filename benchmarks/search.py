@@ -253,8 +253,7 @@ def referee(
     It does not where no support vector is free, nor where ours has a better optimum: a machine that decides as well as
     that of the search, `found` being its accuracy. The problem of a sigmoid is not convex; and libsvm's kernel is in
     single precision: at gamma = 1e-5, where all its entries are close to one, and a large C, a machine that has met any
-    tolerance is far from the optimum in double precision (by .4 in its decision values, where ours at 1e-3 and at 1e-6
-    are within .0005 of each other).
+    tolerance is far from the optimum in double precision.
     """
     fit_on, held_out = fold
     limit = REFEREE_STEPS.get(kernel, 5_000_000)

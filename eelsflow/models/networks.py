@@ -119,8 +119,12 @@ def _convolutional_layers(n_channels: int, n_classes: int, settings: Mapping[str
             _layer("AveragePooling1D", f"pool_{block}", pool_size=[2]),
             _norm(f"norm_{block}"),
         ]
+    return [*layers, *_pooled_head(n_classes, settings)]
+
+
+def _pooled_head(n_classes: int, settings: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return the layers behind the last block: one value a class and position, their mean over positions, softmax."""
     return [
-        *layers,
         _layer("Dropout", "dropout", rate=settings["dropout"]),
         _layer("Conv1D", "conv_classes", filters=n_classes, kernel_size=[1], activation="linear"),
         _layer("GlobalAveragePooling1D", "average"),
@@ -135,13 +139,7 @@ def _fully_convolutional_layers(n_channels: int, n_classes: int, settings: Mappi
             _layer("Conv1D", f"conv_{block}", filters=filters, kernel_size=[kernel], activation="relu"),
             _norm(f"norm_{block}"),
         ]
-    return [
-        *layers,
-        _layer("Dropout", "dropout", rate=settings["dropout"]),
-        _layer("Conv1D", "conv_classes", filters=n_classes, kernel_size=[1], activation="linear"),
-        _layer("GlobalAveragePooling1D", "average"),
-        _layer("Softmax", "classes"),
-    ]
+    return [*layers, *_pooled_head(n_classes, settings)]
 
 
 def build_network(base: str, n_channels: int, n_classes: int, params: Mapping[str, float] | None = None) -> Any:
