@@ -5,9 +5,7 @@ A study names it by where it is imported from: ``sklearn:sklearn.ensemble.Random
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +15,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.errors import DataSetError, MissingDependencyError, UnreadableFileError
+from eelsflow.errors import DataSetError, UnreadableFileError
+from eelsflow.models.imported import TRUST, import_named, trusted_packages
 from eelsflow.search.grid import load_fold
 
 PREFIX = "sklearn:"
-TRUST = "EELSFLOW_TRUST"
-"""Environment variable: packages, separated by commas, of which a stored model may hold types, beside scikit-learn."""
-
 _LEAST = 1e-6  # of a probability whose logarithm is taken
 
 
@@ -37,16 +33,9 @@ def find_class(base: str) -> type[Any]:
     DataSetError
         If there is no such class in it, or it is no classifier.
     """
-    module, _, name = base.removeprefix(PREFIX).rpartition(".")
-    if not module:
-        raise DataSetError(f"{base!r} names no class; write sklearn:package.module.Class")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{base}: {module} cannot be imported ({error}); install it, or correct the name"
-        ) from error
+    found = import_named(base)
     if not inspect.isclass(found) or not all(hasattr(found, method) for method in ("fit", "predict", "get_params")):
+        module, _, name = base.removeprefix(PREFIX).rpartition(".")
         raise DataSetError(
             f"{base}: {name} in {module} is no classifier of scikit-learn: it needs fit, predict and get_params"
         )
@@ -115,7 +104,7 @@ class Estimator:
         """
         import skops.io
 
-        trusted = tuple(f"{name.strip()}." for name in os.environ.get(TRUST, "").split(",") if name.strip())
+        trusted = tuple(f"{name}." for name in trusted_packages())
         types = skops.io.get_untrusted_types(file=path)
         unknown = sorted(name for name in types if not name.startswith(("sklearn.", *trusted)))
         if unknown:

@@ -18,6 +18,7 @@ from eelsflow.models.classifier import Classifier, Ensemble, Model
 from eelsflow.models.discriminant import Discriminant
 from eelsflow.models.estimators import Estimator, EstimatorFit, EstimatorJob, find_class, run_estimator_fit
 from eelsflow.models.inputs import Inputs
+from eelsflow.models.open_networks import find_function
 from eelsflow.models.spec import ENSEMBLE, ModelSpec, combinations, resolve_model, with_defaults
 from eelsflow.models.svm import FitJob, Svm, decide, fit_calibration, independent_weights, run_fit
 from eelsflow.models.training import TrainingJob, run_training
@@ -380,6 +381,8 @@ def _fit_network(
     data: _TrainingData, validation: tuple[NDArray[np.intp], NDArray[np.intp]], limits: dict[str, float]
 ) -> FittedModel:
     spec = data.spec
+    if spec.is_open:
+        find_function(spec.base)
     check_folds([validation], data.codes)
     (rows,) = save_folds([validation], data.scratch)
     weight = save_array(data.weight, data.scratch, name="weight")
@@ -410,14 +413,19 @@ def _fit_network(
                 "loss": (dims, loss.reshape(shape)),
                 "fit_seconds": (dims, np.reshape([one.seconds for one in trainings], shape), {"units": "s"}),
             },
-            coords={**{name: list(values) for name, values in data.grid.items()}, "fold": [0]},
+            coords={
+                **{name: [_coordinate(value) for value in values] for name, values in data.grid.items()},
+                "fold": [0],
+            },
             attrs={"n_spectra": len(data.codes)},
         )
     best = trainings[chosen]
     edges = [
         _edge_warning(name, cells[chosen][name], values)
         for name, values in data.grid.items()
-        if len(values) > 1 and cells[chosen][name] in (min(values), max(values))
+        if len(values) > 1
+        and all(isinstance(value, int | float) for value in values)
+        and cells[chosen][name] in (min(values), max(values))
     ]
     return FittedModel(
         data.classifier(best.network, cells[chosen]),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,21 +229,110 @@ def glorot_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> Array
     return random.uniform(-limit, limit, shape).astype(np.float32)
 
 
+_ANYTHING = object()
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "InputLayer": {"batch_shape": _ANYTHING, "sparse": (False,), "ragged": (False,), "optional": (False,)},
+    "Reshape": {"target_shape": _ANYTHING},
+    "Dense": {"units": _ANYTHING, "activation": ("relu", "linear", "softmax"), "use_bias": (True,)},
+    "Conv1D": {
+        "filters": _ANYTHING,
+        "kernel_size": _ANYTHING,
+        "activation": ("relu", "linear"),
+        "use_bias": (True,),
+        "strides": (1,),
+        "padding": ("valid",),
+        "data_format": ("channels_last",),
+        "dilation_rate": (1,),
+        "groups": (1,),
+    },
+    "BatchNormalization": {
+        "momentum": _ANYTHING,
+        "epsilon": _ANYTHING,
+        "axis": (-1,),
+        "center": (True,),
+        "scale": (True,),
+        "synchronized": (False,),
+        "renorm": (False,),
+        "renorm_momentum": _ANYTHING,
+        "renorm_clipping": (None,),
+    },
+    "Dropout": {"rate": _ANYTHING, "noise_shape": (None,)},
+    "AveragePooling1D": {
+        "pool_size": (2,),
+        "strides": (2, None),
+        "padding": ("valid",),
+        "data_format": ("channels_last",),
+    },
+    "GlobalAveragePooling1D": {"data_format": ("channels_last",), "keepdims": (False,)},
+    "Softmax": {"axis": (-1,)},
+}
+"""Kind of layer -> setting -> values that the loops compute."""
+
+_OF_EVERY_LAYER: dict[str, Any] = {"name": _ANYTHING, "seed": _ANYTHING, "trainable": (True,), "dtype": ("float32",)}
+
+
+def _check_settings(kind: str, config: dict[str, Any]) -> None:
+    """Raise NotImplementedError if the loops do not compute a layer with these settings."""
+    if kind not in _SETTINGS:
+        raise NotImplementedError(f"no training for layers of the kind {kind}")
+    known = {**_OF_EVERY_LAYER, **_SETTINGS[kind]}
+    for name, value in config.items():
+        if name.endswith("_initializer"):
+            continue
+        neutral = (None,) if name.endswith(("_regularizer", "_constraint", "_config")) else ()
+        allowed = known.get(name, neutral)
+        if isinstance(value, dict) and name == "dtype":
+            value = value["config"].get("name")
+        single = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if allowed is not _ANYTHING and not any(single is one or single == one for one in allowed):
+            raise NotImplementedError(f"no training for {kind} with {name} {value!r}")
+
+
+def has_loops(architecture: str) -> bool:
+    """Return whether the loops compute a network that Keras describes, to rounding as Keras would."""
+    try:
+        return any(layer.trained for layer in layers_of(architecture))
+    except NotImplementedError:
+        return False
+
+
 def layers_of(architecture: str) -> list[Layer]:
-    """Return the layers of a sequential network that Keras describes; the softmax at its end is part of the loss."""
+    """Return the layers of a sequential network that Keras describes; the softmax at its end is part of the loss.
+
+    Raises
+    ------
+    NotImplementedError
+        If there are no loops for a layer, a setting, or the order of the layers.
+    """
+    description = json.loads(architecture)
+    if description["class_name"] != "Sequential":
+        raise NotImplementedError(f"no training for a {description['class_name']} network")
     layers: list[Layer] = []
-    size, convolutional = 0, False  # of the features or channels so far
-    for described in json.loads(architecture)["config"]["layers"]:
-        config = described["config"]
-        match described["class_name"]:
+    size, convolutional, finished = 0, False, False  # size: of the features or channels so far
+    for place, described in enumerate(description["config"]["layers"]):
+        kind, config = described["class_name"], described["config"]
+        if described.get("registered_name"):
+            raise NotImplementedError(f"no training for the layer {described['registered_name']}")
+        _check_settings(kind, config)
+        if finished:
+            raise NotImplementedError("no training for layers behind a softmax")
+        if kind in ("Conv1D", "AveragePooling1D", "GlobalAveragePooling1D") and not convolutional:
+            raise NotImplementedError(f"no training for {kind} before the spectrum is reshaped to one channel")
+        if kind in ("Dense", "Softmax") and convolutional:
+            raise NotImplementedError(f"no training for {kind} with positions")
+        match kind:
             case "InputLayer":
                 size = config["batch_shape"][-1]
+                if place > 0 or len(config["batch_shape"]) != 2:
+                    raise NotImplementedError("no training for spectra of another shape than (n_channels,)")
             case "Reshape":
+                if place != 1 or list(config["target_shape"]) not in ([size, 1], [-1, 1]):
+                    raise NotImplementedError("no training for a Reshape but that of the spectrum to one channel")
                 size, convolutional = 1, True
                 layers.append(_OneChannel())
             case "Dense":
                 layers.append(_Dense(size, config["units"], relu=config["activation"] == "relu"))
-                size = config["units"]
+                size, finished = config["units"], config["activation"] == "softmax"
             case "Conv1D":
                 relu, first = config["activation"] == "relu", not any(layer.trained for layer in layers)
                 layers.append(_Convolution(size, config["filters"], config["kernel_size"][0], relu=relu, first=first))
@@ -257,9 +348,9 @@ def layers_of(architecture: str) -> list[Layer]:
                 layers.append(_GlobalAverage())
                 convolutional = False
             case "Softmax":
-                pass
-            case other:
-                raise NotImplementedError(f"no training for layers of the kind {other}")
+                finished = True
+    if not finished:
+        raise NotImplementedError("no training for a network without a softmax at its end")
     return layers
 
 
@@ -298,6 +389,13 @@ class Trainer:
         self._learning_rate, self._n_steps = learning_rate, 0
         for layer in self.layers:
             layer.initialize(self.random)
+
+    def start_with(self, weights: Sequence[Array], *, seed: int) -> None:
+        """Take initial weights in Keras' order instead of those drawn; the seed is of all that is drawn from now on."""
+        self.random = np.random.default_rng(seed)
+        held = [array for layer in self.layers for array in (*layer.value.values(), *layer.running.values())]
+        for array, given in zip(held, weights, strict=True):
+            array[...] = given
 
     def weights(self) -> list[Array]:
         """Return copies of the weights in Keras' order."""

@@ -1,8 +1,10 @@
-"""The three networks of the study, described for Keras, and a trained network as a plain value."""
+"""The networks that come with it, described for Keras, and a trained network as a plain value."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.errors import DataSetError
+from eelsflow.errors import DataSetError, UnreadableFileError
 from eelsflow.models.backend import LOCK, load_backend
-from eelsflow.models.spec import with_defaults
+from eelsflow.models.imported import TRUST, trusted_packages
+from eelsflow.models.open_networks import build_open_network, foreign_types
+from eelsflow.models.spec import NETWORKS, with_defaults
+from eelsflow.store import read_json, write_json
 
 CNN_BLOCKS = ((2, 9), (2, 7), (4, 7), (4, 5), (8, 3))
 """(filters, kernel) of each block: variant A of the published convolutional network, the likely parent of CNN (1)."""
@@ -148,7 +153,7 @@ def build_network(base: str, n_channels: int, n_classes: int, params: Mapping[st
     Parameters
     ----------
     base, n_channels, n_classes, params
-        As for `describe_network`.
+        As for `describe_network`, or as for `eelsflow.models.open_networks.build_open_network`.
 
     Returns
     -------
@@ -162,6 +167,8 @@ def build_network(base: str, n_channels: int, n_classes: int, params: Mapping[st
     MissingDependencyError
         If TensorFlow is not installed.
     """
+    if base not in NETWORKS:
+        return build_open_network(base, n_channels, n_classes, params or {})
     keras = load_backend().keras
     return keras.models.model_from_json(describe_network(base, n_channels, n_classes, params))
 
@@ -212,50 +219,89 @@ class Network:
         Keras' own description, JSON.
     weights
         In Keras' order.
+    module
+        What has to be imported before Keras can build it, because it has layers of somebody else.
+    temperature
+        What logits are divided by before the softmax; a network from here has it in its weights.
     """
 
     architecture: str
     weights: list[NDArray[np.float32]]
+    module: str | None = None
+    temperature: float = 1.0
 
     def to_keras(self) -> Any:
         """Return a Keras model of its own, with these weights."""
-        model = load_backend().keras.models.model_from_json(self.architecture)
+        model = _build(self.architecture, self.module)
         model.set_weights(self.weights)
         return model
 
     def predict_proba(self, X: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return (n_spectra, n_classes) probabilities; each row sums to one."""
         with LOCK:
-            predictor = _predictor(self.architecture)
+            predictor = _predictor(self.architecture, self.module)
             predictor.model.set_weights(self.weights)
-            return predictor.predict(np.asarray(X, dtype=np.float32))
+            probability = predictor.predict(np.asarray(X, dtype=np.float32))
+        if self.temperature != 1.0:
+            probability = probability ** (1 / self.temperature)
+            probability /= probability.sum(axis=1, keepdims=True)
+        return probability
 
     def save(self, path: Path) -> None:
-        """Write a .keras file."""
+        """Write a .keras file, and beside it what such a file cannot hold."""
         with LOCK:
             self.to_keras().save(path)
+        if self.module is not None or self.temperature != 1.0:
+            write_json(_beside(path), {"module": self.module, "temperature": self.temperature})
 
     @classmethod
     def load(cls, path: Path) -> Network:
-        """Read a .keras file; code inside it is refused."""
+        """Read a .keras file; code inside it is refused.
+
+        Raises
+        ------
+        UnreadableFileError
+            If it has layers of a package that the user does not trust: they are code that would be run.
+        """
+        more = read_json(_beside(path)) if _beside(path).exists() else {}
+        module = more.get("module")
+        with zipfile.ZipFile(path) as archive:
+            foreign = foreign_types(archive.read("config.json").decode())
+        if foreign:
+            package = str(module).partition(".")[0]
+            if module is None or package not in trusted_packages():
+                raise UnreadableFileError(
+                    f"{path} has layers of its own, {', '.join(foreign)}; loading them runs foreign code. If you trust "
+                    f"where the model comes from, name the package in the environment: {TRUST}={package}"
+                )
+            importlib.import_module(module)
         with LOCK:
             model = load_backend().keras.models.load_model(path, compile=False, safe_mode=True)
-            return cls(model.to_json(), model.get_weights())
+            return cls(model.to_json(), model.get_weights(), module if foreign else None, more.get("temperature", 1.0))
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name("network.json")
+
+
+def _build(architecture: str, module: str | None) -> Any:
+    if module is not None:
+        importlib.import_module(module)  # registers its layers
+    return load_backend().keras.models.model_from_json(architecture)
 
 
 @lru_cache(maxsize=16)
-def _predictor(architecture: str) -> _Predictor:
+def _predictor(architecture: str, module: str | None) -> _Predictor:
     # Tracing costs seconds, so one serves all networks of an architecture; it is used under the lock.
-    return _Predictor(architecture)
+    return _Predictor(_build(architecture, module))
 
 
 class _Predictor:
     """A Keras model and its compiled prediction, which takes any number of spectra."""
 
-    def __init__(self, architecture: str) -> None:
-        backend = load_backend()
-        self._tf = tf = backend.tf
-        self.model = backend.keras.models.model_from_json(architecture)
+    def __init__(self, model: Any) -> None:
+        self._tf = tf = load_backend().tf
+        self.model = model
         spectra = tf.TensorSpec((None, self.model.input_shape[1]), tf.float32)
         self._predict = tf.function(lambda X: self.model(X, training=False), input_signature=(spectra,))
 

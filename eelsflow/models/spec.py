@@ -17,7 +17,7 @@ Shipped = Literal["mlls", "svm-linear", "svm-rbf", "svm-sigmoid", "svm-sgd", "fc
 GridSet = Literal["paper", "authors", "small"]
 
 Base = str
-"""One of `BASES`, or what a study brings along: ``sklearn:package.module.Class``."""
+"""One of `BASES`, or what a study brings along: ``sklearn:package.Class`` or ``keras:package.function``."""
 
 
 def _as_number(value: Any) -> Any:
@@ -75,7 +75,10 @@ DEFAULTS: dict[str, dict[str, float]] = {
 }
 """Values of the parameters that neither `params` nor a grid names."""
 
-OPEN = ("sklearn:",)
+TRAINING_PARAMETERS = ("learning_rate", "batch_size", "epochs", "patience")
+"""Of every network: how it is trained."""
+
+OPEN = ("sklearn:", "keras:")
 """What bases begin with that are imported by their name."""
 
 _INTEGERS = {"batch_size", "epochs", "patience", "units"}
@@ -170,13 +173,18 @@ class ModelSpec(BaseModel):
         for name, values in self.grid.items():
             if not values:
                 raise ValueError(f"the grid of {name} is empty; give at least one value")
-        if self.base in BASES:
-            for name, value in self.params.items():
+        for name, value in self.params.items():
+            if self._is_ours(name):
                 _check_value(name, value, where="params")
-            for name, values in self.grid.items():
-                for value in values:
+        for name, values in self.grid.items():
+            for value in values:
+                if self._is_ours(name):
                     _check_value(name, value, where="grid")
         return self
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether it is known here what values a parameter may have."""
+        return self.base in BASES or (self.base.startswith("keras:") and name in TRAINING_PARAMETERS)
 
     def _check_members(self) -> None:
         if len(self.members) < 2:
@@ -196,7 +204,7 @@ class ModelSpec(BaseModel):
     @property
     def is_network(self) -> bool:
         """Whether the base is a neural network: these train on a part and choose their epoch on another."""
-        return self.base in NETWORKS
+        return self.base in NETWORKS or self.base.startswith("keras:")
 
     def resolve_grid(self, grids: GridSet) -> dict[str, tuple[Any, ...]]:
         """Return what is searched: parameter -> ascending values; empty if everything is fixed.
@@ -266,7 +274,7 @@ def resolve_model(model: str | dict[str, Any] | ModelSpec) -> ModelSpec:
         name = model.get("name", model.get("base", model))
         raise DataSetError(
             f"model {name!r}: {found}; bases are {', '.join((*BASES, *NAMED, ENSEMBLE))} and "
-            "sklearn:package.module.Class"
+            "sklearn:package.module.Class or keras:package.module.function"
         ) from error
 
 
@@ -281,5 +289,5 @@ def with_defaults(base: str, params: Mapping[str, Any]) -> dict[str, Any]:
     >>> with_defaults("cnn-1", {"batch_size": 32.0})
     {'learning_rate': 0.001, 'dropout': 0.1, 'batch_size': 32}
     """
-    merged = {**DEFAULTS[base], **params}
+    merged = {**DEFAULTS.get(base, {}), **params}
     return {name: int(value) if name in _INTEGERS else value for name, value in merged.items()}

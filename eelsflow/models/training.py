@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.errors import DataSetError
-from eelsflow.models.backend import check_installed
-from eelsflow.models.layers import Trainer, compile_training
+from eelsflow.models.backend import LOCK, check_installed
+from eelsflow.models.layers import Trainer, compile_training, has_loops
 from eelsflow.models.networks import Network, describe_network
-from eelsflow.models.spec import with_defaults
+from eelsflow.models.open_networks import LEARNING_RATE, KerasTrainer, build_open_network, foreign_types
+from eelsflow.models.spec import NETWORKS, with_defaults
 
 MEASURES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 
@@ -60,7 +62,7 @@ class TrainingJob:
     rows: Path  # the number of training rows, the training rows, the validation rows
     base: str
     n_classes: int
-    params: dict[str, float]  # with epochs, batch_size and patience
+    params: dict[str, Any]  # with epochs, batch_size and patience
     seed: int
     judged: Path | None = None  # what the temperature is fitted on, of the first rows; None: none is fitted
     weight: Path | None = None  # of each of these
@@ -99,7 +101,7 @@ def train_network(
     *,
     base: str,
     n_classes: int,
-    params: Mapping[str, float] | None = None,
+    params: Mapping[str, Any] | None = None,
     epochs: int,
     batch_size: int,
     patience: int,
@@ -115,7 +117,7 @@ def train_network(
     y, y_validation
         Class numbers 0..n_classes-1, (n_spectra,).
     base, params
-        As for `describe_network`; ``learning_rate`` is Adam's.
+        As for `describe_network`, or ``keras:package.function`` and what it takes; ``learning_rate`` is Adam's.
     n_classes
         Two or more.
     epochs
@@ -144,28 +146,75 @@ def train_network(
     weights n / (n_classes n_c), as for the SVMs; the best epoch (highest validation accuracy, then lowest validation
     loss) on a validation part of the training spectra, where their code takes it on the test fold. A temperature is
     divided into the last layer with weights, from which the softmax is linear: classes are the same, and a saved
-    network needs no more than its weights.
+    network needs no more than its weights. A network of a study's own keeps it beside them. Such a network begins with
+    the weights that Keras gives it, and is trained by Keras, unless the compiled loops know every layer.
     """
-    check_installed()  # nothing here needs TensorFlow, but what is trained is of no use without it
+    check_installed()  # loops need no TensorFlow, but what they train is of no use without it
     settings = with_defaults(base, dict(params or {}))
-    architecture = describe_network(base, X.shape[1], n_classes, settings)
-    trainer = Trainer(architecture, seed=seed, learning_rate=settings["learning_rate"])
+    plan = _Plan.make(base, X.shape[1], n_classes, settings, seed=seed)
     weight = (len(y) / (n_classes * np.maximum(np.bincount(y, minlength=n_classes), 1))).astype(np.float32)
     train, validation = _prepared(X, y, weight), _prepared(X_validation, y_validation, weight)
-    compile_training(architecture)
+    with contextlib.nullcontext() if plan.is_compiled else LOCK:
+        return _train(plan, train, validation, epochs, batch_size, patience, calibration)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is trained, and by what: the compiled loops where they know every layer, else Keras."""
+
+    base: str
+    architecture: str
+    module: str | None
+    trainer: Trainer | KerasTrainer
+
+    @classmethod
+    def make(cls, base: str, n_channels: int, n_classes: int, settings: Mapping[str, Any], *, seed: int) -> Self:
+        if base in NETWORKS:
+            architecture = describe_network(base, n_channels, n_classes, settings)
+            trainer = Trainer(architecture, seed=seed, learning_rate=settings["learning_rate"])
+            compile_training(architecture)
+            return cls(base, architecture, None, trainer)
+        with LOCK:
+            model = build_open_network(base, n_channels, n_classes, settings, seed=seed)
+            architecture = model.to_json()
+            module = base.partition(":")[2].rpartition(".")[0] if foreign_types(architecture) else None
+            rate = settings.get("learning_rate")
+            if (rate is None and getattr(model, "optimizer", None) is not None) or not has_loops(architecture):
+                return cls(base, architecture, module, KerasTrainer(model, learning_rate=rate, seed=seed))
+            trainer = Trainer(architecture, seed=seed, learning_rate=rate or LEARNING_RATE)
+            trainer.start_with(model.get_weights(), seed=seed)
+        compile_training(architecture)
+        return cls(base, architecture, module, trainer)
+
+    @property
+    def is_compiled(self) -> bool:
+        return isinstance(self.trainer, Trainer)
+
+
+def _train(
+    plan: _Plan,
+    train: tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]],
+    validation: tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]],
+    epochs: int,
+    batch_size: int,
+    patience: int,
+    calibration: tuple[NDArray[np.floating[Any]], NDArray[np.integer[Any]], NDArray[np.float64]] | None,
+) -> Training:
+    """Run epochs until no better one comes; see `train_network`."""
+    trainer = plan.trainer
     start = time.perf_counter()
-    bounds = batch_bounds(len(y), batch_size)
+    bounds = batch_bounds(len(train[1]), batch_size)
     history: dict[str, Any] = {name: [] for name in ("epochs", *MEASURES)}
     notes: list[str] = []
     best: tuple[float, float] = (-1.0, 0.0)
     weights: list[NDArray[np.float32]] = []
-    logits = np.empty((0, n_classes), np.float32)
+    logits = np.empty((0, 0), np.float32)
     for epoch in range(1, epochs + 1):
         values = (*trainer.run_epoch(*train, bounds), *trainer.evaluate(*validation))
         measured = dict(zip(MEASURES, values, strict=True))
         if not all(map(math.isfinite, values)):
             if not weights:
-                raise DataSetError(f"training of {base} diverged in its first epoch; lower its learning_rate")
+                raise DataSetError(f"training of {plan.base} diverged in its first epoch; lower its learning_rate")
             notes.append(f"training diverged after {epoch - 1} epochs and was stopped there; lower learning_rate")
             break
         history["epochs"].append(epoch)
@@ -181,8 +230,10 @@ def train_network(
     seconds = time.perf_counter() - start
     if calibration is not None:
         history["temperature"] = temperature = fit_temperature(logits, *calibration[1:])
+        if plan.base not in NETWORKS:
+            return Training(Network(plan.architecture, weights, plan.module, temperature), history, seconds, notes)
         weights[-2:] = [array / np.float32(temperature) for array in weights[-2:]]  # kernel and bias of the last layer
-    return Training(Network(architecture, weights), history, seconds, notes)
+    return Training(Network(plan.architecture, weights, plan.module), history, seconds, notes)
 
 
 def fit_temperature(

@@ -30,6 +30,7 @@ from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
 from eelsflow.errors import DataSetError
+from eelsflow.models.imported import source_digest
 from eelsflow.models.spec import ModelSpec, Param
 from eelsflow.preprocess.presets import Preset
 from eelsflow.robustness.curves import Curve, further_curves
@@ -188,6 +189,7 @@ class FitModel(Step):
             training,
             preset,
             code,
+            source_digest(self.model.base) if self.model.is_open else None,
         )
 
 

@@ -86,7 +86,7 @@ def test_scores_are_what_a_classifier_has(spectra):
         ("sklearn:nowhere.Thing", MissingDependencyError, "nowhere cannot be imported"),
         ("sklearn:sklearn.svm.Nothing", DataSetError, "Nothing in sklearn.svm is no classifier"),
         ("sklearn:numpy.zeros", DataSetError, "zeros in numpy is no classifier"),
-        ("sklearn:Thing", DataSetError, "names no class"),
+        ("sklearn:Thing", DataSetError, "names nothing that could be imported"),
     ],
 )
 def test_what_is_no_classifier_is_refused(base, error, message):

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -112,9 +113,14 @@ def test_no_convolutional_network_is_dead_from_the_start():
         assert (kernel.sum(axis=(0, 1)) >= 0).all()
 
 
+def sequential(*layers):
+    described = [{"class_name": kind, "config": config} for kind, config in layers]
+    return layers_of(json.dumps({"class_name": "Sequential", "config": {"layers": described}}))
+
+
 @given(fractions(0, 0.99), seeds())
 def test_dropout_keeps_its_share_and_the_mean_and_has_the_same_gradient(rate, seed):
-    (layer,) = layers_of('{"config": {"layers": [{"class_name": "Dropout", "config": {"rate": %r}}]}}' % rate)  # noqa: UP031
+    (layer,) = sequential(("Dropout", {"rate": rate}), ("Softmax", {}))
     ones = np.ones((100, 1000), np.float32)
     out = layer.forward(ones, np.random.default_rng(seed))
     kept = out > 0
@@ -126,4 +132,24 @@ def test_dropout_keeps_its_share_and_the_mean_and_has_the_same_gradient(rate, se
 
 def test_a_layer_that_training_does_not_know_is_named():
     with pytest.raises(NotImplementedError, match="no training for layers of the kind LSTM"):
-        layers_of('{"config": {"layers": [{"class_name": "LSTM", "config": {}}]}}')
+        sequential(("LSTM", {}))
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([("Dense", {"units": 2, "activation": "gelu"})], "Dense with activation 'gelu'"),
+        ([("Dense", {"units": 2, "activation": "softmax", "use_bias": False})], "use_bias False"),
+        ([("Dense", {"units": 2, "activation": "softmax", "kernel_regularizer": {"l2": 1}})], "kernel_regularizer"),
+        ([("Dense", {"units": 2, "activation": "softmax", "trainable": False})], "trainable False"),
+        ([("Dense", {"units": 2, "activation": "linear"})], "without a softmax"),
+        ([("Dense", {"units": 2, "activation": "softmax"}), ("Dropout", {"rate": 0.1})], "behind a softmax"),
+        ([("Conv1D", {"filters": 2, "kernel_size": [3], "activation": "relu"})], "before the spectrum is reshaped"),
+        ([("Dropout", {"rate": 0.1}), ("Reshape", {"target_shape": [80, 1]})], "a Reshape but that"),
+        ([("Reshape", {"target_shape": [80, 1]}), ("Softmax", {})], "Softmax with positions"),
+        ([("BatchNormalization", {"momentum": 0.9, "epsilon": 0.001, "axis": 2}), ("Softmax", {})], "axis 2"),
+    ],
+)
+def test_what_the_loops_would_compute_otherwise_is_left_to_keras(layers, message):
+    with pytest.raises(NotImplementedError, match=message):
+        sequential(("InputLayer", {"batch_shape": [None, 80]}), *layers)

@@ -187,19 +187,36 @@ def test_a_grid_is_searched_on_the_first_seed_and_the_others_are_fitted_with_its
     assert final.provenance["split"] == "all"
 
 
+NETWORK_OF_SOMEBODY = """
+from keras import Input, Sequential, layers
+
+def network(n_channels, n_classes, units=8):
+    last = layers.Dense(n_classes, activation="softmax")
+    return Sequential([Input((n_channels,)), layers.Dense(units, activation="gelu"), last])
+"""
+
+
 @pytest.mark.usefixtures("no_figures")
-def test_models_that_look_for_their_spectra_stand_shifts_and_come_back_from_the_store(table_study, tmp_path):
+def test_models_that_look_for_their_spectra_stand_shifts_and_come_back_from_the_store(
+    table_study, tmp_path, monkeypatch
+):
     models = [
         "svm-sgd",
         {"name": "aligned", "base": "svm-sgd", "align": "spectrum"},
         {"name": "forest-aligned", "base": "forest", "params": {"n_estimators": 20}, "align": "marginal"},
     ]
+    (tmp_path / "somebodys.py").write_text(NETWORK_OF_SOMEBODY)
+    monkeypatch.syspath_prepend(tmp_path)
+    models.append({"name": "own", "base": "keras:somebodys.network", "params": {"epochs": 2, "units": 4}})
     study = table_study(models=models, split={"by": "group", "folds": 3, "seeds": 1})
     results, _ = run(study, tmp_path / "out", store=tmp_path / "store")
     rows = {row["model"]: row for row in results["models"]}
+    assert rows["own"]["best_params"]["units"] == 4
+    (drawn,) = json.loads(next((tmp_path / "out").rglob("architectures.json")).read_text())
+    assert [layer["type"] for layer in drawn["layers"]] == ["Dense", "Dense"]
     assert rows["aligned"]["translation"]["mean"] > rows["svm-sgd"]["translation"]["mean"]
     assert results["shortcuts"][0]["chance"] == 0.5
-    assert len(results["comparisons"]) == 3
+    assert len(results["comparisons"]) == 6
     curves = xr.open_zarr(tmp_path / "out" / "robustness.zarr", consolidated=False).load()
     known = np.isfinite(curves["accuracy"].mean("seed").values)
     assert known.any()
