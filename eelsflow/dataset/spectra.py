@@ -39,6 +39,8 @@ class LabelledSpectra:
         and for presets without a spatial step.
     conditions
         Shape (n, conditions): what was not chemistry, see `eelsflow.dataset.conditions`.
+    electrons
+        Shape (n,): how many electrons a channel of .1 eV got, see `eelsflow.preprocess`; None for a table.
     """
 
     intensity: NDArray[np.float32]
@@ -48,6 +50,7 @@ class LabelledSpectra:
     group: NDArray[np.str_] | None
     gathered: NDArray[np.float32] | None = None
     conditions: NDArray[np.float32] | None = None
+    electrons: NDArray[np.float32] | None = None
 
     def save(self, directory: Path) -> None:
         """Write one ``.npy`` an array, so that every reader maps the same pages."""
@@ -198,7 +201,7 @@ def gather_spectra(
     DataSetError
         If a class has no spectra.
     """
-    intensity, variance, label, group, gathered, conditions = [], [], [], [], [], []
+    intensity, variance, label, group, gathered, conditions, electrons = [], [], [], [], [], [], []
     energy_loss: NDArray[np.float64] | None = None
     for path, pixel_label, name in zip(prepared, labels, groups, strict=True):
         chosen = (pixel_label != UNLABELLED) & (pixel_label != MIXED)
@@ -211,6 +214,7 @@ def gather_spectra(
         if "gathered" in product:
             gathered.append(product["gathered"].values[chosen])
         conditions.append(conditions_of_pixels(product, chosen))
+        electrons.append(product["electrons"].values[chosen])
         label.append(pixel_label[chosen])
         group.append(np.full(int(chosen.sum()), name))
     found = np.concatenate(label) if label else np.array([], dtype=np.str_)
@@ -224,6 +228,7 @@ def gather_spectra(
         group=np.concatenate(group),
         gathered=np.concatenate(gathered) if gathered else None,
         conditions=np.concatenate(conditions),
+        electrons=np.concatenate(electrons),
     )
 
 

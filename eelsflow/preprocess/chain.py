@@ -47,6 +47,7 @@ from eelsflow.preprocess.spatial import GATHERED, fit_guide, gather, spatial_ste
 from eelsflow.preprocess.spikes import find_dead_channels, find_spikes, reference_spectra
 from eelsflow.preprocess.survey import judge_surveys, survey_part
 from eelsflow.preprocess.transform import (
+    ELECTRONS_PER,
     NOT_FITTED,
     Counts,
     Fitted,
@@ -131,8 +132,9 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset, companion: Compa
     xarray.Dataset
         The prepared product: ``intensity`` and ``variance`` (y, x, energy_loss), background-subtracted and not
         normalised, on the edge's wide window (NaN where the detector ended, see ``valid``); ``vacuum_mask``,
-        ``lost``, ``background_status``, ``background_amplitude``, ``background_exponent`` and ``spike_channels``
-        (y, x): lost pixels (see `eelsflow.preprocess.lost`) are NaN and masked as vacuum is;
+        ``lost``, ``background_status``, ``background_amplitude``, ``background_exponent``, ``spike_channels`` and
+        ``electrons`` (y, x), the dose a channel of .1 eV by the estimated noise, mean over the fine
+        structure: lost pixels (see `eelsflow.preprocess.lost`) are NaN and masked as vacuum is;
         ``mean_energy_loss``, ``mean_spectrum`` and ``mean_background`` (native_channel) of the specimen pixels; and
         what was found, in the attributes. With a spatial step also ``gathered`` and ``gathered_variance``
         (y, x, energy_loss), what neighbours lend taken in, and ``effective_spectra`` (y, x), of how many pixels each is
@@ -336,6 +338,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "background_amplitude": empty_variable(pixels, (n_y, n_x), np.float32, units="counts"),
             "background_exponent": empty_variable(pixels, (n_y, n_x), np.float32),
             "spike_channels": empty_variable(pixels, (n_y, n_x), np.uint16),
+            "electrons": empty_variable(pixels, (n_y, n_x), np.float32, units=f"per {ELECTRONS_PER:g} eV"),
             "mean_energy_loss": ("native_channel", native.values, {"units": "eV"}),
             "mean_spectrum": ("native_channel", acquisition.mean_spectrum, {"units": "counts"}),
             "mean_background": ("native_channel", mean_background, {"units": "counts"}),

@@ -53,12 +53,28 @@ class NoiseModel:
         Correlation coefficient of two channels against their distance, shape (lags,); ``correlation[0] == 1``.
     quantum
         Counts of one electron where the detector counts electrons, and their tails are Poisson's; 0 elsewhere.
+    electron_share
+        Share of the variance that is that of electrons, where the correlation was estimated; the rest is that of the
+        read-out, which is not correlated.
     """
 
     gain: float
     readout_variance: float
     correlation: NDArray[np.float64]
     quantum: float = 0.0
+    electron_share: float = 1.0
+
+    @property
+    def counts_per_electron(self) -> float:
+        """Counts that one electron gives in all channels together.
+
+        The gain is variance over mean of single channels, and a point spread that shares electrons among channels
+        lowers it; sums of many channels have ``1 + 2 sum(correlation)`` times as much.
+        """
+        if self.quantum:
+            return self.quantum
+        shared = float(np.sum(self.correlation[1:])) / max(self.electron_share, 0.1)
+        return self.gain * max(1.0 + 2.0 * shared, 1.0)
 
     def variance(self, expected: ArrayLike) -> NDArray[np.floating]:
         """Return the variance of counts whose expectation is `expected` (counts, any shape), counts squared.
@@ -385,11 +401,13 @@ def _fit_model(
         np.clip(covariance / level, -1.0, 1.0) if level > 0 else (lags == 0).astype(np.float64)
     )
     correlation[0] = 1.0
+    of_electrons = gain * np.maximum(expected, 0) / variance
     factor = level if response.size > max_lag + 1 and level > 0 else 1.0
     return NoiseModel(
         gain=float(gain * factor),
         readout_variance=float(readout * factor),
         correlation=np.asarray(correlation, dtype=np.float64),
+        electron_share=float(of_electrons[keep].mean()) if keep.any() else 1.0,
     )
 
 

@@ -36,6 +36,9 @@ from eelsflow.preprocess.rebin import (
 )
 from eelsflow.preprocess.spikes import SpikeReference, neighbors_of
 
+ELECTRONS_PER = 0.1
+"""Width of the channels that electrons are given per, eV: that of the vectors, whatever the detector's."""
+
 NOT_FITTED = 255
 """`background_status` without a background, and of lost pixels; otherwise see `background.PowerLawStatus`."""
 
@@ -377,9 +380,11 @@ def finish(part: Part, fitted: Fitted) -> dict[str, NDArray[Any]]:
         background[:, 0], background[:, 1] = amplitude, exponent
         background[:, 2:] = fit.covariance[:, [0, 0, 1], [0, 1, 1]]
     intensity, variance = _net_of_background(part, spectra, background, log_energy, fitted)
+    electrons = _electrons(spectra, fitted)
     lost = np.zeros(n, dtype=bool) if part.lost is None else part.lost
     if part.lost is not None:
         intensity[lost] = variance[lost] = np.nan
+        electrons[lost] = np.nan
         status = np.where(lost, NOT_FITTED, status)
         amplitude, exponent = (np.where(lost, np.nan, values) for values in (amplitude, exponent))
     n_y, n_x = part.shape
@@ -392,7 +397,18 @@ def finish(part: Part, fitted: Fitted) -> dict[str, NDArray[Any]]:
         "background_amplitude": amplitude.astype(np.float32).reshape(n_y, n_x),
         "background_exponent": exponent.astype(np.float32).reshape(n_y, n_x),
         "spike_channels": part.spikes_per_pixel.astype(np.uint16).reshape(n_y, n_x),
+        "electrons": electrons.reshape(n_y, n_x),
     }
+
+
+def _electrons(spectra: Spectra, fitted: Fitted) -> NDArray[np.float32]:
+    """Return how many electrons a channel of `ELECTRONS_PER` got, background and edge, mean over the fine structure."""
+    inside = spectra.axis.channels(fitted.edge.elnes_window)
+    per_electron = fitted.noise.counts_per_electron
+    if inside.stop <= inside.start or per_electron <= 0:
+        return np.full(len(spectra.counts), np.nan, dtype=np.float32)
+    counts = spectra.counts[:, inside].mean(axis=1, dtype=np.float64)
+    return np.asarray(counts / per_electron * (ELECTRONS_PER / spectra.axis.dispersion), dtype=np.float32)
 
 
 def _net_of_background(

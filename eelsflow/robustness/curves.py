@@ -37,9 +37,13 @@ class Curve(BaseModel):
 
 
 DOSE_CURVE = Curve(
-    perturbation="dose", unit="of the recording's", amplitudes=(1.0, 0.5, 0.25, 0.1, 0.05), mild_end="high"
+    perturbation="dose",
+    unit="electrons per channel of 0.1 eV",
+    amplitudes=(30.0, 20.0, 15.0, 10.0, 7.0, 5.0, 3.0, 2.0, 1.0, 0.5),
+    mild_end="high",
 )
-"""For prepared acquisitions, whose variance is known: background and edge, as the detector recorded them."""
+"""For prepared acquisitions, whose variance is known: electrons of background and edge, mean over the fine structure.
+Spectra that have fewer are left as they are."""
 COUNTS_CURVE = Curve(
     perturbation="poisson_peak_counts",
     unit="counts at the peak",
@@ -59,7 +63,7 @@ FURTHER_CURVES = (
 )
 """Tried in every study, beside shift, Gaussian noise and one of the two curves of dose."""
 
-_UNDISTURBED = {"dose": 1.0, "pca_residual": 1.0}  # 0 for all others; Poisson counts have none
+_UNDISTURBED = {"dose": np.inf, "pca_residual": 1.0}  # 0 for all others; Poisson counts have none
 
 
 def further_curves(*, has_variance: bool) -> tuple[Curve, ...]:
@@ -102,6 +106,7 @@ def assess(
     seed: int,
     test_variance: NDArray[np.float32] | None = None,
     training_variance: NDArray[np.float32] | None = None,
+    test_electrons: NDArray[np.float32] | None = None,
     test_group: NDArray[np.str_] | None = None,
 ) -> Assessment:
     """Measure a classifier on test spectra as they are, shifted and with noise.
@@ -126,13 +131,16 @@ def assess(
         so their differences are paired.
     test_variance, training_variance
         Variances of `test` and `training`, same shapes, where they are known: the curve "dose" needs the first.
+    test_electrons
+        How many electrons a channel of each test spectrum got, (n,): the curve "dose" needs them. NaN where that is
+        not known; such spectra are left as they are.
     test_group
         What each test spectrum was recorded with, (n,), to count by; None: not known.
 
     Raises
     ------
     ValueError
-        If a curve is unknown, or is "dose" without a variance.
+        If a curve is unknown, or is "dose" without a variance or electrons.
 
     Notes
     -----
@@ -185,9 +193,13 @@ def assess(
                 blurred = broaden(test, axis, fwhm_ev=amplitude, variance=test_variance, residual=residual, rng=rng)
                 return correct(as_it_is, blurred)
             case "dose":
-                if test_variance is None:
-                    raise ValueError("the curve 'dose' needs the variance of the test spectra, and none was given")
-                return correct(as_it_is, lower_dose(test, test_variance, dose=amplitude, residual=residual, rng=rng))
+                if test_variance is None or test_electrons is None:
+                    raise ValueError(
+                        "the curve 'dose' needs the variance and the electrons of the test spectra, and they were not "
+                        "given"
+                    )
+                share = amplitude / np.maximum(np.nan_to_num(test_electrons, nan=amplitude), amplitude)
+                return correct(as_it_is, lower_dose(test, test_variance, dose=share, residual=residual, rng=rng))
         raise ValueError(f"no perturbation is called {name!r}")
 
     code = None if test_group is None else np.unique(test_group, return_inverse=True)[1]

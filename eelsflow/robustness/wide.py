@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +126,12 @@ def _colour(noise: NDArray[np.float64], n_channels: int) -> NDArray[np.float64]:
 
 
 def lower_dose(
-    wide: Wide, variance: NDArray[np.float32], *, dose: float, residual: Residual, rng: np.random.Generator
+    wide: Wide,
+    variance: NDArray[np.float32],
+    *,
+    dose: float | NDArray[np.floating[Any]],
+    residual: Residual,
+    rng: np.random.Generator,
 ) -> Wide:
     """Return spectra as a lower dose would have recorded them.
 
@@ -136,7 +142,7 @@ def lower_dose(
     variance
         Of `wide`, shape (n, channels): that of the counts before the background was subtracted.
     dose
-        Relative to the recording, above 0 and at most 1.
+        Relative to the recording, above 0 and at most 1; one of all spectra, or one of each, (n,).
     residual
         Of the training spectra: how the noise is correlated over channels.
     rng
@@ -150,12 +156,13 @@ def lower_dose(
     small doses the true noise is a little larger. Spectra that were denoised (the preset `paper`) get noise that is not
     denoised again.
     """
-    if not 0 < dose <= 1:
+    share = np.broadcast_to(np.asarray(dose, dtype=np.float64), len(wide))[:, None]
+    if not np.all((share > 0) & (share <= 1)):
         raise ValueError(f"the dose is {dose} times the recording's; noise can only be added, so choose above 0, to 1")
     noisy = np.empty(wide.shape, dtype=np.float32)
     for begin in range(0, len(wide), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
-        deviation = np.sqrt(np.maximum(variance[rows], 0) * (1.0 / dose - 1.0))
+        deviation = np.sqrt(np.maximum(variance[rows], 0) * (1.0 / share[rows] - 1.0))
         noisy[rows] = wide[rows] + deviation * residual.draw(len(deviation), rng)
     return noisy
 

@@ -379,6 +379,7 @@ def _assess(item: tuple[AssessModel, Path, Path]) -> None:
         seed=step.fit.features.seed,
         test_variance=None if spectra.variance is None else spectra.variance[test],
         training_variance=None if spectra.variance is None else spectra.variance[train],
+        test_electrons=None if spectra.electrons is None else np.asarray(spectra.electrons[test]),
         test_group=group,
     )
     np.savez(directory / "correct.npz", allow_pickle=False, **result.correct)

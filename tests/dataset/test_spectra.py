@@ -108,12 +108,14 @@ def test_averages_over_neighbours_are_collected_of_the_same_pixels(tmp_path, has
         arrays = {"intensity": values, "variance": values + 1} | ({"gathered": -values} if has_spatial_step else {})
         product = xr.Dataset({name: (("y", "x", "energy_loss"), array) for name, array in arrays.items()})
         prepared.append(tmp_path / f"{number}.zarr")
+        product["electrons"] = ("y", "x"), values[..., 0] / 8
         write_dataset(product.assign_coords(energy_loss=[700.0, 700.1, 700.2, 700.3]), prepared[-1])
     labels = [np.array([["a", "", "mixed"], ["a", "a", ""]]), np.array([["b", "b", ""], ["", "", "b"]])]
     found = gather_spectra(prepared, labels, ["one", "two"], ["a", "b"])
     found.save(tmp_path)
     again = LabelledSpectra.load(tmp_path)
     assert len(found.intensity) == 6
+    np.testing.assert_array_equal(again.electrons, found.intensity[:, 0] / 8)
     if has_spatial_step:
         np.testing.assert_array_equal(again.gathered, -found.intensity)
     else:

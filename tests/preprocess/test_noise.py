@@ -50,6 +50,19 @@ def test_noise_of_a_known_detector_is_recovered(counts: np.ndarray) -> None:
     assert np.sqrt(noise.readout_variance) == pytest.approx(READOUT, rel=0.15)
 
 
+def test_counts_of_an_electron_are_recovered_whatever_the_point_spread_shares(counts: np.ndarray) -> None:
+    assert estimate_noise(counts).counts_per_electron == pytest.approx(COUNTS_PER_ELECTRON, rel=0.1)
+    counted = np.random.default_rng(0).poisson(expected_counts() / COUNTS_PER_ELECTRON)
+    assert estimate_noise(counted).counts_per_electron == 1.0
+
+
+def test_readout_noise_does_not_lower_the_counts_of_an_electron() -> None:
+    """It is not correlated, so it dilutes the correlation that they are read from: by a third here."""
+    noise = estimate_noise(recorded(expected_counts(), readout=25.0))
+    assert noise.electron_share < 0.75
+    assert noise.counts_per_electron == pytest.approx(COUNTS_PER_ELECTRON, rel=0.1)
+
+
 def test_correlation_agrees_with_residuals_from_the_true_expectation(counts: np.ndarray) -> None:
     """Independent reference: a plain loop over lags of residuals that know the truth."""
     truth = convolve1d(expected_counts(), POINT_SPREAD, axis=-1, mode="nearest")

@@ -114,6 +114,12 @@ def test_a_lower_dose_has_the_variance_of_a_recording_at_that_dose():
         # a standard deviation of 4,000 draws is known to 1.1 %; over 540 channels to .05 %
         assert added.std(axis=0).mean() == pytest.approx(thinned.std(axis=0).mean(), rel=0.01)
         np.testing.assert_allclose(added.std(axis=0), np.sqrt(expected / dose), rtol=0.06)
+        each = np.full(len(counts), dose)
+        again = lower_dose(
+            np.zeros(counts.shape, np.float32), np.ones(counts.shape), dose=np.where(each > 0.2, 1, each),
+            residual=white, rng=random,
+        )  # fmt: skip
+        assert (again.std() == 0) == (dose > 0.2)
         np.testing.assert_allclose(added.mean(axis=0), thinned.mean(axis=0), atol=6 * np.sqrt(600 / dose / 4000))
 
 
@@ -241,6 +247,7 @@ def test_every_curve_is_assessed_and_its_mild_end_is_the_clean_accuracy(training
         curves=curves,
         seed=0,
         test_variance=test_variance if has_variance else None,
+        test_electrons=np.full(200, 25.0) if has_variance else None,
     )
     clean = found.correct["accuracy"].mean()
     assert clean > 0.8
@@ -266,3 +273,26 @@ def test_a_dose_without_variance_and_an_unknown_curve_are_refused(training, reco
                 curves=[Curve(perturbation=name, unit="", amplitudes=(0.5,))],
                 seed=0,
             )
+
+
+def test_a_dose_is_in_electrons_and_spectra_with_fewer_are_left_alone(training, recommended):
+    wide, variance, label = training
+    altered = []
+
+    def predict(given, disturbance):
+        altered.append(np.flatnonzero((given != wide[:100]).any(axis=1)))
+        return np.full(len(given), "FeO")
+
+    electrons = np.repeat([4.0, 40.0, np.nan], [30, 60, 10])
+    assess(
+        predict,
+        recommended,
+        test=wide[:100],
+        test_label=label[:100],
+        training=wide,
+        curves=[Curve(perturbation="dose", unit="", amplitudes=(50.0, 10.0, 1.0))],
+        seed=0,
+        test_variance=variance[:100],
+        test_electrons=electrons,
+    )
+    assert [rows.size for rows in altered[-3:]] == [0, 60, 90]
