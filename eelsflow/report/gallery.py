@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,10 +54,11 @@ class Gallery:
         self.figures[unique] = figure
         return Picture(unique, _placeholder(unique), alt, caption, round(figure.get_figwidth() * PIXELS_PER_INCH))
 
-    def draw(self, html: str, executor: Executor) -> str:
-        """Write every figure to its files and return the page with the figures in it."""
+    def draw(self, pages: Sequence[str], executor: Executor) -> list[str]:
+        """Write every figure to its files and return the pages with the figures in them."""
         figures = list(self.figures.values())
         drawn: list[tuple[bytes, bytes]] = []
+        drawn_pages = list(pages)
         for begin in range(0, len(figures), FIGURES_AT_ONCE):
             drawn += executor.map(_draw, figures[begin : begin + FIGURES_AT_ONCE], label="draw")
         for name, (svg, png) in zip(self.figures, drawn, strict=True):
@@ -64,8 +66,8 @@ class Gallery:
                 (self.directory / f"{name}.{suffix}").write_bytes(content)
             kind, content = ("png", png) if len(svg) > max(MAX_INLINE_SVG, len(png)) else ("svg+xml", svg)
             uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-            html = html.replace(_placeholder(name), uri)
-        return html
+            drawn_pages = [page.replace(_placeholder(name), uri) for page in drawn_pages]
+        return drawn_pages
 
 
 def _placeholder(name: str) -> str:

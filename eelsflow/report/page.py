@@ -12,6 +12,7 @@ from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.report import pictures, tables, wording
 from eelsflow.report.gallery import Gallery
 from eelsflow.report.maps import show_maps
+from eelsflow.report.passport import FOLDER, picture_of_final, show_passports
 from eelsflow.report.results import mean_of, read_dataset, read_examples, read_results, read_text, unique
 from eelsflow.report.robustness import show_robustness
 from eelsflow.report.searches import show_searches
@@ -38,8 +39,8 @@ def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
     -------
     Path
         ``report.html`` in `directory`: images and styles are inside it, it needs no network. The figures are also in
-        ``figures/`` as PNG and SVG, the paper's tables in ``table1.csv`` and ``table2.csv``. The same results give the
-        same bytes.
+        ``figures/`` as PNG and SVG, a page for each model in ``passports/``, the paper's tables in ``table1.csv`` and
+        ``table2.csv``. The same results give the same bytes.
 
     Raises
     ------
@@ -58,9 +59,24 @@ def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
     gallery = Gallery(make_directory(figures))
     context = _context(directory, results, gallery)
     tables.write_tables(directory, context["tables"])
-    html = _environment().get_template("report.html.j2").render(**context)
-    html = gallery.draw(html, executor or LoopExecutor())
+    environment = _environment()
+    report = environment.get_template("report.html.j2").render(**context)
+    page = environment.get_template("passport.html.j2")
+    pages = [page.render(passport=passport, results=results) for passport in context["passports"]]
+    report, *pages = gallery.draw([report, *pages], executor or LoopExecutor())
+    passports = directory / FOLDER
+    if passports.is_dir():
+        shutil.rmtree(passports)
+    if pages:
+        make_directory(passports)
+    for passport, html in zip(context["passports"], pages, strict=True):
+        _write(passports / passport["file"], html)
     path = directory / "report.html"
+    _write(path, report)
+    return path
+
+
+def _write(path: Path, html: str) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_text(html, encoding="utf-8")
@@ -69,7 +85,6 @@ def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
         raise OutputPathError(
             f"cannot write {path}: {error.strerror or error}; name a directory to write to"
         ) from error
-    return path
 
 
 def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
@@ -79,6 +94,7 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
     provenance = read_text(directory / "provenance.json")
     robustness = read_dataset(directory / "robustness.zarr")
     paper_tables = tables.build_paper_tables(results)
+    passports = show_passports(directory, robustness, results, gallery)
     return {
         "results": results,
         "edge": results.get("edge") or {},
@@ -96,6 +112,8 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
         "grids": show_searches(directory, results, gallery),
         "perturbed": pictures.show_perturbed(examples, gallery),
         "histories": pictures.show_histories(directory, gallery),
+        "passports": passports,
+        "passport_of_final": picture_of_final(passports, results),
         "robustness": show_robustness(robustness, results, styles, gallery),
         "acquisitions": pictures.show_acquisitions(directory, results, gallery),
         "provenance": provenance,

@@ -289,6 +289,7 @@ def write_results(
         if path.exists():
             histories.append({**_identity(step), **read_json(path)})
     write_json(evidence / "histories.json", histories)
+    write_json(evidence / "passports.json", passports(steps, place))
     write_json(evidence / "architectures.json", _architectures(steps, place, n_classes=len(first_counts)))
     firsts = {step.fit.preset.name: step.fit.features for step in reversed(steps)}
     items = [(firsts[preset.name], place.store.root) for preset in study.preprocess]
@@ -485,6 +486,52 @@ def _correct_of(step: AssessModel, place: Place) -> NDArray[np.bool_]:
     with np.load(place.store.path(step.digest) / "correct.npz") as arrays:
         correct: NDArray[np.bool_] = arrays["accuracy"]
     return correct
+
+
+def passports(steps: Sequence[AssessModel], place: Place) -> list[Row]:
+    """Return for each row of results how many spectra and groups it was trained on, and what was right of each group.
+
+    Numbers are means over the seeds, of a group over those that tested it; groups only where they were held out.
+    """
+    tests = _TestParts(place)
+    rows = []
+    for (model, preset, split), members in by_row(steps).items():
+        sizes, n_groups = [], []
+        tested: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        for step in members:
+            features = place.store.path(step.fit.features.digest)
+            sizes.append(len(np.load(features / "train.npy", mmap_mode="r")))
+            n_groups.append(len(read_json(features / "groups.json")))
+            label, group = tests[step.fit.features]
+            if group is None:
+                continue
+            correct = _correct_of(step, place)
+            names, code = np.unique(group, return_inverse=True)
+            for number, name in enumerate(names.tolist()):
+                mine = code == number
+                kinds, counts = np.unique(label[mine], return_counts=True)
+                kind = str(kinds[counts.argmax()]) if counts.max() > 0.9 * counts.sum() else ""
+                tested[name].append((int(correct[mine].sum()), int(mine.sum()), kind))
+        rows.append(
+            {
+                "model": model,
+                "preprocess": preset,
+                "split": split,
+                "train_spectra": float(np.mean(sizes)),
+                "train_groups": float(np.mean(n_groups)),
+                "groups": [
+                    {
+                        "name": name,
+                        "label": found[0][2],
+                        "right": float(np.mean([one[0] for one in found])),
+                        "tested": float(np.mean([one[1] for one in found])),
+                        "seeds": len(found),
+                    }
+                    for name, found in sorted(tested.items())
+                ],
+            }
+        )
+    return rows
 
 
 _HELD_OUT = {"group": "held-out acquisitions", "pixel": "random test spectra"}
