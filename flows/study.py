@@ -25,7 +25,7 @@ from eelsflow.study.run import OnStep, Outcome, claim_directory, fit_final_model
 from eelsflow.study.stages import Place
 from flows.cluster import cluster_client
 from flows.server import running_server
-from tasks.assess import assess_model, score_maps
+from tasks.assess import assess_model, judge_outside, score_maps
 from tasks.options import CANCELLED, executor_at
 from tasks.prepare import build_dataset, fit_features, prepare_acquisition
 from tasks.progress import ON_STEP
@@ -39,6 +39,7 @@ TASKS: dict[Callable[..., Outcome], Task[..., str | SetAside]] = {
     stages.fit_model: fit_model,
     stages.assess_model: assess_model,
     stages.score_maps: score_maps,
+    stages.judge_outside: judge_outside,
 }
 
 TASKS_AT_ONCE = 4

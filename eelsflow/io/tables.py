@@ -47,7 +47,7 @@ def read_separate_ranges(path: Path | str) -> tuple[NDArray[Any], NDArray[Any]] 
     return None
 
 
-def read_spectra_table(path: Path | str) -> xr.DataArray:
+def read_spectra_table(path: Path | str, *, array: str | None = None) -> xr.DataArray:
     """Read a ready table of spectra (npz) as one line of pixels.
 
     Parameters
@@ -55,6 +55,8 @@ def read_spectra_table(path: Path | str) -> xr.DataArray:
     path
         Arrays ``spectra`` (n, channels) and ``energy_loss`` (channels,) in eV. Under other names the one-dimensional
         array whose name speaks of energy is taken, and the largest two-dimensional one with as many columns.
+    array
+        The name of the spectra, where there are several.
 
     Returns
     -------
@@ -76,13 +78,16 @@ def read_spectra_table(path: Path | str) -> xr.DataArray:
         (spectra_name, energy_name): spectra
         for energy_name, energy_loss in energies.items()
         for spectra_name, spectra in arrays.items()
-        if spectra.ndim == 2 and spectra.dtype.kind in "uif" and spectra.shape[1] == energy_loss.size > 0 < len(spectra)
+        if (array is None or spectra_name == array)
+        and spectra.ndim == 2
+        and spectra.dtype.kind in "uif"
+        and spectra.shape[1] == energy_loss.size > 0 < len(spectra)
     }
     if not tables:
         held = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
         raise UnreadableFileError(
-            f"{path} holds {held}; expected arrays spectra (n, channels) and energy_loss (channels,) in eV, the same "
-            "axis for all: resample the spectra onto one axis and save them under these names"
+            f"{path} holds {held}; expected arrays {array or 'spectra'} (n, channels) and energy_loss (channels,) in "
+            "eV, the same axis for all: resample the spectra onto one axis and save them under these names"
         )
     names = max(tables, key=lambda pair: (pair[0] == "spectra", tables[pair].size))
     with damage_reported(path, "npz"):

@@ -411,6 +411,10 @@ def _with_gaps(values: Sequence[float | None]) -> list[float]:
 # -- robustness -----------------------------------------------------------------------------------------------------
 
 
+MOST_SHOWN = 8
+"""Curves of a figure that can be told apart; the others are drawn thin and grey."""
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Accuracy of one model against amplitude: mean and band, and where it first falls below 90 % of clean.
@@ -459,6 +463,16 @@ def leakage(rows: Sequence[tuple[str, float, float]], *, styles: Mapping[str, Ma
     return figure
 
 
+def _highest(panels: Sequence[tuple[str, Floats, Mapping[str, Curve]]]) -> set[str]:
+    """Return the models whose mean accuracy over all panels is among the highest."""
+    found: dict[str, list[float]] = {}
+    for _, _, curves in panels:
+        for model, curve in curves.items():
+            found.setdefault(model, []).append(float(np.mean(curve.mean)))
+    order = sorted(found, key=lambda model: -float(np.mean(found[model])))
+    return set(order[:MOST_SHOWN])
+
+
 @figure_style()
 def robustness_curves(
     panels: Sequence[tuple[str, Floats, Mapping[str, Curve]]],
@@ -469,6 +483,9 @@ def robustness_curves(
     columns: int = 2,
 ) -> Figure:
     """Draw accuracy against the amplitude of a perturbation, all models in each panel.
+
+    Past `MOST_SHOWN` models those with the highest mean accuracy over all panels have their colours; the others are
+    drawn thin and grey behind them.
 
     Parameters
     ----------
@@ -488,10 +505,16 @@ def robustness_curves(
     figure = new_figure(PAGE_WIDTH, 2.5 * n_rows + (0.6 if columns > 1 else 0.9))
     grid = figure.subplots(n_rows, columns, squeeze=False, sharex=True, sharey=True)
     handles: dict[str, Any] = {}
+    shown_models = _highest(panels)
     for axes, (title, amplitudes, curves) in zip(grid.ravel(), panels, strict=False):
         spacing = max(1, len(amplitudes) // 10)
         for nth, (model, curve) in enumerate(curves.items()):
             style = dict(styles[model])
+            if model not in shown_models:
+                (handles["\0others"],) = axes.plot(
+                    amplitudes, curve.mean, color="#BBBBBB", linewidth=0.6, zorder=1, label="other models"
+                )
+                continue
             axes.fill_between(amplitudes, curve.low, curve.high, color=style["color"], alpha=0.13, linewidth=0)
             (handles[model],) = axes.plot(
                 amplitudes, curve.mean, markevery=(nth % spacing, spacing), label=plain(model), **style

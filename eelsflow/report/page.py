@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from eelsflow.errors import OutputPathError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.report import pictures, tables, wording
+from eelsflow.report.beyond import go_beyond
 from eelsflow.report.gallery import Gallery
 from eelsflow.report.maps import show_maps
+from eelsflow.report.outside import show_outside, write_outside
 from eelsflow.report.passport import FOLDER, picture_of_final, show_passports
 from eelsflow.report.results import mean_of, read_dataset, read_examples, read_results, read_text, unique
 from eelsflow.report.robustness import show_robustness
@@ -40,7 +42,7 @@ def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
     Path
         ``report.html`` in `directory`: images and styles are inside it, it needs no network. The figures are also in
         ``figures/`` as PNG and SVG, a page for each model in ``passports/``, the paper's tables in ``table1.csv`` and
-        ``table2.csv``. The same results give the same bytes.
+        ``table2.csv``, and ``outside.csv`` of spectra of other laboratories. The same results give the same bytes.
 
     Raises
     ------
@@ -59,6 +61,7 @@ def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
     gallery = Gallery(make_directory(figures))
     context = _context(directory, results, gallery)
     tables.write_tables(directory, context["tables"])
+    write_outside(directory, results["outside"])
     environment = _environment()
     report = environment.get_template("report.html.j2").render(**context)
     page = environment.get_template("passport.html.j2")
@@ -112,6 +115,8 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
         "grids": show_searches(directory, results, gallery),
         "perturbed": pictures.show_perturbed(examples, gallery),
         "histories": pictures.show_histories(directory, gallery),
+        "beyond": go_beyond(results, robustness),
+        "outside": show_outside(results, styles, gallery),
         "passports": passports,
         "passport_of_final": picture_of_final(passports, results),
         "robustness": show_robustness(robustness, results, styles, gallery),

@@ -15,7 +15,7 @@ from eelsflow.report.gallery import Gallery, Picture
 from eelsflow.report.results import read_optional_json
 from eelsflow.report.style import format_number, model_styles
 from eelsflow.report.wording import counted
-from eelsflow.robustness.scores import BREAKDOWN_FRACTION, area_under_curve
+from eelsflow.robustness.scores import BREAKDOWN_FRACTION, area_under_curve, share_score
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -298,11 +298,9 @@ def _describe(name: str, curve: Mapping[str, Floats], found: Range) -> dict[str,
 
 def _groups(about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the tested acquisitions from the best to the worst, with the interval of each."""
-    from scipy.stats import binomtest
-
     rows = []
     for group in about.get("groups", []):
-        found = binomtest(round(group["right"]), round(group["tested"])).proportion_ci(method="wilson")
+        found = share_score(round(group["right"]), round(group["tested"]))
         rows.append({**group, "accuracy": group["right"] / group["tested"], "low": found.low, "high": found.high})
     return sorted(rows, key=lambda group: (-group["accuracy"], group["name"]))
 

@@ -39,11 +39,11 @@ _RESULTS = dict.fromkeys(
 )
 
 _LISTS = ("acquisitions", "leakage", "classes", "warnings", "maps", "map_evidence", "controls", "set_aside",
-          "shortcuts", "comparisons")  # fmt: skip
+          "shortcuts", "comparisons", "outside")  # fmt: skip
 
 _ROW = dict.fromkeys(
     ("base", "preprocess", "split", "seeds", "best_params", "best_params_by_seed", "search_seconds", "train_seconds")
-) | dict.fromkeys(("warnings", "searches", "further", "equal_noise", *SCORES))
+) | dict.fromkeys(("warnings", "searches", "further", "equal_noise", "features", "augment", "align", *SCORES))
 
 _ACQUISITION = dict.fromkeys(
     ("name", "sha256", "label", "group", "preprocess", "pixels", "background_pixels", "pixel_size", "pixel_unit")

@@ -26,6 +26,14 @@ class Score(BaseModel):
     high: float | None
 
 
+def share_score(right: int, n: int) -> Score:
+    """Return a share of independent spectra with Wilson's 95 % interval."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, n).proportion_ci(method="wilson")
+    return Score(mean=right / n, low=found.low, high=found.high)
+
+
 def bootstrap_score(
     correct: Sequence[NDArray[np.bool_]],
     labels: Sequence[NDArray[np.str_]],

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from eelsflow.dataset.labels import MIXED, UNLABELLED
+from eelsflow.dataset.outside import Outside
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.edges import Edge, resolve_edge
 from eelsflow.errors import StudyFileError, UnreadableFileError
@@ -60,6 +61,8 @@ class DataSource(_Part):
     manifest: Path | None = None
     spectra: Path | None = None
     simulate: Simulated | None = None
+    move_ev: float = 0.0
+    """By how much the axis of a table is moved, eV: to where an acquisition of the same edge lies."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -68,6 +71,8 @@ class DataSource(_Part):
                 "name one of a manifest of acquisitions, a table of spectra, and acquisitions to simulate, not several "
                 "and not none"
             )
+        if self.move_ev and self.spectra is None:
+            raise ValueError("move_ev moves the axis of a table (spectra); acquisitions are aligned one by one")
         return self
 
     @property
@@ -172,6 +177,8 @@ class Study(_Part):
     extend_grid: bool = False
     training: TrainingPlan = TrainingPlan()
     robustness: RobustnessPlan = RobustnessPlan()
+    outside: tuple[Outside, ...] = ()
+    """Spectra of other laboratories that every model judges and none is trained on."""
     cluster: str | dict[str, dict[str, Any]] = "local"
 
     @model_validator(mode="before")
@@ -237,6 +244,7 @@ class Study(_Part):
             ("preprocess", [preset.name for preset in self.preprocess]),
             ("classes", list(self.classes)),
             ("split.by", [str(by) for by in self.split.by]),
+            ("outside", [test.name for test in self.outside]),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -257,6 +265,11 @@ class Study(_Part):
                     f"preprocess {preset.name!r} prepares raw acquisitions, and the data is a table of ready spectra: "
                     "use 'none' (or only steps that are fitted on the training set, such as normalize)"
                 )
+        if self.outside and self.data.has_acquisitions:
+            raise ValueError(
+                "outside: spectra of other laboratories are judged by models of a table (data.spectra); acquisitions "
+                "of other laboratories are mapped with `eelsflow classify`"
+            )
         if self.data.has_acquisitions and len(self.classes) < 2:
             raise ValueError(f"classes are {list(self.classes)}; a classifier needs at least two")
         return self
@@ -366,10 +379,24 @@ def load_study(path: Path) -> Study:
             key: (path.parent / _expand(value)).resolve() if isinstance(value, str) else value
             for key, value in data.items()
         }
+    for test in content.get("outside") or []:
+        for part in (test, test.get("place") if isinstance(test, dict) else None):
+            if isinstance(part, dict) and isinstance(part.get("spectra"), str):
+                part["spectra"] = (path.parent / _expand(part["spectra"])).resolve()
+            if isinstance(part, dict) and isinstance(part.get("further_ev"), list):
+                part["further_ev"] = _further(part["further_ev"])
     try:
         return Study.model_validate(content)
     except ValidationError as error:
         raise StudyFileError(f"study file {path}: {_explain(error)}") from error
+
+
+def _further(value: list[Any]) -> Any:
+    """Return the shifts of a range [start, stop, step]; anything else as it is, to be refused with its place."""
+    try:
+        return AmplitudeRange.model_validate(value).values
+    except ValidationError:
+        return value
 
 
 def _explain(error: ValidationError) -> str:
@@ -418,5 +445,6 @@ grids: paper                   # or authors, small
 # extend_grid: true            # search on where the best value is the last of its grid
 training: {epochs: 500, batch_size: 512, patience: 50}
 robustness: {shift_ev: [-10, 10, 0.5], noise_sigma: [0, 0.3, 0.05]}
+# outside: [...]               # spectra of other laboratories that every model judges: see docs/manganese.md
 cluster: local                 # or the address of a Dask scheduler
 """

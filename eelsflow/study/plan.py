@@ -26,6 +26,7 @@ from eelsflow.dataset.manifest import (
     read_rows,
     refuse_repeats,
 )
+from eelsflow.dataset.outside import Outside
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
@@ -103,6 +104,7 @@ class BuildDataSet(Step):
     prepared: tuple[str, ...] = ()
     table: Path | None = None
     table_sha256: str = ""
+    move_ev: float = 0.0
     n_spectra: int | None = None
 
     @property
@@ -128,7 +130,7 @@ class BuildDataSet(Step):
             for digest, acquisition in self.inputs
         ]
         code = code_version("dataset", "study.stages")
-        return digest_of("data set", inputs, self.table_sha256, self.classes, self.n_spectra, code)
+        return digest_of("data set", inputs, self.table_sha256, self.move_ev, self.classes, self.n_spectra, code)
 
 
 class FitFeatures(Step):
@@ -235,6 +237,25 @@ class ScoreMaps(Step):
         return digest_of("maps", self.fit.digest, inputs, code_version("maps", "unmixing", "study.stages"))
 
 
+class JudgeOutside(Step):
+    """Let a model that was fitted on all labelled spectra judge those of other laboratories."""
+
+    fit: FitModel
+    tests: tuple[Outside, ...]
+    sha256: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What the step does."""
+        return f"judge spectra of other laboratories by {self.fit.model.name} ({self.fit.preset.name})"
+
+    @cached_property
+    def digest(self) -> str:
+        """Address: the model, the tests, the bytes of their files, code."""
+        tests = [test.model_dump(mode="json") for test in self.tests]
+        return digest_of("outside", self.fit.digest, tests, self.sha256, code_version("dataset", "io", "study.stages"))
+
+
 class Plan(BaseModel):
     """Everything a study computes, stage by stage."""
 
@@ -317,6 +338,7 @@ def plan_data(study: Study, store: Store, *, strict: bool = False) -> Plan:
                 classes=study.classes,
                 table=study.data.spectra,
                 table_sha256=sha256,
+                move_ev=study.data.move_ev,
                 n_spectra=study.split.spectra,
             )
             for preset in study.preprocess
@@ -447,6 +469,33 @@ def plan_assessment(study: Study, fit: FitModel) -> AssessModel:
         *further_curves(has_variance=study.data.spectra is None),
     )
     return AssessModel(fit=fit, curves=curves)
+
+
+def plan_outside(
+    study: Study, fits: Sequence[FitModel], best_params: Mapping[str, Mapping[str, Param]]
+) -> list[JudgeOutside]:
+    """Plan the judgement of spectra of other laboratories by every model, fitted once more on all labelled spectra.
+
+    Parameters
+    ----------
+    study, fits
+        What is studied, and its models on their splits.
+    best_params
+        Digest of the first fit of each model and preset -> the parameters that it chose.
+    """
+    if not study.outside:
+        return []
+    files = [path for test in study.outside for path in (test.spectra, getattr(test.place, "spectra", None))]
+    sha256 = tuple(digest_file(path) for path in files if path is not None)
+    steps = []
+    for fit in fits:
+        if fit.digest in best_params:
+            features = fit.features.model_copy(update={"split": "all", "seed": 0})
+            whole = fit.model_copy(update={"features": features})
+            if whole.grid:
+                whole = without_search(whole, best_params[fit.digest])
+            steps.append(JudgeOutside(fit=whole, tests=study.outside, sha256=sha256))
+    return steps
 
 
 MAP_SEEDS = 3

@@ -26,12 +26,19 @@ from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.robustness.compare import compare_models
 from eelsflow.robustness.control import shuffled_label_control
-from eelsflow.robustness.scores import Score, area_under_curve, bootstrap_curve, bootstrap_score, breakdown_point
+from eelsflow.robustness.scores import (
+    Score,
+    area_under_curve,
+    bootstrap_curve,
+    bootstrap_score,
+    breakdown_point,
+    share_score,
+)
 from eelsflow.robustness.shortcut import among_equal_noise, fit_on_conditions, judge_shortcut
 from eelsflow.store import Store, read_json, write_json
 from eelsflow.study.evidence import EXAMPLE_SHIFT_EV, example_spectra
 from eelsflow.study.map_scores import expected_of_chosen, map_rows
-from eelsflow.study.plan import AssessModel, FitFeatures, Plan, ScoreMaps
+from eelsflow.study.plan import AssessModel, FitFeatures, JudgeOutside, Plan, ScoreMaps
 from eelsflow.study.stages import Place, read_fit
 
 Row = dict[str, Any]
@@ -112,6 +119,9 @@ def _score_row(key: Key, members: Sequence[AssessModel], tests: _TestParts, plac
     return {
         "model": model,
         "base": members[0].fit.model.base,
+        "features": members[0].fit.model.features,
+        "augment": None if members[0].fit.model.augment is None else members[0].fit.model.augment.model_dump(),
+        "align": members[0].fit.model.align,
         "preprocess": preset,
         "split": split,
         "seeds": len(members),
@@ -230,6 +240,7 @@ def write_results(
     place: Place,
     *,
     run: dict[str, Any],
+    outside: Sequence[JudgeOutside] = (),
 ) -> dict[str, Any]:
     """Write a results directory, all but the figures and the report.
 
@@ -243,6 +254,8 @@ def write_results(
         Where it was computed.
     run
         What is known of the run itself: "runner", "started", "seconds", "links".
+    outside
+        Judgements of spectra of other laboratories.
 
     Returns
     -------
@@ -313,6 +326,7 @@ def write_results(
         "shortcuts": told,
         "comparisons": comparisons(steps, place),
         "maps": maps,
+        "outside": outside_rows(outside, place.store),
         "expected": _expected(scored, place),
         "classes": sorted(first_counts),
         "edge": study.edge.model_dump(mode="json"),
@@ -532,6 +546,44 @@ def passports(steps: Sequence[AssessModel], place: Place) -> list[Row]:
             }
         )
     return rows
+
+
+def outside_rows(steps: Sequence[JudgeOutside], store: Store) -> list[Row]:
+    """Return, for each test of spectra of other laboratories, model and preset, what was right."""
+    rows = []
+    for step in steps:
+        for test in read_json(store.path(step.digest) / "outside.json"):
+            label, truth, predicted = (np.array(test[name], dtype=np.str_) for name in ("label", "class", "predicted"))
+            known = truth != ""
+            n, right = int(known.sum()), int((truth == predicted)[known].sum())
+            moved = np.array(test["moved_ev"])
+            rows.append(
+                {
+                    "model": step.fit.model.name,
+                    "preprocess": step.fit.preset.name,
+                    "test": test["test"],
+                    "right": right,
+                    "of": n,
+                    "accuracy": share_score(right, n).model_dump(),
+                    "by_class": {
+                        name: [int((predicted[truth == name] == name).sum()), int((truth == name).sum())]
+                        for name in sorted(set(truth[known].tolist()))
+                    },
+                    "apart": {
+                        name: dict(zip(*_counts(predicted[label == name]), strict=True))
+                        for name in sorted(set(label[~known].tolist()))
+                    },
+                    "moved_ev": [float(moved.min()), float(moved.max())],
+                    "held_ev": test["held_ev"],
+                    "curve": test["curve"],
+                }
+            )
+    return rows
+
+
+def _counts(values: NDArray[np.str_]) -> tuple[list[str], list[int]]:
+    names, counts = np.unique(values, return_counts=True)
+    return names.tolist(), counts.tolist()
 
 
 _HELD_OUT = {"group": "held-out acquisitions", "pixel": "random test spectra"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -31,6 +31,7 @@ from eelsflow.study.plan import (
     AssessModel,
     BuildDataSet,
     FitModel,
+    JudgeOutside,
     Plan,
     PrepareAcquisition,
     ScoreMaps,
@@ -40,6 +41,7 @@ from eelsflow.study.plan import (
     plan_features,
     plan_maps,
     plan_model,
+    plan_outside,
     without_search,
 )
 from eelsflow.study.results import score_rows, write_results
@@ -48,7 +50,7 @@ from eelsflow.study.stages import Place
 StepType = TypeVar("StepType", bound=Step)
 
 OWN_NAMES = ("results.json", "model", "maps", "evidence", "figures", "robustness.zarr", "report.html", "study.yaml",
-             "provenance.json", "table1.csv", "table2.csv")  # fmt: skip
+             "provenance.json", "table1.csv", "table2.csv", "outside.csv", "passports")  # fmt: skip
 """What a study replaces in its results directory."""
 
 MOST_PIXELS = 1 << 20
@@ -128,10 +130,11 @@ def plan_final_model(
 
 @dataclass(frozen=True)
 class Measured:
-    """What a study has measured: assessments of single spectra, and scores of whole maps."""
+    """What a study has measured: single spectra, whole maps, and spectra of other laboratories."""
 
     assessed: list[AssessModel]
     scored: list[ScoreMaps]
+    outside: list[JudgeOutside] = field(default_factory=list)
 
 
 def prepare_acquisitions(plan: Plan, run: Runner, *, strict: bool = False) -> Plan:
@@ -185,10 +188,23 @@ def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[Measured, FitMode
     run(stages.assess_model, _unique(assessed))
     scored = plan_maps(plan, fits)
     run(stages.score_maps, _unique(scored))
+    outside = _plan_outside(plan.study, fits, place.store)
+    run(stages.fit_features, _unique(step.fit.features for step in outside))
+    run(stages.fit_model, _unique(step.fit for step in outside))
+    run(stages.judge_outside, _unique(outside))
     final = plan_final_model(assessed, score_rows(assessed, place), map_rows(scored, place.store))
     if plan.study.split.search == "first" and final.grid:
         final = without_search(final, _choice_of(final, fits, place.store))
-    return Measured(assessed, scored), final
+    return Measured(assessed, scored, outside), final
+
+
+def _plan_outside(study: Study, fits: Sequence[FitModel], store: Store) -> list[JudgeOutside]:
+    """Plan the judgement of spectra of other laboratories by each model with what its first fit has chosen."""
+    if not study.outside:
+        return []
+    firsts = {(fit.model.name, fit.preset.name): fit for fit in reversed(fits)}
+    chosen = {fit.digest: stages.read_fit(fit, store)["best_params"] for fit in firsts.values()}
+    return plan_outside(study, list(firsts.values())[::-1], chosen)
 
 
 def _with_first_choice(fits: Sequence[FitModel], store: Store) -> list[FitModel]:
@@ -262,7 +278,9 @@ def write_outputs(
     describe_model(unfinished / "model", name=final.model.name, **_about_model(plan.study))
     evidence = _write_maps(plan, measured, final, place, unfinished / "maps")
     run = {**run, "final_model": {"model": final.model.name, "preprocess": final.preset.name}, "map_evidence": evidence}
-    results = write_results(unfinished, plan, measured.assessed, measured.scored, place, run=run)
+    results = write_results(
+        unfinished, plan, measured.assessed, measured.scored, place, run=run, outside=measured.outside
+    )
     build_report(unfinished, executor=place.executor)
     _replace_outputs(unfinished, out)
     register_model(out / "model", name=plan.study.name, registered=run["started"], champion=promote)

@@ -6,7 +6,7 @@ Both runners call these: the plain loop in `run`, and the Prefect tasks.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from eelsflow.dataset.aside import SetAside, attempt
 from eelsflow.dataset.labels import class_fractions, label_pixels, read_truth
+from eelsflow.dataset.outside import Outside, on_axis, read_recorded
+from eelsflow.dataset.outside import place as place_outside
 from eelsflow.dataset.spectra import LabelledSpectra, choose_spectra, gather_spectra, read_table
 from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validation_split
 from eelsflow.energy import EnergyAxis
@@ -39,7 +41,15 @@ from eelsflow.robustness.perturb import add_gaussian_noise, draw_shifts
 from eelsflow.robustness.wide import MAX_TRAINING, blur
 from eelsflow.store import Store, empty_directory, read_json, write_json
 from eelsflow.study.evidence import summarize_prepared
-from eelsflow.study.plan import AssessModel, BuildDataSet, FitFeatures, FitModel, PrepareAcquisition, ScoreMaps
+from eelsflow.study.plan import (
+    AssessModel,
+    BuildDataSet,
+    FitFeatures,
+    FitModel,
+    JudgeOutside,
+    PrepareAcquisition,
+    ScoreMaps,
+)
 from eelsflow.unmixing.references import References
 
 MOST_BYTES = 256 << 20
@@ -128,7 +138,9 @@ def build_dataset(step: BuildDataSet, place: Place) -> Path:
 
     def write(directory: Path) -> None:
         if step.table is not None:
-            choose_spectra(read_table(step.table, step.classes), step.n_spectra).save(directory)
+            table = read_table(step.table, step.classes)
+            moved = replace(table, energy_loss=table.energy_loss + step.move_ev)
+            choose_spectra(moved, step.n_spectra).save(directory)
             return
         prepared = [place.store.path(digest) / "prepared.zarr" for digest, _ in step.inputs]
         acquisitions = [acquisition for _, acquisition in step.inputs]
@@ -424,6 +436,57 @@ def _score_maps(item: tuple[ScoreMaps, Path, Path]) -> None:
         if score is not None:
             scores.append({"acquisition": acquisition.name, "group": acquisition.group, **score})
     write_json(directory / "scores.json", {"classes": bundle.classes, "maps": scores})
+
+
+def judge_outside(step: JudgeOutside, place: Place) -> Path:
+    """Let a fitted model judge spectra of other laboratories, on a worker.
+
+    Returns
+    -------
+    Path
+        An entry with ``outside.json``: for each test its labels, the classes that the spectra are called, by how much
+        they were moved, and what further shifts change.
+    """
+
+    def write(directory: Path) -> None:
+        place.executor.map(_judge_outside, [(step, place.store.root, directory)], label="outside")
+
+    return place.store.compute(step.digest, write)
+
+
+def _judge_outside(item: tuple[JudgeOutside, Path, Path]) -> None:
+    step, root, directory = item
+    store = Store(root)
+    bundle = ModelBundle.load(store.path(step.fit.digest) / "model")
+    table = LabelledSpectra.load(store.path(step.fit.features.dataset))
+    write_json(directory / "outside.json", [_judge(test, bundle, table) for test in step.tests])
+
+
+def _judge(test: Outside, bundle: ModelBundle, table: LabelledSpectra) -> dict[str, Any]:
+    recorded = read_recorded(test)
+    labels = {test.label: test.label} if test.label is not None else test.labels
+    moved = place_outside(
+        test, recorded, energy_loss=table.energy_loss, table=table.intensity, label=np.asarray(table.label)
+    )
+    axis = bundle.transform.axis
+    truth = np.array([labels.get(label, "") for label in recorded.label.tolist()])
+    spectra, held = on_axis(recorded, moved, axis)
+    predicted, probability = bundle.predict(spectra)
+    curve = []
+    for further in test.further_ev:
+        spectra, held_there = on_axis(recorded, moved + further, axis)
+        right = int(np.sum((bundle.predict(spectra)[0] == truth) & (truth != "")))
+        curve.append({"shift_ev": further, "right": right, "held_ev": held_there})
+    return {
+        "test": test.name,
+        "label": recorded.label.tolist(),
+        "class": truth.tolist(),
+        "predicted": predicted.tolist(),
+        "probability": np.round(probability.max(axis=1), 4).tolist(),
+        "moved_ev": np.round(moved, 3).tolist(),
+        "held_ev": held,
+        "curve": curve,
+    }
 
 
 def training_groups(step: FitModel, store: Store) -> set[str]:

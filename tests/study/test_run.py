@@ -231,6 +231,50 @@ def test_models_that_look_for_their_spectra_stand_shifts_and_come_back_from_the_
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_spectra_of_other_laboratories_are_judged_by_models_of_the_whole_table(table_study, labelled_table, tmp_path):
+    with np.load(labelled_table) as table:
+        energy, label = table["energy_loss"], table["label"]
+        chosen = [np.flatnonzero(label == name)[:6] for name in np.unique(label)]
+        rows = np.concatenate(chosen)
+        ranges = np.tile(energy[[0, -1]] - 68.0, (rows.size + 2, 1))
+        given = np.concatenate([label[rows], ["of both", "of both"]])
+        spectra = np.concatenate([table["spectra"][rows], table["spectra"][:2]])
+    np.savez(tmp_path / "theirs.npz", X=spectra, energy_min_max=ranges, label=given)
+    outside = [
+        {
+            "name": name,
+            "spectra": "theirs.npz",
+            "labels": {kind: kind for kind in np.unique(label).tolist()},
+            "place": where,
+        }
+        for name, where in (("by maximum", "maximum"), ("as recorded", "recorded"))
+    ]
+    outside[0]["further_ev"] = [-4, 4, 4]
+    models = ["svm-sgd", {"name": "linear", "base": "svm-linear", "grid": {"C": [0.1, 1.0]}}]
+    edge = {"name": "moved", "reference_energy": 642.0, "elnes_window": [632.0, 662.0]}
+    study = table_study(
+        models=models, outside=outside, edge=edge, split={"by": "pixel", "folds": 3, "seeds": 2},
+        data={"spectra": str(labelled_table), "move_ev": -68.0},
+    )  # fmt: skip
+    results, computed = run(study, tmp_path / "out", store=tmp_path / "store")
+    rows_of = {(row["test"], row["model"]): row for row in results["outside"]}
+    assert set(rows_of) == {(name, model) for name in ("by maximum", "as recorded") for model in ("svm-sgd", "linear")}
+    recorded = rows_of["as recorded", "linear"]
+    assert recorded["of"] == 6 * len(np.unique(label))
+    assert (
+        recorded["right"] > 0.9 * recorded["of"]
+    )  # these spectra are the table's own, and its axis was moved as theirs
+    assert sum(recorded["apart"]["of both"].values()) == 2
+    assert sum(right for right, _ in recorded["by_class"].values()) == recorded["right"]
+    curve = rows_of["by maximum", "linear"]["curve"]
+    assert [point["shift_ev"] for point in curve] == [-4.0, 0.0, 4.0]
+    assert curve[1]["right"] == rows_of["by maximum", "linear"]["right"]
+    again, computed = run(study, tmp_path / "out", store=tmp_path / "store")
+    assert not computed
+    assert again["outside"] == results["outside"]
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_fields_kept_for_maps_give_no_spectrum_and_are_scored_under_a_random_split(manifest_study, tmp_path):
     split = {"by": "pixel", "folds": 2, "seeds": 1}
     models = ["svm-sgd", {"name": "aligned", "base": "svm-sgd", "align": "marginal"}]
