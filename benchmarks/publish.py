@@ -9,9 +9,16 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eelsflow.report.beyond import go_beyond
+from eelsflow.report.outside import choose_outside
+from eelsflow.report.passport import stand_of
+from eelsflow.report.results import mean_of, read_dataset, read_results, unique
+from eelsflow.report.tables import build_paper_tables
+from eelsflow.report.trends import find_trends
 from eelsflow.store import read_json, write_json
 
 NOT_KEPT = ("links", "map_evidence", "acquisitions")
@@ -27,8 +34,8 @@ PAPER_FIGURES = {
 }
 """Number in the paper -> figure of the report. Of the first three the paper's own content is ours to choose."""
 
-FURTHER_FIGURES = ("robustness-shift_ev", "robustness-noise_sigma")
-MOST_BYTES = 500_000
+FURTHER_FIGURES = ("robustness-*", "leakage-*", "outside-*")
+MOST_BYTES = 300_000
 
 
 def publish(results: Path, target: Path, *, study: Path) -> None:
@@ -37,22 +44,35 @@ def publish(results: Path, target: Path, *, study: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     write_json(target / "results.json", {name: value for name, value in found.items() if name not in NOT_KEPT})
-    for table in results.glob("table*.csv"):
+    is_papers = _has_papers_values(read_results(results))
+    for table in (*(results.glob("table*.csv") if is_papers else ()), *results.glob("outside.csv")):
         shutil.copyfile(table, target / table.name)
-    figures = []
-    numbered = {f"figure-{number}": name for number, name in PAPER_FIGURES.items()}
-    for name, source in {**numbered, **{name: name for name in FURTHER_FIGURES}}.items():
-        for suffix in (".png", ".svg"):
-            path = results / "figures" / f"{source}{suffix}"
-            if path.exists() and path.stat().st_size <= MOST_BYTES:
-                shutil.copyfile(path, target / f"{name}{suffix}")
-                if suffix == ".png":
-                    figures.append(name)
-    (target / "README.md").write_text(page(found, target, study=study, figures=figures), encoding="utf-8")
+    wanted = {f"figure-{number}": name for number, name in PAPER_FIGURES.items()} if is_papers else {}
+    for pattern in FURTHER_FIGURES:
+        wanted |= {path.stem: path.stem for path in sorted((results / "figures").glob(f"{pattern}.png"))}
+    final = found.get("final_model") or {}
+    wanted |= {path.stem: path.stem for path in (results / "figures").glob(f"passport-{final.get('model')}.png")}
+    figures = [name for name, source in wanted.items() if _copy(results / "figures" / source, target / name)]
+    (target / "README.md").write_text(page(results, target, study=study, figures=figures), encoding="utf-8")
 
 
-def page(found: dict[str, Any], target: Path, *, study: Path, figures: list[str]) -> str:
+def _copy(source: Path, target: Path) -> bool:
+    """Copy a figure in both forms where they are small; return whether there is a picture."""
+    for suffix in (".png", ".svg"):
+        path = source.with_name(source.name + suffix)
+        if path.exists() and path.stat().st_size <= MOST_BYTES:
+            shutil.copyfile(path, target.with_name(target.name + suffix))
+    return target.with_name(target.name + ".png").exists()
+
+
+def _has_papers_values(results: Mapping[str, Any]) -> bool:
+    tables = build_paper_tables(results)
+    return any(row["paper"] for name in ("first", "second") for row in tables[name])
+
+
+def page(directory: Path, target: Path, *, study: Path, figures: list[str]) -> str:
     """Return the page in Markdown."""
+    found = read_results(directory)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     machine = found["machine"]
     lines = [
@@ -65,6 +85,15 @@ def page(found: dict[str, Any], target: Path, *, study: Path, figures: list[str]
         f"({machine['processor']}). Seeds and everything else are in the study file. {versions}.",
         "",
     ]
+    lines += _papers(found, target) if _has_papers_values(found) else _models(directory, found)
+    lines += _outside(found)
+    lines += [f"![{name}]({name}.png)\n" for name in figures]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _papers(found: Mapping[str, Any], target: Path) -> list[str]:
+    """Return Tables I and II, and which of the paper's trends come out."""
+    lines = []
     for number in (1, 2):
         path = target / f"table{number}.csv"
         if path.exists():
@@ -75,29 +104,123 @@ def page(found: dict[str, Any], target: Path, *, study: Path, figures: list[str]
         "Gaussian, .15 of the spectrum's range. Two phases: pixels right in maps of held-out fields of two phases, "
         "the mean of the recalls.",
         "",
+        "## What the paper found",
+        "",
     ]
-    lines += [f"![{name}]({name}.png)\n" for name in figures]
-    return "\n".join(lines).rstrip() + "\n"
+    rows = []
+    for trend in find_trends(build_paper_tables(found), found["classes"]):
+        why = f" Why not: {trend['why']}." if trend["why"] else ""
+        rows.append([trend["trend"], "comes out" if trend["holds"] else "does not come out", f"{trend['found']}.{why}"])
+    return [*lines, *_markdown(["the paper", "here", "figures"], rows), ""]
+
+
+def _models(directory: Path, found: Mapping[str, Any]) -> list[str]:
+    """Return a table of all models, and what goes beyond the paper."""
+    curves = read_dataset(directory / "robustness.zarr")
+    gaps = {(row["model"], row["preprocess"]): row for row in found["leakage"]}
+    splits = unique(found["models"], "split")
+    main = "group" if "group" in splits else splits[0]
+    rows = []
+    for row in sorted(
+        (row for row in found["models"] if row["split"] == main), key=lambda row: -(mean_of(row["accuracy"]) or 0)
+    ):
+        gap = gaps.get((row["model"], row["preprocess"]))
+        score = row["accuracy"]
+        interval = "" if score["low"] is None else f" ({_short(score['low'])}-{_short(score['high'])})"
+        rows.append(
+            [
+                row["model"],
+                f"{_short(score['mean'])}{interval}",
+                *([_short(gap["pixel"]), f"{gap['gap']:+.3f}"] if gap else []),
+                _short(mean_of(row["translation"])),
+                _short(mean_of(row["noise"])),
+                "" if curves is None else stand_of(curves, row),
+            ]
+        )
+    of = "held-out acquisitions" if main == "group" else "random test spectra"
+    heads = ["model", f"accuracy, {of}", *(["random pixels", "gap"] if gaps else []), "shifted by up to 5 eV", "noise"]
+    lines = ["## Models", "", *_markdown([*heads, "to nine tenths of its accuracy"], rows), ""]
+    beyond = go_beyond(found, curves)
+    if beyond:
+        heads = ["split", "role", "model", "accuracy", "below the best plain one by", "worst within 8 eV",
+                 "share of its accuracy", "noise .15", "share"]  # fmt: skip
+        cells = [
+            [
+                row["split"], row["role"], row["model"], _short(mean_of(row["accuracy"])), f"{row['loss']:+.3f}",
+                _short(row["shifted"]), f"{row['shifted_share']:.2f}",
+                _short(row["noisy"]), f"{row['noisy_share']:.2f}",
+            ]
+            for row in beyond
+        ]  # fmt: skip
+        lines += ["## Beyond the paper", "", *_markdown(heads, cells), ""]
+    for row in found["shortcuts"]:
+        lines += [
+            f"A classifier of noise, counts, background, place and offset alone: {_short(row['accuracy']['mean'])} "
+            f"(chance {row['chance']:.2f}).",
+            "",
+        ]
+    return lines
+
+
+def _outside(found: Mapping[str, Any]) -> list[str]:
+    """Return what models make of spectra of other laboratories."""
+    if not found["outside"]:
+        return []
+    lines = ["## Spectra of other laboratories", ""]
+    choice = choose_outside(found)
+    if choice:
+        lines += [
+            f"Taken without their labels, because it stands shifts best on the table's test spectra: {choice}.",
+            "",
+        ]
+    for name in unique(found["outside"], "test"):
+        rows = sorted(
+            (row for row in found["outside"] if row["test"] == name), key=lambda row: (-row["right"], row["model"])
+        )
+        classes = list(rows[0]["by_class"])
+        cells = [
+            [
+                row["model"],
+                f"{row['right']} of {row['of']}",
+                *(f"{right} of {of}" for right, of in row["by_class"].values()),
+                "; ".join(
+                    f"{kind}: " + ", ".join(f"{called} {n}" for called, n in seen.items())
+                    for kind, seen in row["apart"].items()
+                ),
+            ]
+            for row in rows
+        ]
+        low, high = rows[0]["moved_ev"]
+        moved = f"{low:+.2f} eV" if low == high else f"{low:+.2f} to {high:+.2f} eV"
+        lines += [f"### {name} (moved by {moved})", "", *_markdown(["model", "right", *classes, "others"], cells), ""]
+    return lines
+
+
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
+        *(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows),
+    ]
 
 
 def table(path: Path) -> list[str]:
     """Return a table of a study in Markdown, our values with the paper's beside them."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    heads = ["model", "trained on", "best parameters", "accuracy", "translation", "noise", "two phases"]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    cells = []
     for row in rows:
-        cells = [row["model"], row["trained_on"], row["best_params"] if path.stem == "table1" else ""]
+        line = [row["model"], row["trained_on"], row["best_params"] if path.stem == "table1" else ""]
         for name in ("accuracy", "translation", "noise"):
             theirs = f" (paper {row[f'paper_{name}']})" if row[f"paper_{name}"] else ""
-            cells.append(f"{_short(row[name])}{theirs}")
-        cells.append(_short(row["two_phases"]))
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            line.append(f"{_short(row[name])}{theirs}")
+        cells.append([*line, _short(row["two_phases"])])
+    heads = ["model", "trained on", "best parameters", "accuracy", "translation", "noise", "two phases"]
+    return _markdown(heads, cells)
 
 
-def _short(value: str) -> str:
-    return f"{float(value):.3f}".removeprefix("0") if value else "-"
+def _short(value: str | float | None) -> str:
+    return f"{float(value):.3f}".removeprefix("0") if value not in ("", None) else "-"
 
 
 def main() -> None:

@@ -20,11 +20,6 @@ def show_outside(
     """Return the tests with their rows, the best first, and the model chosen without them; None without tests."""
     if not results["outside"]:
         return None
-    judged = {row["model"] for row in results["outside"]}
-    candidates = [
-        row for row in results["models"] if row["model"] in judged and mean_of(row["translation"]) is not None
-    ]
-    choice = max(candidates, key=lambda row: mean_of(row["translation"]) or 0.0)["model"] if candidates else None
     tests = []
     for number, name in enumerate(unique(results["outside"], "test")):
         rows = [row for row in results["outside"] if row["test"] == name]
@@ -40,7 +35,19 @@ def show_outside(
                 "picture": _draw(name, number, rows, styles, gallery),
             }
         )
-    return {"tests": tests, "choice": choice}
+    return {"tests": tests, "choice": choose_outside(results)}
+
+
+def choose_outside(results: Mapping[str, Any]) -> str | None:
+    """Return the model that stands shifts best on the study's own test spectra: a choice that needs no other label."""
+    judged = {row["model"] for row in results["outside"]}
+    candidates = [
+        row for row in results["models"] if row["model"] in judged and mean_of(row["translation"]) is not None
+    ]
+    if not candidates:
+        return None
+    name: str = max(candidates, key=lambda row: mean_of(row["translation"]) or 0.0)["model"]
+    return name
 
 
 def _say_place(row: Mapping[str, Any]) -> str:

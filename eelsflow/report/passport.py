@@ -182,6 +182,20 @@ def _enumerate(items: Sequence[str], last: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
+def stand_of(dataset: xr.Dataset, row: Mapping[str, Any]) -> str:
+    """Return in a sentence what the model of a row of results stands; empty without curves."""
+    curves = _curves_of(dataset, (row["model"], row["preprocess"], row["split"]))
+    return say_stand(_ranges_of(curves, row)) if curves else ""
+
+
+def _ranges_of(curves: Mapping[str, Mapping[str, Floats]], row: Mapping[str, Any]) -> dict[str, Range]:
+    clean = row["accuracy"]["mean"]
+    return {
+        name: find_range(curve["amplitude"], curve["mean"], clean=clean, mildest=STANDS[name].mildest)
+        for name, curve in curves.items()
+    }
+
+
 def show_passports(
     directory: Path,
     dataset: xr.Dataset | None,
@@ -212,11 +226,7 @@ def show_passports(
         curves = _curves_of(dataset, key)
         if not curves or not isinstance(row["accuracy"], Mapping):
             continue
-        clean = row["accuracy"]["mean"]
-        ranges = {
-            name: find_range(curve["amplitude"], curve["mean"], clean=clean, mildest=STANDS[name].mildest)
-            for name, curve in curves.items()
-        }
+        ranges = _ranges_of(curves, row)
         about = evidence.get(key, {})
         title = f"{row['model']} ({row['preprocess']})" if several else row["model"]
         passport = {

@@ -74,6 +74,8 @@ def _order_on_clean(rows: Mapping[str, Any]) -> dict[str, Any] | None:
                 f"the search chose gamma = {gamma:g} for {name}, at which its kernel is nearly linear, so it is the "
                 "linear machine over again"
             )
+    if abs(rbf - linear) < 0.005 and not any("svm-rbf" in reason for reason in why):
+        why.append("a plane tells the classes of these spectra apart as well as a curved surface does")
     if not holds and not why:
         why.append("the differences are within the intervals or the other way round on these spectra")
     return {
