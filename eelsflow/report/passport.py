@@ -15,6 +15,7 @@ from eelsflow.report.gallery import Gallery, Picture
 from eelsflow.report.results import read_optional_json
 from eelsflow.report.style import format_number, model_styles
 from eelsflow.report.wording import counted
+from eelsflow.robustness.curves import DOSE_CURVE
 from eelsflow.robustness.scores import BREAKDOWN_FRACTION, area_under_curve, share_score
 
 if TYPE_CHECKING:
@@ -271,6 +272,8 @@ def _curves_of(dataset: xr.Dataset, key: tuple[str, str, str]) -> dict[str, dict
             part = dataset.sel(perturbation=name, model=model, preprocess=preset, split=split)
         except KeyError:
             continue
+        if name == "dose" and str(part["unit"].values) != DOSE_CURVE.unit:
+            continue  # of an earlier version, relative to the recording
         amplitudes = np.asarray(part["amplitude_value"].values, dtype=np.float64)
         values = part["accuracy"].transpose("amplitude", "seed").values
         order = np.argsort(amplitudes)[: int(np.isfinite(amplitudes).sum())]
