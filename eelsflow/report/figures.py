@@ -18,6 +18,7 @@ from eelsflow.energy import Window
 from eelsflow.report.style import (
     BLACK,
     BLUE,
+    DASHES,
     GREY,
     ORANGE,
     PAGE_WIDTH,
@@ -83,9 +84,10 @@ def example_spectrum(
     axes[0].plot(energy_loss, example, color=BLACK, linewidth=0.9)
     axes[0].set(title="As the models see it", xlabel=ENERGY_LABEL, ylabel=INTENSITY_LABEL)
     _mark_reference(axes[0], reference_energy)
-    for name, mean, spread, color in zip(classes, class_mean, class_std, class_colors(len(classes)), strict=True):
+    for number, (name, mean, spread) in enumerate(zip(classes, class_mean, class_std, strict=True)):
+        color = class_colors(len(classes))[number]
         axes[1].fill_between(energy_loss, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
-        axes[1].plot(energy_loss, mean, color=color, label=plain(name))
+        axes[1].plot(energy_loss, mean, color=color, label=plain(name), linestyle=DASHES[number % len(DASHES)])
     axes[1].set(title="Mean of each class", xlabel=ENERGY_LABEL, ylabel=INTENSITY_LABEL)
     _mark_reference(axes[1], reference_energy, label=False)
     axes[1].legend(loc="best")
@@ -110,7 +112,7 @@ def perturbed_spectra(
     figure = new_figure(PAGE_WIDTH, 2.5)
     left, right = figure.subplots(1, 2, sharey=True)
     left.plot(energy_loss, example, color=GREY, label="as prepared")
-    left.plot(energy_loss, shifted, color=VERMILION, label=f"shifted by {shift_ev:+.2f} eV")
+    left.plot(energy_loss, shifted, color=VERMILION, linestyle="--", label=f"shifted by {shift_ev:+.2f} eV")
     left.set(title="Translation", xlabel=ENERGY_LABEL, ylabel=INTENSITY_LABEL)
     right.plot(
         energy_loss, noisy, color=BLUE, linewidth=0.8, label=f"Gaussian noise, sigma {noise_sigma:.2f} (p99 - p1)"
@@ -372,7 +374,7 @@ def training_histories(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
             validation = _with_gaps(history["validation_accuracy"])
             train = _with_gaps(history["train_accuracy"])
             handles = [
-                *axes.plot(epochs, train, color=ORANGE, alpha=alpha, linewidth=1, label="training part"),
+                *axes.plot(epochs, train, color=ORANGE, linestyle=":", alpha=alpha, linewidth=1, label="training part"),
                 *axes.plot(epochs, validation, color=BLUE, alpha=alpha, linewidth=1, label="validation part"),
             ]
             best = history.get("best_epoch")

@@ -41,10 +41,14 @@ _BASE_COLORS = {
     "cnn-2": VERMILION,
 }
 _MARKERS = "osD^vP*X"
+DASHES = ("-", "--", ":", "-.")
+"""Styles of lines that stand beside each other, so that they are told apart without colours."""
+
 _OTHER_COLORS = (BLACK, "#882255", "#44AA99", "#999933")
 
-# P. Tol, "Colour schemes" (SRON, 2021), scheme bright: classes do not borrow the colours of models.
-CLASS_COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
+# P. Tol, "Colour schemes" (SRON, 2021): three of the scheme high-contrast, which are told apart in grey as well, then
+# others as far from them in lightness as can be. Classes do not borrow the colours of models.
+CLASS_COLORS = ("#004488", "#DDAA33", "#BB5566", "#77CCEE", "#225522", "#FFCCCC")
 
 _STYLE: dict[str, object] = {
     "figure.dpi": 160,
@@ -133,7 +137,6 @@ def model_styles(models: Sequence[tuple[str, str]]) -> dict[str, dict[str, str]]
     dict
         By name: ``color``, ``marker`` and ``linestyle``, as matplotlib's line properties.
     """
-    dashes = ("-", "--", ":", "-.")
     seen: dict[str, int] = {}
     styles: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
@@ -146,7 +149,7 @@ def model_styles(models: Sequence[tuple[str, str]]) -> dict[str, dict[str, str]]
         nth = seen.get(base, 0)
         seen[base] = nth + 1
         marker = _MARKERS[(list(seen).index(base) + 3 * nth) % len(_MARKERS)]
-        styles[name] = {"color": color, "marker": marker, "linestyle": dashes[nth % len(dashes)]}
+        styles[name] = {"color": color, "marker": marker, "linestyle": DASHES[nth % len(DASHES)]}
     return styles
 
 

@@ -153,6 +153,8 @@ class TrainingPlan(_Part):
     patience: Annotated[int, Field(ge=1)] = 50
 
 
+ChooseBy = Literal["maps", "accuracy", "translation"]
+
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -177,6 +179,9 @@ class Study(_Part):
     extend_grid: bool = False
     training: TrainingPlan = TrainingPlan()
     robustness: RobustnessPlan = RobustnessPlan()
+    choose_by: ChooseBy = "maps"
+    """What decides which model leaves the study: maps of held-out acquisitions, where there are some, and else the
+    accuracy of single spectra; that accuracy always; or that of shifted spectra."""
     outside: tuple[Outside, ...] = ()
     """Spectra of other laboratories that every model judges and none is trained on."""
     cluster: str | dict[str, dict[str, Any]] = "local"
@@ -445,6 +450,7 @@ grids: paper                   # or authors, small
 # extend_grid: true            # search on where the best value is the last of its grid
 training: {epochs: 500, batch_size: 512, patience: 50}
 robustness: {shift_ev: [-10, 10, 0.5], noise_sigma: [0, 0.3, 0.05]}
+# choose_by: translation       # decides which model is kept: maps (or accuracy, without any), accuracy, translation
 # outside: [...]               # spectra of other laboratories that every model judges: see docs/manganese.md
 cluster: local                 # or the address of a Dask scheduler
 """

@@ -25,7 +25,7 @@ from eelsflow.models.bundle import ModelBundle, describe_model
 from eelsflow.report.page import build_report
 from eelsflow.store import Store, empty_directory, make_directory
 from eelsflow.study import stages
-from eelsflow.study.config import Study
+from eelsflow.study.config import ChooseBy, Study
 from eelsflow.study.map_scores import best_maps, map_rows
 from eelsflow.study.plan import (
     AssessModel,
@@ -109,18 +109,23 @@ def plan_models(plan: Plan, store: Store) -> list[FitModel]:
 
 
 def plan_final_model(
-    assessed: Sequence[AssessModel], rows: Sequence[dict[str, Any]], maps: Sequence[dict[str, Any]] = ()
+    assessed: Sequence[AssessModel],
+    rows: Sequence[dict[str, Any]],
+    maps: Sequence[dict[str, Any]] = (),
+    *,
+    choose_by: ChooseBy = "maps",
 ) -> FitModel:
     """Plan the model that leaves the study, fitted on all labelled spectra.
 
     The best maps of held-out acquisitions decide, pixel by pixel over pure and mixed fields; without maps the balanced
     accuracy on held-out acquisitions, and only where nothing was held out that of the random split. Ties go to the
-    first named.
+    first named. A study may choose by the accuracy of single spectra instead, or by that of shifted ones.
     """
-    best = best_maps(maps)
+    best = best_maps(maps) if choose_by == "maps" else None
     if best is None:
         by_group = [row for row in rows if row["split"] == "group"] or list(rows)
-        best = max(by_group, key=lambda row: (row["balanced_accuracy"] or row["accuracy"])["mean"])
+        score = "translation" if choose_by == "translation" else "balanced_accuracy"
+        best = max(by_group, key=lambda row: (row[score] or row["accuracy"])["mean"])
     step = next(
         step for step in assessed if (step.fit.model.name, step.fit.preset.name) == (best["model"], best["preprocess"])
     )
@@ -192,7 +197,9 @@ def run_stages(plan: Plan, place: Place, run: Runner) -> tuple[Measured, FitMode
     run(stages.fit_features, _unique(step.fit.features for step in outside))
     run(stages.fit_model, _unique(step.fit for step in outside))
     run(stages.judge_outside, _unique(outside))
-    final = plan_final_model(assessed, score_rows(assessed, place), map_rows(scored, place.store))
+    final = plan_final_model(
+        assessed, score_rows(assessed, place), map_rows(scored, place.store), choose_by=plan.study.choose_by
+    )
     if plan.study.split.search == "first" and final.grid:
         final = without_search(final, _choice_of(final, fits, place.store))
     return Measured(assessed, scored, outside), final

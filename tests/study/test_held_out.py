@@ -41,9 +41,9 @@ def study(tmp_path_factory):
         seen = []
         original = study_run.plan_final_model
 
-        def plan_final_model(*args):
+        def plan_final_model(*args, **options):
             seen.append(args)
-            return original(*args)
+            return original(*args, **options)
 
         patch.setattr(study_run, "plan_final_model", plan_final_model)
         results = run_study(load_study(directory / "study.yaml"), directory / "out", place=place)
