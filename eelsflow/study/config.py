@@ -31,6 +31,7 @@ MAX_AMPLITUDES = 1000
 """Steps of a robustness curve; each is another prediction of the whole test part (ours)."""
 
 QUICK_SPECTRA, QUICK_SIMULATION = 1000, {"acquisitions": 12, "pixels": 24}
+QUICK_COPIES = 2
 """Of a quick study, at most."""
 
 CLUSTER_KINDS = ("slurm", "kubernetes")
@@ -280,7 +281,7 @@ class Study(_Part):
         return self
 
     def quick(self) -> Study:
-        """Return a small version of this study for a first look: small grids, 2 seeds, 3 folds, 60 epochs.
+        """Return a small version of this study for a first look: small grids, 2 seeds, 3 folds, 60 epochs, few copies.
 
         Where its acquisitions are simulated, they are few and small.
         """
@@ -302,8 +303,23 @@ class Study(_Part):
         robustness = RobustnessPlan(
             shift_ev=AmplitudeRange(start=-10, stop=10, step=2), noise_sigma=self.robustness.noise_sigma
         )
+        models = tuple(
+            model
+            if model.augment is None
+            else model.model_copy(
+                update={"augment": model.augment.model_copy(update={"copies": min(model.augment.copies, QUICK_COPIES)})}
+            )
+            for model in self.models
+        )
         return self.model_copy(
-            update={"data": data, "split": split, "training": training, "grids": "small", "robustness": robustness}
+            update={
+                "data": data,
+                "split": split,
+                "models": models,
+                "training": training,
+                "grids": "small",
+                "robustness": robustness,
+            }
         )
 
 
