@@ -17,6 +17,7 @@ from eelsflow.energy import EnergyAxis
 from eelsflow.errors import DataSetError
 from eelsflow.io.damage import damage_reported
 from eelsflow.io.tables import read_separate_ranges, read_spectra_table
+from eelsflow.robustness.amplitudes import AmplitudeRange
 
 Array = NDArray[np.float64]
 
@@ -48,7 +49,7 @@ class Outside(_Source):
     """Label in the file -> class of the study; spectra of other labels are judged and reported apart."""
     place: Literal["recorded", "maximum"] | Like = "recorded"
     """On the axis: as recorded; each moved so that its maximum lies where the table's do; or all by one constant."""
-    further_ev: tuple[float, ...] = ()
+    further_ev: AmplitudeRange | None = None
     """Shifts beyond that, eV: what an axis that is wrong by so much would cost."""
 
     @model_validator(mode="after")

@@ -26,9 +26,7 @@ from eelsflow.edges import Edge, resolve_edge
 from eelsflow.errors import StudyFileError, UnreadableFileError
 from eelsflow.models.spec import STANDARD, ModelSpec, resolve_model
 from eelsflow.preprocess.presets import Preset, resolve_preset
-
-MAX_AMPLITUDES = 1000
-"""Steps of a robustness curve; each is another prediction of the whole test part (ours)."""
+from eelsflow.robustness.amplitudes import AmplitudeRange
 
 QUICK_SPECTRA, QUICK_SIMULATION = 1000, {"acquisitions": 12, "pixels": 24}
 QUICK_COPIES = 2
@@ -95,41 +93,6 @@ class SplitPlan(_Part):
     """How many of the labelled spectra take part, chosen at random; all where None."""
     held_out_fields: Annotated[int, Field(ge=0)] = 0
     """Fields of two phases that give no spectrum to train or test on: they are mapped and scored by every model."""
-
-
-class AmplitudeRange(_Part):
-    """Amplitudes from start to stop, both included, in equal steps."""
-
-    start: float
-    stop: float
-    step: Annotated[float, Field(gt=0)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_list(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            if len(value) != 3:
-                raise ValueError(f"{list(value)} is not a range; write [start, stop, step]")
-            return dict(zip(("start", "stop", "step"), value, strict=True))
-        return value
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.stop < self.start:
-            raise ValueError(f"range from {self.start} to {self.stop} is empty; write start <= stop")
-        n_steps = (self.stop - self.start) / self.step
-        if n_steps > MAX_AMPLITUDES:
-            raise ValueError(
-                f"range from {self.start} to {self.stop} has {n_steps:.0f} steps of {self.step}, and every model is "
-                f"assessed at each; write a larger step, for at most {MAX_AMPLITUDES}"
-            )
-        return self
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """The amplitudes."""
-        n_steps = int((self.stop - self.start) / self.step + 1e-9)
-        return tuple(round(self.start + number * self.step, 10) for number in range(n_steps + 1))
 
 
 class RobustnessPlan(_Part):
@@ -404,20 +367,10 @@ def load_study(path: Path) -> Study:
         for part in (test, test.get("place") if isinstance(test, dict) else None):
             if isinstance(part, dict) and isinstance(part.get("spectra"), str):
                 part["spectra"] = (path.parent / _expand(part["spectra"])).resolve()
-            if isinstance(part, dict) and isinstance(part.get("further_ev"), list):
-                part["further_ev"] = _further(part["further_ev"])
     try:
         return Study.model_validate(content)
     except ValidationError as error:
         raise StudyFileError(f"study file {path}: {_explain(error)}") from error
-
-
-def _further(value: list[Any]) -> Any:
-    """Return the shifts of a range [start, stop, step]; anything else as it is, to be refused with its place."""
-    try:
-        return AmplitudeRange.model_validate(value).values
-    except ValidationError:
-        return value
 
 
 def _explain(error: ValidationError) -> str:

@@ -473,7 +473,7 @@ def _judge(test: Outside, bundle: ModelBundle, table: LabelledSpectra) -> dict[s
     spectra, held = on_axis(recorded, moved, axis)
     predicted, probability = bundle.predict(spectra)
     curve = []
-    for further in test.further_ev:
+    for further in test.further_ev.values if test.further_ev is not None else ():
         spectra, held_there = on_axis(recorded, moved + further, axis)
         right = int(np.sum((bundle.predict(spectra)[0] == truth) & (truth != "")))
         curve.append({"shift_ev": further, "right": right, "held_ev": held_there})

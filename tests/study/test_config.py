@@ -153,7 +153,45 @@ def test_quick_study_is_smaller_but_leaves_out_no_model(study_file):
     assert quick.models == study.models
 
 
+def test_quick_study_has_few_copies(study_file):
+    copies = {"name": "many", "base": "svm-sgd", "augment": {"shift_ev": 5, "copies": 12}}
+    (model,) = load_study(study_file({**MINIMAL, "models": [copies]})).quick().models
+    assert model.augment.copies == 2
+    assert model.augment.shift_ev == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"outside": [{"name": "a", "spectra": "a.npz", "label": "FeO"}], "data": {"manifest": "m.csv"}},
+            "outside: spectra of other laboratories are judged by models of a table",
+        ),
+        ({"data": {"manifest": "m.csv", "move_ev": 3}}, "move_ev moves the axis of a table"),
+        (
+            {"outside": [{"name": "a", "spectra": "a.npz", "label": "FeO"}] * 2, "data": {"spectra": "t.npz"}},
+            r"outside names \['a'\] more than once",
+        ),
+        (
+            {"outside": [{"name": "a", "spectra": "a.npz"}], "data": {"spectra": "t.npz"}},
+            "outside.0: give either labels",
+        ),
+        (
+            {"outside": [{"name": "a", "spectra": "a.npz", "label": "FeO", "further_ev": [1, 0, 1]}],
+             "data": {"spectra": "t.npz"}},
+            "outside.0.further_ev: range from 1",
+        ),
+        ({"choose_by": "luck"}, "choose_by: .*'luck'"),
+    ],
+)  # fmt: skip
+def test_tests_of_other_laboratories_that_cannot_be_used_are_refused(study_file, change, message):
+    with pytest.raises(StudyFileError, match=message):
+        load_study(study_file({**MINIMAL, **change}))
+
+
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_study_files_are_valid(path, monkeypatch):
+def test_shipped_study_files_are_valid_and_mean_the_same_as_resolved(path, monkeypatch, study_file):
     monkeypatch.setenv("EELSFLOW_DATA", "somewhere")
-    assert len(load_study(path).models) == {"oxides": 2, "paper": 9}.get(path.stem, 8)
+    study = load_study(path)
+    assert load_study(study_file(yaml.safe_dump(study.model_dump(mode="json")))) == study
+    assert len(study.models) == {"oxides": 2, "paper": 9, "manganese": 21, "rigorous": 20}.get(path.stem, 8)
