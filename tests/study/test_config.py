@@ -194,4 +194,4 @@ def test_shipped_study_files_are_valid_and_mean_the_same_as_resolved(path, monke
     monkeypatch.setenv("EELSFLOW_DATA", "somewhere")
     study = load_study(path)
     assert load_study(study_file(yaml.safe_dump(study.model_dump(mode="json")))) == study
-    assert len(study.models) == {"oxides": 2, "paper": 9, "manganese": 21, "rigorous": 20}.get(path.stem, 8)
+    assert len(study.models) == {"oxides": 2, "paper": 9, "manganese": 22, "rigorous": 20}.get(path.stem, 8)
