@@ -10,12 +10,13 @@ import argparse
 import csv
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from eelsflow.report.beyond import go_beyond
 from eelsflow.report.outside import choose_outside
-from eelsflow.report.passport import stand_of
+from eelsflow.report.passport import stands_of
 from eelsflow.report.results import mean_of, read_dataset, read_results, unique
 from eelsflow.report.tables import build_paper_tables
 from eelsflow.report.trends import find_trends
@@ -35,6 +36,8 @@ PAPER_FIGURES = {
 """Number in the paper -> figure of the report. Of the first three the paper's own content is ours to choose."""
 
 FURTHER_FIGURES = ("robustness-*", "leakage-*", "outside-*")
+VECTOR_FIGURES = ("figure-*", "robustness-shift_ev", "robustness-noise_sigma", "robustness-dose", "outside-*")
+"""Kept as SVG too; of the others the picture is enough, and every study writes both."""
 MOST_BYTES = 300_000
 
 
@@ -50,15 +53,18 @@ def publish(results: Path, target: Path, *, study: Path) -> None:
     wanted = {f"figure-{number}": name for number, name in PAPER_FIGURES.items()} if is_papers else {}
     for pattern in FURTHER_FIGURES:
         wanted |= {path.stem: path.stem for path in sorted((results / "figures").glob(f"{pattern}.png"))}
-    final = found.get("final_model") or {}
-    wanted |= {path.stem: path.stem for path in (results / "figures").glob(f"passport-{final.get('model')}.png")}
+    if not is_papers:
+        beyond = go_beyond(read_results(results), read_dataset(results / "robustness.zarr"))
+        chosen = [choose_outside(read_results(results)), *(row["model"] for row in beyond[:3])]
+        wanted |= {f"passport-{name}": f"passport-{name}" for name in dict.fromkeys(filter(None, chosen))}
     figures = [name for name, source in wanted.items() if _copy(results / "figures" / source, target / name)]
     (target / "README.md").write_text(page(results, target, study=study, figures=figures), encoding="utf-8")
 
 
 def _copy(source: Path, target: Path) -> bool:
-    """Copy a figure in both forms where they are small; return whether there is a picture."""
-    for suffix in (".png", ".svg"):
+    """Copy a figure, in both forms where it is one of those; return whether there is a picture."""
+    both = any(fnmatch(target.name, pattern) for pattern in VECTOR_FIGURES)
+    for suffix in (".png", ".svg") if both else (".png",):
         path = source.with_name(source.name + suffix)
         if path.exists() and path.stat().st_size <= MOST_BYTES:
             shutil.copyfile(path, target.with_name(target.name + suffix))
@@ -134,12 +140,13 @@ def _models(directory: Path, found: Mapping[str, Any]) -> list[str]:
                 *([_short(gap["pixel"]), f"{gap['gap']:+.3f}"] if gap else []),
                 _short(mean_of(row["translation"])),
                 _short(mean_of(row["noise"])),
-                "" if curves is None else stand_of(curves, row),
+                *stands_of(curves, row, ("shift_ev", "dose")),
             ]
         )
     of = "held-out acquisitions" if main == "group" else "random test spectra"
     heads = ["model", f"accuracy, {of}", *(["random pixels", "gap"] if gaps else []), "shifted by up to 5 eV", "noise"]
-    lines = ["## Models", "", *_markdown([*heads, "to nine tenths of its accuracy"], rows), ""]
+    lines = ["## Models", "", *_markdown([*heads, "stands on the axis", "stands in dose"], rows), ""]
+    lines += ["To stand is to keep nine tenths of the accuracy on spectra as they are.", ""]
     beyond = go_beyond(found, curves)
     if beyond:
         heads = ["split", "role", "model", "accuracy", "below the best plain one by", "worst within 8 eV",

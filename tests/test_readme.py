@@ -22,7 +22,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "deployments" / "README.md",
     ROOT / "docs" / "manganese.md",
-    ROOT / "docs" / "results" / "paper" / "README.md",
+    *sorted(ROOT.glob("docs/results/*/README.md")),
     *sorted(ROOT.glob("docs/decisions/*.md")),
 ]
 PROGRAMS = {"eelsflow": "eelsflow", ".venv/bin/eelsflow": "eelsflow", "make": "make"}

@@ -58,14 +58,14 @@ STANDS: dict[str, Stand] = {
         "Dispersion wrong (%)", "a dispersion wrong by {} %", "a dispersion wrong by {} %", scale=100.0
     ),
     "dose": Stand(
-        "Dose (electrons per channel of 0.1 eV)",
+        "Dose (electrons per 0.1 eV)",
         "{} electrons per channel of 0.1 eV",
         "fewer than {} electrons per channel of 0.1 eV",
         mildest=np.inf,
     ),
     "poisson_peak_counts": Stand("Dose (counts at the peak)", "{} counts at the peak", "{} counts at the peak", np.inf),
     "noise_sigma": Stand(
-        "Gaussian noise (of the spectrum's range)",
+        "Gaussian noise (of the range)",
         "Gaussian noise of {} of the spectrum's range",
         "Gaussian noise of {}",
     ),
@@ -183,10 +183,12 @@ def _enumerate(items: Sequence[str], last: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
-def stand_of(dataset: xr.Dataset, row: Mapping[str, Any]) -> str:
-    """Return in a sentence what the model of a row of results stands; empty without curves."""
-    curves = _curves_of(dataset, (row["model"], row["preprocess"], row["split"]))
-    return say_stand(_ranges_of(curves, row)) if curves else ""
+def stands_of(dataset: xr.Dataset | None, row: Mapping[str, Any], perturbations: Sequence[str]) -> list[str]:
+    """Return in words how far the model of a row of results stands each perturbation; empty where it was not tried."""
+    curves = {} if dataset is None else _curves_of(dataset, (row["model"], row["preprocess"], row["split"]))
+    ranges = _ranges_of(curves, row)
+    said = {name: say_range(name, found) for name, found in ranges.items()}
+    return [("" if said[name][0] else "not ") + said[name][1] if name in said else "" for name in perturbations]
 
 
 def _ranges_of(curves: Mapping[str, Mapping[str, Floats]], row: Mapping[str, Any]) -> dict[str, Range]:

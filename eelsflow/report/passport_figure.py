@@ -20,7 +20,7 @@ MARKERS = "osD^vP*X"
 MOST_NAMED = 30
 """Acquisitions whose names fit beside their dots."""
 
-_LINE = 118  # letters of a line of text
+_LINE = 125  # letters of a line of text
 _LINE_HEIGHT = 0.155  # inches
 
 
@@ -96,7 +96,7 @@ def _draw_groups(
     axes.set_ylim(-len(groups) + 0.3, 0.7)
     axes.set_xlabel("Accuracy, spectra as they are")
     axes.set_title("By acquisition")
-    axes.legend(loc="lower left", handletextpad=0.3)
+    axes.legend(loc="upper left", handletextpad=0.3)
 
 
 def _draw_curve(axes: Axes, name: str, curve: Mapping[str, Any], *, clean: float, style: Mapping[str, str]) -> None:

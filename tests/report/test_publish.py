@@ -48,5 +48,5 @@ def test_another_study_has_its_models_and_other_laboratories(published):
         if row["split"] == "group":
             assert f"| {row['model']} | {row['accuracy']['mean']:.3f}".replace("0.", ".") in text
     assert "| mlls | 6 of 10 | 6 of 10 | mixed: Mn2+ 2 |" in text
-    assert "Holds to" in text or "Does not hold" in text
+    assert "eV on the axis" in text or "an axis off by" in text
     assert (kept / "outside.csv").exists()
