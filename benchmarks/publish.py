@@ -17,10 +17,11 @@ from typing import Any
 from eelsflow.report.beyond import go_beyond
 from eelsflow.report.outside import choose_outside
 from eelsflow.report.passport import stands_of
-from eelsflow.report.results import mean_of, read_dataset, read_results, unique
-from eelsflow.report.tables import build_paper_tables
+from eelsflow.report.results import chance_of, mean_of, read_dataset, read_results, unique
+from eelsflow.report.tables import build_paper_tables, compare_with_best
 from eelsflow.report.trends import find_trends
 from eelsflow.store import read_json, write_json
+from eelsflow.study.config import load_study
 
 NOT_KEPT = ("links", "map_evidence", "acquisitions")
 """Of results.json: what concerns one machine, and the evidence that is not kept."""
@@ -38,11 +39,14 @@ PAPER_FIGURES = {
 FURTHER_FIGURES = ("robustness-*", "leakage-*", "outside-*")
 VECTOR_FIGURES = ("figure-*", "robustness-shift_ev", "robustness-noise_sigma", "robustness-dose")
 """Kept as SVG too; of the others the picture is enough, and every study writes both."""
+STANDS_WORDS = {"shift_ev": "stands shifts", "dose": "stands doses", "poisson_peak_counts": "stands counts"}
 MOST_BYTES = 300_000
 
 
 def publish(results: Path, target: Path, *, study: Path) -> None:
     """Copy what is small, and write a page that says what it is and which command made it."""
+    if load_study(results / "study.yaml") != load_study(study):
+        raise SystemExit(f"{results} holds the results of another study than {study}: run it as it is now")
     found = read_json(results / "results.json")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -128,6 +132,7 @@ def _models(directory: Path, found: Mapping[str, Any]) -> list[str]:
     tried = [name for name in ("shift_ev", "dose", "poisson_peak_counts") if name in known]
     splits = unique(found["models"], "split")
     main = "group" if "group" in splits else splits[0]
+    equal_noise = any(row["equal_noise"] for row in found["models"])
     rows = []
     for row in sorted(
         (row for row in found["models"] if row["split"] == main), key=lambda row: -(mean_of(row["accuracy"]) or 0)
@@ -142,12 +147,14 @@ def _models(directory: Path, found: Mapping[str, Any]) -> list[str]:
                 *([_short(gap["pixel"]), f"{gap['gap']:+.3f}"] if gap else []),
                 _short(mean_of(row["translation"])),
                 _short(mean_of(row["noise"])),
-                *stands_of(curves, row, tried),
+                *([_short(mean_of(row["equal_noise"]))] if equal_noise else []),
+                *stands_of(curves, row, tried, chance=chance_of(found)),
             ]
         )
     of = "held-out acquisitions" if main == "group" else "random test spectra"
     heads = ["model", f"accuracy, {of}", *(["random pixels", "gap"] if gaps else []), "shifted by up to 5 eV", "noise"]
-    lines = ["## Models", "", *_markdown([*heads, *("stands" for _ in tried)], rows), ""]
+    heads += ["among equal noise"] if equal_noise else []
+    lines = ["## Models", "", *_markdown([*heads, *(STANDS_WORDS[name] for name in tried)], rows), ""]
     lines += ["To stand is to keep nine tenths of the accuracy on spectra as they are.", ""]
     beyond = go_beyond(found, curves)
     if beyond:
@@ -156,16 +163,27 @@ def _models(directory: Path, found: Mapping[str, Any]) -> list[str]:
         cells = [
             [
                 row["split"], row["role"], row["model"], _short(mean_of(row["accuracy"])), f"{row['loss']:+.3f}",
-                _short(row["shifted"]), f"{row['shifted_share']:.2f}",
-                _short(row["noisy"]), f"{row['noisy_share']:.2f}",
+                _short(row["shifted"]), _short(row["shifted_share"]),
+                _short(row["noisy"]), _short(row["noisy_share"]),
             ]
             for row in beyond
         ]  # fmt: skip
         lines += ["## Beyond the paper", "", *_markdown(heads, cells), ""]
     for row in found["shortcuts"]:
+        told = "**The labels can be told without chemistry.** " if row["told"] else ""
         lines += [
-            f"A classifier of noise, counts, background, place and offset alone: {_short(row['accuracy']['mean'])} "
-            f"(chance {row['chance']:.2f}).",
+            f"{told}A classifier of noise, counts, background, place and offset alone: "
+            f"{_short(row['accuracy']['mean'])} (chance {row['chance']:.2f}).",
+            "",
+        ]
+    compared = compare_with_best(found)
+    for part in compared:
+        apart = [row["model"] for row in part["rows"] if row["differs"]]
+        alike = [row["model"] for row in part["rows"] if not row["differs"]]
+        lines += [
+            f"{part['best']} ({part['split']}) against each of the others, with what was recorded together resampled "
+            f"together and Holm's correction for all pairs: better than {', '.join(apart) or 'none'}; not shown to "
+            f"differ from {', '.join(alike) or 'none'}.",
             "",
         ]
     return lines

@@ -40,6 +40,8 @@ class _Source(BaseModel):
 class Like(_Source):
     """Spectra of one class, on the axis of those to be placed: one constant puts both where the table's class lies."""
 
+    label: str
+
 
 class Outside(_Source):
     """Spectra of other laboratories: every model judges them, none is trained on them."""
@@ -110,6 +112,24 @@ def read_recorded(source: _Source) -> Recorded:
     return Recorded(spectra, energies, label.astype(np.str_))
 
 
+def check_outside(outside: Outside) -> None:
+    """Read a test's files, so that what is wrong with them is said before anything is computed.
+
+    Raises
+    ------
+    UnreadableFileError, DataSetError
+        As `read_recorded`; and if none of its labels is in the file.
+    """
+    recorded = read_recorded(outside)
+    if isinstance(outside.place, Like):
+        read_recorded(outside.place)
+    if outside.labels and not np.isin(recorded.label, list(outside.labels)).any():
+        raise DataSetError(
+            f"outside, {outside.name}: none of the labels {', '.join(outside.labels)} is in {outside.spectra}, which "
+            f"has {', '.join(sorted(set(recorded.label.tolist())))}; correct the names"
+        )
+
+
 def maxima(spectra: NDArray[np.floating[Any]], energies: Array) -> Array:
     """Return where each spectrum is highest, eV, (n,): a parabola through the top of what a Gaussian of .3 eV smooths.
 
@@ -158,8 +178,16 @@ def constant_between(recorded: Recorded, energy_loss: Array, mean: Array) -> flo
         target = mean[overlap] - mean[overlap].mean()
         moved = np.interp(energy_loss[overlap], axis + trial, theirs)
         moved = moved - moved.mean()
-        left = target - moved * float(moved @ target) / float(moved @ moved)
-        misfits.append(float(left @ left) / float(target @ target))  # relative: the overlap differs
+        misfits.append(np.inf)
+        power, likeness = float(moved @ moved), float(moved @ target)
+        if overlap.sum() > energy_loss.size // 2 and power > 0 and likeness > 0:
+            left = target - moved * likeness / power
+            misfits[-1] = float(left @ left) / float(target @ target)  # relative: the overlap differs
+    if not np.isfinite(misfits).any():
+        raise DataSetError(
+            "spectra cannot be placed by those of the same class: nowhere are the two alike over half of the table's "
+            "axis; look at both files"
+        )
     return float(trials[int(np.argmin(misfits))])
 
 

@@ -22,13 +22,13 @@ def import_module_of(base: str) -> ModuleType:
     Raises
     ------
     DataSetError
-        If the base names no module.
+        If the base names no module, or its code fails.
     MissingDependencyError
         If it cannot be imported.
     """
     _, _, path = base.partition(":")
-    module, _, name = path.rpartition(".")
-    if not module or not name:
+    module = path.rpartition(".")[0]
+    if not module or not all(part.isidentifier() for part in path.split(".")):
         raise DataSetError(f"{base!r} names nothing that could be imported; write package.module.name behind the colon")
     try:
         return importlib.import_module(module)
@@ -36,6 +36,11 @@ def import_module_of(base: str) -> ModuleType:
         raise MissingDependencyError(
             f"{base}: {module} cannot be imported ({error}); install it, add its folder to PYTHONPATH, or correct the "
             "name"
+        ) from error
+    except Exception as error:  # whatever the code of somebody else raises
+        raise DataSetError(
+            f"{base}: {module} fails when it is imported ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "mend it first"
         ) from error
 
 
@@ -45,13 +50,27 @@ def import_named(base: str) -> Any:
 
 
 def source_digest(base: str) -> str:
-    """Return a digest of the source of the module in which a base lies, because other code fits another model.
+    """Return a digest of the code behind a base, because other code fits another model.
 
-    Raises as `import_module_of`.
+    It is that of the module named and of the one in which the object was written; of packages that are not installed,
+    all files. Raises as `import_module_of`.
     """
-    module = import_module_of(base)
-    file = inspect.getsourcefile(module) if getattr(module, "__file__", None) else None
-    return digest_of("source", base, Path(file).read_bytes().hex() if file else "compiled")
+    module, named = import_module_of(base), import_named(base)
+    files: set[Path] = set()
+    for source in (module, named):
+        try:
+            found = inspect.getsourcefile(source)
+        except TypeError:  # compiled, or made by a call
+            continue
+        if found is None:
+            continue
+        path = Path(found).resolve()
+        files.add(path)
+        package = inspect.getmodule(source)
+        depth = package.__name__.count(".") if package is not None else 0
+        if depth and not {"site-packages", "dist-packages"} & set(path.parts):
+            files.update(path.parents[depth - 1].rglob("*.py"))
+    return digest_of("source", base, [file.read_bytes().hex() for file in sorted(files)])
 
 
 def trusted_packages() -> tuple[str, ...]:

@@ -82,6 +82,9 @@ def build_open_network(base: str, n_channels: int, n_classes: int, params: Mappi
             "and the parameters of the study"
         ) from error
     with LOCK:
+        keras.utils.clear_session(
+            free_memory=False
+        )  # layers are named by their order in the network, not in the process
         keras.utils.set_random_seed(seed)
         model = function(n_channels=n_channels, n_classes=n_classes, **arguments)
         if not isinstance(model, keras.Model):

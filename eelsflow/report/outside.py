@@ -44,6 +44,7 @@ def choose_outside(results: Mapping[str, Any]) -> str | None:
     candidates = [
         row for row in results["models"] if row["model"] in judged and mean_of(row["translation"]) is not None
     ]
+    candidates = [row for row in candidates if row["split"] == "group"] or candidates
     if not candidates:
         return None
     name: str = max(candidates, key=lambda row: mean_of(row["translation"]) or 0.0)["model"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.report.gallery import Gallery, Picture
-from eelsflow.report.results import read_optional_json
+from eelsflow.report.results import chance_of, read_optional_json
 from eelsflow.report.style import format_number, model_styles
 from eelsflow.report.wording import counted
 from eelsflow.robustness.curves import DOSE_CURVE
@@ -60,7 +60,7 @@ STANDS: dict[str, Stand] = {
     "dose": Stand(
         "Dose (electrons per 0.1 eV)",
         "{} electrons per channel of 0.1 eV",
-        "fewer than {} electrons per channel of 0.1 eV",
+        "{} electrons per channel of 0.1 eV",
         mildest=np.inf,
     ),
     "poisson_peak_counts": Stand("Dose (counts at the peak)", "{} counts at the peak", "{} counts at the peak", np.inf),
@@ -80,6 +80,12 @@ STANDS: dict[str, Stand] = {
 """Perturbation -> how it is spoken of, in the order of the page."""
 
 
+ABOVE_CHANCE = 0.02
+"""By how much an accuracy has to be above chance to be called more than chance."""
+
+AT_CHANCE = "Is no better than always answering the most frequent class."
+
+
 @dataclass(frozen=True)
 class Range:
     """What a model stands of one perturbation: nine tenths of its accuracy on spectra as they are.
@@ -91,16 +97,19 @@ class Range:
         stand the first step.
     first_low, first_high
         The first amplitudes at which it does not hold, or None where it holds at all that were tried.
+    mildest
+        The mildest amplitude that was tried.
     """
 
     low: float
     high: float
     first_low: float | None
     first_high: float | None
+    mildest: float = 0.0
 
 
-def find_range(amplitudes: Floats, accuracy: Floats, *, clean: float, mildest: float) -> Range:
-    """Return between which amplitudes accuracy stays at `BREAKDOWN_FRACTION` of the clean one or above.
+def find_range(amplitudes: Floats, accuracy: Floats, *, clean: float, mildest: float, chance: float = 0.0) -> Range:
+    """Return between which amplitudes accuracy stays above chance, and at `BREAKDOWN_FRACTION` of the clean one.
 
     Parameters
     ----------
@@ -112,8 +121,10 @@ def find_range(amplitudes: Floats, accuracy: Floats, *, clean: float, mildest: f
         Accuracy of the spectra as they are.
     mildest
         Amplitude that disturbs nothing, or least; infinite for a dose.
+    chance
+        Accuracy of always answering the most frequent class.
     """
-    holds = accuracy >= BREAKDOWN_FRACTION * clean
+    holds = accuracy >= max(BREAKDOWN_FRACTION * clean, chance + ABOVE_CHANCE)
     start = int(np.abs(amplitudes - mildest).argmin()) if np.isfinite(mildest) else amplitudes.size - 1
     ends: list[tuple[float, float | None]] = []
     for side in (range(start, -1, -1), range(start, amplitudes.size)):
@@ -125,7 +136,7 @@ def find_range(amplitudes: Floats, accuracy: Floats, *, clean: float, mildest: f
             last = float(amplitudes[index])
         ends.append((last, first))
     (low, first_low), (high, first_high) = ends
-    return Range(low, high, first_low, first_high)
+    return Range(low, high, first_low, first_high, float(amplitudes[start]))
 
 
 def say_range(name: str, found: Range) -> tuple[bool, str]:
@@ -133,7 +144,7 @@ def say_range(name: str, found: Range) -> tuple[bool, str]:
 
     >>> say_range("shift_ev", Range(-8.0, 8.0, -9.0, 9.0))
     (True, 'to ±8 eV on the axis')
-    >>> say_range("dose", Range(3.0, 30.0, 2.0, None))
+    >>> say_range("dose", Range(3.0, 30.0, 2.0, None, mildest=30.0))
     (True, 'to 3 electrons per channel of 0.1 eV')
     >>> say_range("noise_sigma", Range(0.0, 0.3, None, None))
     (True, "to Gaussian noise of 0.3 of the spectrum's range (the most tried)")
@@ -141,25 +152,20 @@ def say_range(name: str, found: Range) -> tuple[bool, str]:
     (False, '0.5 eV of broadening')
     """
     stand = STANDS[name]
+    firsts = [value for value in (found.first_low, found.first_high) if value is not None]
+    if found.low == found.high == found.mildest and firsts:  # not even the mildest, or the first step from it
+        failed = found.mildest if found.mildest in firsts else min(firsts, key=lambda value: abs(value - found.mildest))
+        return False, stand.fails.format(format_number(abs(failed) * stand.scale))
     low, high = found.low * stand.scale, found.high * stand.scale
     if stand.mildest == np.inf:
-        if found.first_low == found.high:
-            return False, stand.fails.format(format_number(high))
         tried = "" if found.first_low is not None else " (the least tried)"
         return True, f"to {stand.holds.format(format_number(low))}{tried}"
-    two_sided = found.low < stand.mildest or found.first_low is not None
-    if two_sided:
-        if low == high == stand.mildest:
-            first = min(abs(value) for value in (found.first_low, found.first_high) if value is not None)
-            return False, stand.fails.format(format_number(first * stand.scale))
-        same = -low == high
-        amount = f"\N{PLUS-MINUS SIGN}{format_number(high)}" if same else f"{_signed(low)} and {_signed(high)}"
-        tried = " (the most tried)" if found.first_low is None and found.first_high is None else ""
-        return True, f"to {stand.holds.format(amount)}{tried}"
-    if found.first_high is not None and high == stand.mildest * stand.scale:
-        return False, stand.fails.format(format_number(found.first_high * stand.scale))
-    tried = "" if found.first_high is not None else " (the most tried)"
-    return True, f"to {stand.holds.format(format_number(high))}{tried}"
+    tried = "" if firsts else " (the most tried)"
+    if found.low == found.mildest and found.first_low is None:  # nothing was tried on that side
+        return True, f"to {stand.holds.format(format_number(high))}{tried}"
+    if -low == high:
+        return True, f"to {stand.holds.format(f'{chr(0xB1)}{format_number(high)}')}{tried}"
+    return True, f"with {stand.holds.format(f'{_signed(low)} to {_signed(high)}')}{tried}"
 
 
 def _signed(value: float) -> str:
@@ -171,6 +177,8 @@ def say_stand(ranges: Mapping[str, Range]) -> str:
     said = [say_range(name, found) for name, found in ranges.items()]
     held = [text for holds, text in said if holds]
     broken = [text for holds, text in said if not holds]
+    if not said:
+        return ""
     parts = []
     if held:
         parts.append(f"Holds {_enumerate(held)}.")
@@ -183,18 +191,22 @@ def _enumerate(items: Sequence[str], last: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
-def stands_of(dataset: xr.Dataset | None, row: Mapping[str, Any], perturbations: Sequence[str]) -> list[str]:
+def stands_of(
+    dataset: xr.Dataset | None, row: Mapping[str, Any], perturbations: Sequence[str], *, chance: float
+) -> list[str]:
     """Return in words how far the model of a row of results stands each perturbation; empty where it was not tried."""
     curves = {} if dataset is None else _curves_of(dataset, (row["model"], row["preprocess"], row["split"]))
-    ranges = _ranges_of(curves, row)
+    if row["accuracy"]["mean"] < chance + ABOVE_CHANCE:
+        return ["" for _ in perturbations]
+    ranges = _ranges_of(curves, row, chance)
     said = {name: say_range(name, found) for name, found in ranges.items()}
     return [("" if said[name][0] else "not ") + said[name][1] if name in said else "" for name in perturbations]
 
 
-def _ranges_of(curves: Mapping[str, Mapping[str, Floats]], row: Mapping[str, Any]) -> dict[str, Range]:
-    clean = row["accuracy"]["mean"]
+def _ranges_of(curves: Mapping[str, Mapping[str, Floats]], row: Mapping[str, Any], chance: float) -> dict[str, Range]:
+    options = {"clean": row["accuracy"]["mean"], "chance": chance}
     return {
-        name: find_range(curve["amplitude"], curve["mean"], clean=clean, mildest=STANDS[name].mildest)
+        name: find_range(curve["amplitude"], curve["mean"], mildest=STANDS[name].mildest, **options)
         for name, curve in curves.items()
     }
 
@@ -218,6 +230,7 @@ def show_passports(
         (entry["model"], entry["preprocess"], entry["split"]): entry
         for entry in read_optional_json(directory / "evidence" / "passports.json")
     }
+    chance = chance_of(results)
     several = len({row["preprocess"] for row in results["models"]}) > 1
     by_group = {(row["model"], row["preprocess"]) for row in results["models"] if row["split"] == "group"}
     styles = model_styles([(row["model"], row.get("base") or row["model"]) for row in results["models"]])
@@ -229,7 +242,7 @@ def show_passports(
         curves = _curves_of(dataset, key)
         if not curves or not isinstance(row["accuracy"], Mapping):
             continue
-        ranges = _ranges_of(curves, row)
+        ranges = _ranges_of(curves, row, chance)
         about = evidence.get(key, {})
         title = f"{row['model']} ({row['preprocess']})" if several else row["model"]
         passport = {
@@ -238,7 +251,7 @@ def show_passports(
             "model": row["model"],
             "preprocess": row["preprocess"],
             "row": row,
-            "stand": say_stand(ranges),
+            "stand": AT_CHANCE if row["accuracy"]["mean"] < chance + ABOVE_CHANCE else say_stand(ranges),
             "worth": _say_worth(row, about),
             "trained_on": _say_training(row, about, results),
             "groups": _groups(about),
@@ -294,7 +307,7 @@ def _describe(name: str, curve: Mapping[str, Floats], found: Range) -> dict[str,
     """Return the row of a curve in the passport's table."""
     stand, mean = STANDS[name], curve["mean"]
     worst = int(mean.argmin())
-    firsts = [value for value in (found.first_low, found.first_high) if value is not None]
+    firsts = list(dict.fromkeys(value for value in (found.first_low, found.first_high) if value is not None))
     return {
         "title": stand.title,
         "holds": say_range(name, found),

@@ -133,6 +133,12 @@ def mean_of(score: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def chance_of(results: Mapping[str, Any]) -> float:
+    """Return the accuracy of always answering the most frequent class."""
+    counts = [int(count) for count in (results.get("n_per_class") or {}).values()]
+    return max(counts) / sum(counts) if sum(counts) else 1 / max(len(results["classes"]), 1)
+
+
 def by_preset_and_split(accuracy: xr.DataArray) -> list[tuple[str, str, xr.DataArray]]:
     """Take the array apart along ``preprocess`` and ``split``, where it has them."""
     parts = [("", "", accuracy)]

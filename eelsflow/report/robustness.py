@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.report.gallery import Gallery
-from eelsflow.report.results import by_preset_and_split, mean_of
+from eelsflow.report.results import by_preset_and_split, chance_of, mean_of
 from eelsflow.report.style import format_number
 from eelsflow.report.wording import counted
 from eelsflow.robustness.scores import BREAKDOWN_FRACTION, area_under_curve
@@ -46,8 +46,7 @@ def show_robustness(
         (row["model"], row.get("preprocess"), row.get("split")): mean_of(row.get("accuracy"))
         for row in results["models"]
     }
-    counts = [int(count) for count in (results.get("n_per_class") or {}).values()]
-    chance = max(counts) / sum(counts) if sum(counts) else 1 / max(len(results["classes"]), 1)
+    chance = chance_of(results)
     n_seeds = dataset.sizes.get("seed", 1)
     shown: list[dict[str, Any]] = []
     table: dict[tuple[str, str, str], dict[str, Any]] = {}

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from eelsflow.dataset.labels import MIXED, UNLABELLED
-from eelsflow.dataset.outside import Outside
+from eelsflow.dataset.outside import Like, Outside
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.edges import Edge, resolve_edge
 from eelsflow.errors import StudyFileError, UnreadableFileError
@@ -234,6 +234,15 @@ class Study(_Part):
                     f"preprocess {preset.name!r} prepares raw acquisitions, and the data is a table of ready spectra: "
                     "use 'none' (or only steps that are fitted on the training set, such as normalize)"
                 )
+        for test in self.outside:
+            named = {
+                *test.labels.values(),
+                *(part.label for part in (test, test.place) if isinstance(part, Like | Outside)),
+            }
+            if unknown := sorted(named - {None, *self.classes}, key=str) if self.classes else []:
+                raise ValueError(
+                    f"outside, {test.name}: {unknown} is no class of the study, which has {list(self.classes)}"
+                )
         if self.outside and self.data.has_acquisitions:
             raise ValueError(
                 "outside: spectra of other laboratories are judged by models of a table (data.spectra); acquisitions "
@@ -363,7 +372,8 @@ def load_study(path: Path) -> Study:
             key: (path.parent / _expand(value)).resolve() if isinstance(value, str) else value
             for key, value in data.items()
         }
-    for test in content.get("outside") or []:
+    outside = content.get("outside")
+    for test in outside if isinstance(outside, list) else []:
         for part in (test, test.get("place") if isinstance(test, dict) else None):
             if isinstance(part, dict) and isinstance(part.get("spectra"), str):
                 part["spectra"] = (path.parent / _expand(part["spectra"])).resolve()

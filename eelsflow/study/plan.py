@@ -26,13 +26,13 @@ from eelsflow.dataset.manifest import (
     read_rows,
     refuse_repeats,
 )
-from eelsflow.dataset.outside import Outside
+from eelsflow.dataset.outside import Outside, check_outside
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import code_version, digest_file, digest_of
 from eelsflow.edges import Edge
 from eelsflow.errors import DataSetError
 from eelsflow.models.imported import source_digest
-from eelsflow.models.spec import ModelSpec, Param
+from eelsflow.models.spec import ModelSpec, Param, resolve_model
 from eelsflow.preprocess.presets import Preset
 from eelsflow.robustness.curves import Curve, further_curves
 from eelsflow.simulate import KNOWN_FIELDS, simulate_directory
@@ -177,7 +177,8 @@ class FitModel(Step):
     @cached_property
     def digest(self) -> str:
         """Address: features, model, grid, folds, training, code."""
-        training = self.training if self.model.is_network else None
+        parts = [self.model, *map(resolve_model, self.model.members)]
+        training = self.training if any(part.is_network for part in parts) else None
         code = code_version("models", "search", "robustness.perturb", "dataset.splits", "study.stages")
         # The whole preset, not its training steps alone: the saved model says how a file must be prepared for it.
         preset = [step.model_dump(mode="json") for step in self.preset.steps]
@@ -191,7 +192,7 @@ class FitModel(Step):
             training,
             preset,
             code,
-            source_digest(self.model.base) if self.model.is_open else None,
+            [source_digest(part.base) for part in parts if part.is_open],
         )
 
 
@@ -331,6 +332,8 @@ def plan_data(study: Study, store: Store, *, strict: bool = False) -> Plan:
         and `strict` is set, or those that can do not suffice.
     """
     if study.data.spectra is not None:
+        for test in study.outside:
+            check_outside(test)
         sha256 = digest_file(study.data.spectra)
         datasets = tuple(
             BuildDataSet(

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from eelsflow.dataset.outside import Like, Outside, constant_between, maxima, on_axis, place, read_recorded
+from eelsflow.dataset.outside import (
+    Like,
+    Outside,
+    check_outside,
+    constant_between,
+    maxima,
+    on_axis,
+    place,
+    read_recorded,
+)
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import DataSetError, UnreadableFileError
 
@@ -100,3 +109,22 @@ def test_a_test_names_its_classes_in_one_way(files):
     for given in ({}, {"labels": {"a": "b"}, "label": "b"}):
         with pytest.raises(ValidationError, match="give either labels"):
             Outside(name="a", spectra=files / "wide.npz", **given)
+
+
+def test_a_test_without_known_labels_or_files_is_refused_at_once(files):
+    known = Outside(name="a", spectra=files / "references.npz", labels={"Mn2": "Mn2+"})
+    check_outside(known)
+    with pytest.raises(DataSetError, match=r"none of the labels Mn_2 is in .* which has Mn2, Mn4, mixed"):
+        check_outside(known.model_copy(update={"labels": {"Mn_2": "Mn2+"}}))
+    with pytest.raises(UnreadableFileError):
+        check_outside(known.model_copy(update={"spectra": files / "absent.npz"}))
+    absent = Like(spectra=files / "absent.npz", label="Mn2+")
+    with pytest.raises(UnreadableFileError):
+        check_outside(known.model_copy(update={"place": absent}))
+
+
+def test_spectra_that_are_like_nothing_cannot_be_placed(files, table):
+    np.savez(files / "flat.npz", spectra=np.ones((2, 299)), energy_loss=AXIS.values)
+    flat = read_recorded(Like(spectra=files / "flat.npz", label="Mn2+"))
+    with pytest.raises(DataSetError, match="nowhere are the two alike"):
+        constant_between(flat, AXIS.values, table[0])

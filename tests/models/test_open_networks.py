@@ -158,6 +158,35 @@ def test_the_address_of_a_model_follows_its_source(tmp_path, monkeypatch):
     assert digests[0] != digests[1]
 
 
+def test_the_address_of_a_model_follows_the_files_of_its_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("")
+    (tmp_path / "theirs" / "outer.py").write_text("from theirs.inner import network\n")
+    digests = []
+    for units in (3, 4):
+        (tmp_path / "theirs" / "inner.py").write_text(f"def network(n_channels, n_classes, units={units}): ...\n")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+            del sys.modules[name]
+        digests.append(source_digest("keras:theirs.outer.network"))
+    assert digests[0] != digests[1]
+
+
+def test_code_that_fails_is_said_and_not_raised(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken.py").write_text("def network(:\n")
+    with pytest.raises(DataSetError, match=r"broken fails when it is imported .SyntaxError"):
+        build_open_network("keras:broken.network", 80, 3, {})
+    with pytest.raises(DataSetError, match="names nothing that could be imported"):
+        build_open_network("keras:.relative.network", 80, 3, {})
+
+
+def test_a_network_is_described_alike_whatever_was_built_before():
+    one = build_open_network(f"{HERE}.residual", 80, 3, {}).to_json()
+    build_open_network(f"{HERE}.dense", 80, 3, {})
+    assert build_open_network(f"{HERE}.residual", 80, 3, {}).to_json() == one
+
+
 def test_what_is_foreign_in_a_description_is_named():
     assert foreign_types(build_open_network(f"{HERE}.squared", 80, 3, {}).to_json()) == ["somebody>Squared"]
     assert foreign_types(build_open_network(f"{HERE}.residual", 80, 3, {}).to_json()) == []

@@ -75,7 +75,7 @@ def make_results(
     } | changes  # fmt: skip
     (directory / "results.json").write_text(json.dumps(results))
     (directory / "provenance.json").write_text(json.dumps({"code": "0" * 16, "inputs": {}}))
-    (directory / "study.yaml").write_text("name: iron-oxide\nedge: O_K\n")
+    (directory / "study.yaml").write_text("name: iron-oxide\nedge: O_K\ndata: {spectra: table.npz}\n")
     for preset in presets:
         _examples(rng, evidence / f"examples-{preset}.npz", edge, classes)
     networks = [model for model in models if model in NETWORKS]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eelsflow.report.page import build_report
-from eelsflow.report.passport import STANDS, Range, find_range, say_range, say_stand
+from eelsflow.report.passport import AT_CHANCE, STANDS, Range, find_range, say_range, say_stand
 from eelsflow.robustness.curves import COUNTS_CURVE, DOSE_CURVE, FURTHER_CURVES
 
 SHIFTS = np.arange(-3.0, 4.0)
@@ -16,7 +16,7 @@ SHIFTS = np.arange(-3.0, 4.0)
 @pytest.mark.parametrize(
     ("accuracy", "expected"),
     [
-        ([0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.5], Range(-2, 2, -3, 3)),
+        ([0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.5], Range(-2, 2, -3, 3)),  # shifts from -3 to 3 eV
         ([0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9], Range(-1, 3, -2, None)),  # what comes back later does not count
         ([0.5, 0.5, 0.5, 0.9, 0.5, 0.5, 0.5], Range(0, 0, -1, 1)),
         ([0.9] * 7, Range(-3, 3, None, None)),
@@ -39,11 +39,11 @@ def test_a_dose_is_read_from_its_high_end():
 
 
 def test_what_a_model_stands_is_said_plainly():
-    assert say_stand({"shift_ev": Range(-8, 8, -9, 9), "dose": Range(12, 30, 10, None)}) == (
+    assert say_stand({"shift_ev": Range(-8, 8, -9, 9), "dose": Range(12, 30, 10, None, mildest=30)}) == (
         "Holds to \N{PLUS-MINUS SIGN}8 eV on the axis and to 12 electrons per channel of 0.1 eV."
     )
     assert say_stand({"shift_ev": Range(-1, 4, -2, 5), "dispersion_error": Range(-0.02, 0.02, None, None)}) == (
-        "Holds to \N{MINUS SIGN}1 and +4 eV on the axis and to a dispersion wrong by \N{PLUS-MINUS SIGN}2 % "
+        "Holds with \N{MINUS SIGN}1 to +4 eV on the axis and to a dispersion wrong by \N{PLUS-MINUS SIGN}2 % "
         "(the most tried)."
     )
     assert say_stand({"shift_ev": Range(0, 0, -0.5, 1), "noise_sigma": Range(0.0, 0.1, None, 0.15)}) == (
@@ -82,3 +82,38 @@ def test_a_passport_says_what_results_say(results_factory, tmp_path):
     assert "not-drawn" not in text
     assert (directory / "figures" / "passport-svm-rbf.png").exists()
     assert "passports/svm-rbf.html" in (directory / "report.html").read_text()
+
+
+def test_what_is_no_better_than_chance_stands_nothing(results_factory, tmp_path):
+    flat = np.full(SHIFTS.size, 0.5)
+    found = find_range(SHIFTS, flat, clean=0.502, mildest=0.0, chance=0.5)
+    assert say_range("shift_ev", found)[0] is False
+    good = find_range(SHIFTS, np.full(SHIFTS.size, 0.7), clean=0.7, mildest=0.0, chance=0.5)
+    assert say_range("shift_ev", good) == (True, "to \N{PLUS-MINUS SIGN}3 eV on the axis (the most tried)")
+    directory = results_factory(tmp_path / "out", models=("svm-rbf",), presets=("paper",))
+    path = directory / "results.json"
+    results = json.loads(path.read_text())
+    for row in results["models"]:
+        row["accuracy"] = {"mean": 0.5, "low": 0.49, "high": 0.51}
+    path.write_text(json.dumps(results))
+    build_report(directory)
+    assert AT_CHANCE in (directory / "passports" / "svm-rbf.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "amplitudes", "accuracy", "expected"),
+    [
+        ("noise_sigma", [0.05, 0.1, 0.15], [0.5, 0.5, 0.5], (False, "Gaussian noise of 0.05")),
+        ("noise_sigma", [0.05, 0.1, 0.15], [0.9, 0.5, 0.5], (False, "Gaussian noise of 0.1")),
+        ("noise_sigma", [0.05, 0.1, 0.15], [0.9, 0.9, 0.5], (True, "to Gaussian noise of 0.1 of the spectrum's range")),
+        ("shift_ev", [-4.0, -1.0, 2.0], [0.5, 0.5, 0.5], (False, "an axis off by 1 eV")),
+        ("shift_ev", [-4.0, -1.0, 2.0], [0.5, 0.9, 0.9],
+         (True, "with \N{MINUS SIGN}1 to +2 eV on the axis")),
+        ("poisson_peak_counts", [10.0, 100.0, 1000.0], [0.5, 0.5, 0.5], (False, "1000 counts at the peak")),
+        ("poisson_peak_counts", [10.0, 100.0, 1000.0], [0.5, 0.5, 0.9], (False, "100 counts at the peak")),
+        ("dose", [1.0, 10.0], [0.9, 0.9], (True, "to 1 electrons per channel of 0.1 eV (the least tried)")),
+    ],
+)  # fmt: skip
+def test_ends_of_what_was_tried_are_said_rightly(name, amplitudes, accuracy, expected):
+    found = find_range(np.array(amplitudes), np.array(accuracy), clean=0.9, mildest=STANDS[name].mildest)
+    assert say_range(name, found) == expected

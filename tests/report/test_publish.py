@@ -13,7 +13,7 @@ def published(results_factory, tmp_path):
     def write(**changes):
         directory = results_factory(tmp_path / "results", presets=("paper",), **changes)
         build_report(directory)
-        publish(directory, tmp_path / "kept", study=tmp_path / "study.yaml")
+        publish(directory, tmp_path / "kept", study=directory / "study.yaml")
         return tmp_path / "kept"
 
     return write
@@ -50,3 +50,12 @@ def test_another_study_has_its_models_and_other_laboratories(published):
     assert "| mlls | 6 of 10 | 6 of 10 | mixed: Mn2+ 2 |" in text
     assert "eV on the axis" in text or "an axis off by" in text
     assert (kept / "outside.csv").exists()
+
+
+def test_results_of_another_study_are_not_published(results_factory, tmp_path):
+    directory = results_factory(tmp_path / "results", models=("mlls",), presets=("paper",))
+    other = directory / "other.yaml"
+    other.write_text((directory / "study.yaml").read_text() + "grids: small\n")
+    with pytest.raises(SystemExit, match="results of another study"):
+        publish(directory, tmp_path / "kept", study=other)
+    assert not (tmp_path / "kept").exists()

@@ -181,6 +181,16 @@ def test_quick_study_has_few_copies(study_file):
              "data": {"spectra": "t.npz"}},
             "outside.0.further_ev: range from 1",
         ),
+        (
+            {"outside": [{"name": "a", "spectra": "a.npz", "labels": {"x": "FeOOH"}}], "data": {"spectra": "t.npz"}},
+            r"outside, a: \['FeOOH'\] is no class of the study",
+        ),
+        (
+            {"outside": [{"name": "a", "spectra": "a.npz", "label": "FeO", "place": {"spectra": "b.npz"}}],
+             "data": {"spectra": "t.npz"}},
+            "outside.0.place.Like.label: Field required",
+        ),
+        ({"outside": 5, "data": {"spectra": "t.npz"}}, "outside: "),
         ({"choose_by": "luck"}, "choose_by: .*'luck'"),
     ],
 )  # fmt: skip
