@@ -24,6 +24,10 @@ EVALUATED_ROWS = 256
 """Spectra evaluated at once: their values stay in the cache."""
 
 
+class NoLoopsError(Exception):
+    """A layer, a setting or an order of layers that the loops do not compute; Keras trains such a network."""
+
+
 class Layer:
     """One layer: values forward, gradients backward.
 
@@ -272,9 +276,9 @@ _OF_EVERY_LAYER: dict[str, Any] = {"name": _ANYTHING, "seed": _ANYTHING, "traina
 
 
 def _check_settings(kind: str, config: dict[str, Any]) -> None:
-    """Raise NotImplementedError if the loops do not compute a layer with these settings."""
+    """Raise NoLoopsError if the loops do not compute a layer with these settings."""
     if kind not in _SETTINGS:
-        raise NotImplementedError(f"no training for layers of the kind {kind}")
+        raise NoLoopsError(f"no training for layers of the kind {kind}")
     known = {**_OF_EVERY_LAYER, **_SETTINGS[kind]}
     for name, value in config.items():
         if name.endswith("_initializer"):
@@ -285,14 +289,14 @@ def _check_settings(kind: str, config: dict[str, Any]) -> None:
             value = value["config"].get("name")
         single = value[0] if isinstance(value, list) and len(value) == 1 else value
         if allowed is not _ANYTHING and not any(single is one or single == one for one in allowed):
-            raise NotImplementedError(f"no training for {kind} with {name} {value!r}")
+            raise NoLoopsError(f"no training for {kind} with {name} {value!r}")
 
 
 def has_loops(architecture: str) -> bool:
     """Return whether the loops compute a network that Keras describes, to rounding as Keras would."""
     try:
         return any(layer.trained for layer in layers_of(architecture))
-    except NotImplementedError:
+    except NoLoopsError:
         return False
 
 
@@ -301,33 +305,33 @@ def layers_of(architecture: str) -> list[Layer]:
 
     Raises
     ------
-    NotImplementedError
+    NoLoopsError
         If there are no loops for a layer, a setting, or the order of the layers.
     """
     description = json.loads(architecture)
     if description["class_name"] != "Sequential":
-        raise NotImplementedError(f"no training for a {description['class_name']} network")
+        raise NoLoopsError(f"no training for a {description['class_name']} network")
     layers: list[Layer] = []
     size, convolutional, finished = 0, False, False  # size: of the features or channels so far
     for place, described in enumerate(description["config"]["layers"]):
         kind, config = described["class_name"], described["config"]
         if described.get("registered_name"):
-            raise NotImplementedError(f"no training for the layer {described['registered_name']}")
+            raise NoLoopsError(f"no training for the layer {described['registered_name']}")
         _check_settings(kind, config)
         if finished:
-            raise NotImplementedError("no training for layers behind a softmax")
+            raise NoLoopsError("no training for layers behind a softmax")
         if kind in ("Conv1D", "AveragePooling1D", "GlobalAveragePooling1D") and not convolutional:
-            raise NotImplementedError(f"no training for {kind} before the spectrum is reshaped to one channel")
+            raise NoLoopsError(f"no training for {kind} before the spectrum is reshaped to one channel")
         if kind in ("Dense", "Softmax") and convolutional:
-            raise NotImplementedError(f"no training for {kind} with positions")
+            raise NoLoopsError(f"no training for {kind} with positions")
         match kind:
             case "InputLayer":
                 size = config["batch_shape"][-1]
                 if place > 0 or len(config["batch_shape"]) != 2:
-                    raise NotImplementedError("no training for spectra of another shape than (n_channels,)")
+                    raise NoLoopsError("no training for spectra of another shape than (n_channels,)")
             case "Reshape":
                 if place != 1 or list(config["target_shape"]) not in ([size, 1], [-1, 1]):
-                    raise NotImplementedError("no training for a Reshape but that of the spectrum to one channel")
+                    raise NoLoopsError("no training for a Reshape but that of the spectrum to one channel")
                 size, convolutional = 1, True
                 layers.append(_OneChannel())
             case "Dense":
@@ -350,7 +354,7 @@ def layers_of(architecture: str) -> list[Layer]:
             case "Softmax":
                 finished = True
     if not finished:
-        raise NotImplementedError("no training for a network without a softmax at its end")
+        raise NoLoopsError("no training for a network without a softmax at its end")
     return layers
 
 

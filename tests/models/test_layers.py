@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from eelsflow.models.backend import load_backend
-from eelsflow.models.layers import Trainer, layers_of
+from eelsflow.models.layers import NoLoopsError, Trainer, layers_of
 from eelsflow.models.networks import describe_network
 from eelsflow.models.spec import NETWORKS
 from eelsflow.models.training import batch_bounds
@@ -131,7 +131,7 @@ def test_dropout_keeps_its_share_and_the_mean_and_has_the_same_gradient(rate, se
 
 
 def test_a_layer_that_training_does_not_know_is_named():
-    with pytest.raises(NotImplementedError, match="no training for layers of the kind LSTM"):
+    with pytest.raises(NoLoopsError, match="no training for layers of the kind LSTM"):
         sequential(("LSTM", {}))
 
 
@@ -151,5 +151,5 @@ def test_a_layer_that_training_does_not_know_is_named():
     ],
 )
 def test_what_the_loops_would_compute_otherwise_is_left_to_keras(layers, message):
-    with pytest.raises(NotImplementedError, match=message):
+    with pytest.raises(NoLoopsError, match=message):
         sequential(("InputLayer", {"batch_shape": [None, 80]}), *layers)
