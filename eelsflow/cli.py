@@ -164,7 +164,7 @@ def study(
         RunnerName | None,
         typer.Option(help="prefect: orchestrated on a Dask cluster, with the UI; loop: in this process alone."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small grids, 2 seeds, 60 epochs: a first look.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small grids, 2 seeds, 30 epochs: a first look.")] = False,
     extend_grid: Annotated[
         bool, typer.Option("--extend-grid", help="Search on where the best value is the last of its grid.")
     ] = False,

@@ -28,8 +28,8 @@ from eelsflow.models.spec import STANDARD, ModelSpec, resolve_model
 from eelsflow.preprocess.presets import Preset, resolve_preset
 from eelsflow.robustness.amplitudes import AmplitudeRange
 
-QUICK_SPECTRA, QUICK_SIMULATION = 1000, {"acquisitions": 12, "pixels": 24}
-QUICK_COPIES = 2
+QUICK_SPECTRA, QUICK_SIMULATION = 600, {"acquisitions": 12, "pixels": 24}
+QUICK_COPIES, QUICK_EPOCHS, QUICK_PATIENCE = 2, 30, 8
 """Of a quick study, at most."""
 
 CLUSTER_KINDS = ("slurm", "kubernetes")
@@ -253,7 +253,7 @@ class Study(_Part):
         return self
 
     def quick(self) -> Study:
-        """Return a small version of this study for a first look: small grids, 2 seeds, 3 folds, 60 epochs, few copies.
+        """Return a small version of this study for a first look: small grids, 2 seeds, 3 folds, 30 epochs, few copies.
 
         Where its acquisitions are simulated, they are few and small.
         """
@@ -267,13 +267,14 @@ class Study(_Part):
             data = data.model_copy(update={"simulate": data.simulate.model_copy(update=update)})
         training = self.training.model_copy(
             update={
-                "epochs": min(self.training.epochs, 60),
-                "patience": min(self.training.patience, 15),
+                "epochs": min(self.training.epochs, QUICK_EPOCHS),
+                "patience": min(self.training.patience, QUICK_PATIENCE),
                 "batch_size": min(self.training.batch_size, 64),
             }
         )
         robustness = RobustnessPlan(
-            shift_ev=AmplitudeRange(start=-10, stop=10, step=2), noise_sigma=self.robustness.noise_sigma
+            shift_ev=AmplitudeRange(start=-10, stop=10, step=5),
+            noise_sigma=AmplitudeRange(start=0, stop=0.3, step=0.15),
         )
         models = tuple(
             model

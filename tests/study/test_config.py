@@ -149,7 +149,7 @@ def test_range_holds_both_ends():
 def test_quick_study_is_smaller_but_leaves_out_no_model(study_file):
     study = load_study(study_file(EXAMPLE))
     quick = study.quick()
-    assert (quick.split.seeds, quick.split.folds, quick.grids, quick.training.epochs) == (2, 3, "small", 60)
+    assert (quick.split.seeds, quick.split.folds, quick.grids, quick.training.epochs) == (2, 3, "small", 30)
     assert quick.models == study.models
 
 
@@ -204,4 +204,4 @@ def test_shipped_study_files_are_valid_and_mean_the_same_as_resolved(path, monke
     monkeypatch.setenv("EELSFLOW_DATA", "somewhere")
     study = load_study(path)
     assert load_study(study_file(yaml.safe_dump(study.model_dump(mode="json")))) == study
-    assert len(study.models) == {"oxides": 2, "paper": 9, "manganese": 22, "rigorous": 20}.get(path.stem, 8)
+    assert len(study.models) == {"oxides": 2, "paper": 9, "manganese": 28, "rigorous": 21}.get(path.stem, 8)
