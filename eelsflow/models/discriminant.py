@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.errors import UnreadableFileError
+from eelsflow.models.archives import dump_skops
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ class Discriminant:
 
     def save(self, path: Path) -> None:
         """Write a .skops file."""
-        import skops.io
-
-        skops.io.dump({"discriminant": self.model}, path)
+        dump_skops({"discriminant": self.model}, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.errors import DataSetError, UnreadableFileError
+from eelsflow.models.archives import dump_skops
 from eelsflow.models.imported import TRUST, import_named, trusted_packages
 from eelsflow.search.grid import load_fold
 
@@ -89,9 +90,7 @@ class Estimator:
 
     def save(self, path: Path) -> None:
         """Write a .skops file."""
-        import skops.io
-
-        skops.io.dump({"estimator": self.estimator, "calibration": self.calibration}, path)
+        dump_skops({"estimator": self.estimator, "calibration": self.calibration}, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

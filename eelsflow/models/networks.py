@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.errors import DataSetError, UnreadableFileError
+from eelsflow.models.archives import strip_keras
 from eelsflow.models.backend import LOCK, load_backend
 from eelsflow.models.imported import TRUST, trusted_packages
 from eelsflow.models.open_networks import build_open_network, foreign_types
@@ -251,6 +252,7 @@ class Network:
         """Write a .keras file, and beside it what such a file cannot hold."""
         with LOCK:
             self.to_keras().save(path)
+        strip_keras(path)
         if self.module is not None or self.temperature != 1.0:
             write_json(_beside(path), {"module": self.module, "temperature": self.temperature})
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.errors import UnreadableFileError
+from eelsflow.models.archives import dump_skops
 from eelsflow.models.spec import with_defaults
 from eelsflow.search.gram import Products
 from eelsflow.search.grid import MAX_PASSES, load_fold
@@ -100,9 +101,7 @@ class Svm:
 
     def save(self, path: Path) -> None:
         """Write a .skops file."""
-        import skops.io
-
-        skops.io.dump({"machine": self.machine, "calibration": self.calibration}, path)
+        dump_skops({"machine": self.machine, "calibration": self.calibration}, path)
 
     @classmethod
     def load(cls, path: Path) -> Svm:
