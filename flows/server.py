@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import psutil
 
@@ -36,6 +36,7 @@ HEARTBEAT_SECONDS = 30  # the least that Prefect allows
 ZOMBIE_AFTER = timedelta(seconds=3 * HEARTBEAT_SECONDS + 5)
 ZOMBIE_AUTOMATION = "eelsflow: mark flow runs without a heartbeat as crashed"
 STOP_SECONDS = 12
+LEAVE_SECONDS = 10  # a server that is there takes two at most
 RECORD_SECONDS = 5
 
 
@@ -117,9 +118,10 @@ def running_server(home: Path, *, preferred_port: int = PREFERRED_PORT, start_se
         try:
             yield server
         finally:
-            _send_what_is_queued()
-            if configured is None:
-                _wait_until_recorded(entered)
+            if _answers(server.api_url):
+                within(LEAVE_SECONDS, _send_what_is_queued)
+                if configured is None:
+                    within(LEAVE_SECONDS, lambda: _wait_until_recorded(entered))
 
 
 def _private_settings(folder: Path) -> dict[str, str]:
@@ -294,14 +296,28 @@ def _listening_ports(pid: int) -> set[int]:
     return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
-def _answers(api_url: str) -> bool:
+def ask(api_url: str) -> Literal["answers", "refused", "silent"]:
+    """Tell whether a server answers at an address; "refused": nobody listens there."""
     try:
         with urllib.request.urlopen(f"{api_url}/health", timeout=5) as response:
-            return bool(response.status == 200)
+            return "answers" if response.status == 200 else "silent"
     except urllib.error.HTTPError as error:
-        return error.code in (401, 403)  # there, but it wants the credentials that Prefect has
+        return "answers" if error.code in (401, 403) else "silent"  # there, but it wants the credentials Prefect has
+    except urllib.error.URLError as error:
+        return "refused" if isinstance(error.reason, ConnectionRefusedError) else "silent"
     except OSError:
-        return False
+        return "silent"
+
+
+def within(seconds: float, work: Callable[[], None]) -> None:
+    """Do something that must not keep the program: if the server goes away now, Prefect asks it for minutes."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _answers(api_url: str) -> bool:
+    return ask(api_url) == "answers"
 
 
 def _failure(folder: Path, process: subprocess.Popen[bytes], seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +18,17 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from eelsflow.dataset.aside import SetAside
+from eelsflow.executors import DaskExecutor
 from eelsflow.store import Store, home
 from eelsflow.study import stages
 from eelsflow.study.config import Study
 from eelsflow.study.plan import Step, plan_data
 from eelsflow.study.run import OnStep, Outcome, claim_directory, fit_final_model, prepare_acquisitions, run_stages
+from eelsflow.study.run import run_study as run_without_server
 from eelsflow.study.stages import Place
 from flows.cluster import cluster_client
 from flows.server import running_server
+from flows.server_watch import WITHOUT_SERVER, begin_again_without_server, watched
 from tasks.assess import assess_model, judge_outside, score_maps
 from tasks.options import CANCELLED, executor_at
 from tasks.prepare import build_dataset, fit_features, prepare_acquisition
@@ -155,6 +159,13 @@ def run_study(
     say
         Tells the user where the UI is.
     """
+    environment = dict(os.environ)
+    if gone := environment.get(WITHOUT_SERVER):
+        say(f"warning: the Prefect server at {gone} is gone; the study goes on without it, and is not shown there")
+        with cluster_client(resolved.cluster, home=home()) as client:
+            place = Place(store, DaskExecutor(client))
+            run_without_server(resolved, out, place=place, on_step=on_step, promote=promote, strict=strict)
+        return
     token = ON_STEP.set(on_step)
     try:
         with ThreadPoolExecutor(1) as beside, ExitStack() as stack:
@@ -163,13 +174,14 @@ def run_study(
             with running_server(home()) as server:
                 say(f"watch this study: {server.ui_url}")
                 client = starting.result()
-                study(
-                    resolved,
-                    out=str(out.resolve()),
-                    store=str(store.root.resolve()),
-                    scheduler=client.scheduler.address,
-                    promote=promote,
-                    strict=strict,
-                )
+                with watched(server, lambda: begin_again_without_server(server, environment)):
+                    study(
+                        resolved,
+                        out=str(out.resolve()),
+                        store=str(store.root.resolve()),
+                        scheduler=client.scheduler.address,
+                        promote=promote,
+                        strict=strict,
+                    )
     finally:
         ON_STEP.reset(token)
