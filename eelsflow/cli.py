@@ -327,6 +327,123 @@ def report(directory: Annotated[Path, typer.Argument(help="A study's results.")]
 
 
 @app.command()
+def watch(
+    inbox: Annotated[str, typer.Argument(help="The folder, or s3://BUCKET/FOLDER, that acquisitions are put into.")],
+    model: Annotated[str, typer.Option(help="As in `eelsflow classify`; looked for anew for every file.")] = "default",
+    out: Annotated[
+        Path | None, typer.Option(help="Where `maps` and `quarantine` are written; eelsflow's home by default.")
+    ] = None,
+    edge: Annotated[str | None, typer.Option(help="The edge that files must show; by default the model's.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="End when everything that is there is done.")] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between two looks; a file is taken when it is the same at two.")
+    ] = 5.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Files worked on at once; by default one a core.")] = None,
+) -> None:
+    """Take every new acquisition of a folder to its map, once; until Ctrl-C."""
+    _one_thread_each()
+    from eelsflow.catalogue import service
+
+    order = service.make_order(inbox, out=out, model=model, edge=edge)
+    if not once:
+        _say(f"watching {order.inbox}; maps go to {order.out / 'maps'}; Ctrl-C stops it, `eelsflow status` tells more")
+    _watch(order, once=once, interval=interval, workers=workers)
+
+
+def _watch(order: Any, *, once: bool, interval: float, workers: int | None, since: float = 0.0) -> None:
+    from eelsflow.catalogue import service
+
+    with _until_stopped() as stop, _log_lines("eelsflow.watch"):
+        n_workers = workers or len(os.sched_getaffinity(0))
+        service.watch(order, n_workers=n_workers, interval=interval, once=once, since=since, stop=stop)
+
+
+@contextmanager
+def _until_stopped() -> Iterator[Any]:
+    """Turn Ctrl-C and SIGTERM into an event, so that what is worked on is given back."""
+    import signal
+    from threading import Event
+
+    stop = Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _log_lines(name: str) -> Iterator[None]:
+    """Print what a part of the program says of its work."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class ForcedStage(StrEnum):
+    """From where acquisitions are done again."""
+
+    ingested = "ingested"
+    prepared = "prepared"
+    classified = "classified"
+
+
+@app.command()
+def backfill(
+    inbox: Annotated[str, typer.Argument(help="As in `eelsflow watch`; or one file of an inbox.")],
+    since: Annotated[str | None, typer.Option(help="Only files changed since this date, as 2026-11-29.")] = None,
+    force: Annotated[
+        ForcedStage | None,
+        typer.Option(
+            help="Do what is done already again: classified: the maps alone, as after a promotion; prepared: "
+            "preparation and maps; ingested: everything. Without it, quarantined files are tried again."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="As in `eelsflow watch`.")] = "default",
+    out: Annotated[Path | None, typer.Option(help="As in `eelsflow watch`.")] = None,
+    edge: Annotated[str | None, typer.Option(help="As in `eelsflow watch`.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="As in `eelsflow watch`.")] = None,
+) -> None:
+    """Work through an inbox again: what is new in it, what is quarantined, and, with --force, what is mapped."""
+    _one_thread_each()
+    from eelsflow.catalogue import service
+    from eelsflow.catalogue.ledger import Catalogue
+
+    catalogue, path = Catalogue(), None
+    known = catalogue.find(str(Path(inbox).absolute())) if "://" not in inbox else catalogue.find(inbox)
+    if known is not None:
+        path, inbox = known.path, known.path.rpartition("/")[0]
+    order = service.make_order(inbox, out=out, model=model, edge=edge)
+    start = 0.0 if since is None else service.parse_date(since)
+    stage = None if force is None else service.Stage(force.value)
+    again = service.send_back(order, catalogue, since=start, force=stage, path=path)
+    _say(f"{again} acquisitions are worked on again")
+    _watch(order, once=True, interval=1.0, workers=workers, since=start)
+
+
+@app.command()
+def status(
+    inbox: Annotated[str | None, typer.Argument(help="Of this inbox alone.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what became of every acquisition that was seen in an inbox."""
+    from eelsflow.catalogue import service
+    from eelsflow.catalogue.ledger import Catalogue
+
+    rows = service.describe_status(Catalogue(), inbox)
+    typer.echo(json.dumps(rows, indent=2) if as_json else service.format_status(rows))
+
+
+@app.command()
 def up() -> None:
     """Start the Prefect server with its UI, on the same database as the studies, until Ctrl-C."""
     if not _orchestration_importable():

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eelsflow.errors import OutputPathError
+from eelsflow.processes import is_gone, is_here, name_process
 
 UNCLAIMED_SECONDS = 14 * 86400.0
 """Work of another host is abandoned when nothing was written to it for so long: twice the week that is commonly the
@@ -113,7 +112,7 @@ class Store:
 
     def temporary(self) -> Path:
         """Create a directory for work in progress, on the same file system as the entries."""
-        path = self.root / "temporary" / f"{_place()}_{os.getpid()}_{uuid.uuid4().hex}"
+        path = self.root / "temporary" / f"{name_process()}_{uuid.uuid4().hex}"
         path.mkdir(parents=True)
         return path
 
@@ -129,6 +128,12 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
         return len(abandoned)
 
+    def discard(self, digest: str) -> None:
+        """Remove an entry, so that it is computed again."""
+        if self.has(digest):
+            (self.root / "generation").unlink(missing_ok=True)
+            shutil.rmtree(self.path(digest))
+
     def prune(self, keep: set[str]) -> list[str]:
         """Remove every entry whose digest is not in `keep`; return the digests removed."""
         removed = [entry.name for entry in self._entries.glob("*/*") if entry.name not in keep]
@@ -139,30 +144,8 @@ class Store:
         return removed
 
 
-def _place() -> str:
-    """Name what the process ids of this process are valid in: the host, and the container in it."""
-    host = re.sub(r"[^A-Za-z0-9.-]+", "-", socket.gethostname())
-    with contextlib.suppress(OSError):  # Linux alone has it
-        host += f".{Path('/proc/self/ns/pid').stat().st_ino}"
-    return host
-
-
 def _is_abandoned(work: Path) -> bool:
-    place, _, rest = work.name.partition("_")
-    process = rest.partition("_")[0]
-    if place == _place() and process.isdigit():
-        return not _is_running(int(process))
-    return _is_older(work, UNCLAIMED_SECONDS)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+    return is_gone(work.name) if is_here(work.name) else _is_older(work, UNCLAIMED_SECONDS)
 
 
 def _is_older(work: Path, seconds: float) -> bool:

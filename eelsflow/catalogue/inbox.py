@@ -1,0 +1,301 @@
+"""What is in an inbox: a local folder, or one on S3 or another file system of fsspec. It is only ever read."""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import psutil
+
+from eelsflow.catalogue.ledger import Found
+from eelsflow.digest import members
+from eelsflow.errors import InputError, MissingDependencyError, UnreadableFileError
+from eelsflow.io.formats import format_of, is_readable_name
+
+LOOK_AGAIN_SECONDS = 60.0
+"""How often the files of a folder (a zarr store) that is done are looked through again: there may be thousands."""
+
+MOST_UNPACKED_BYTES = 1 << 36
+"""Of an archive, 64 GiB (ours)."""
+
+MOST_RATIO, RATIO_FROM_BYTES = 250, 1 << 30
+"""An archive that says it unpacks to more than this many times its size, and to more than 1 GiB, is no recording:
+counts of a few electrons pack 50 to 100 times (ours)."""
+
+
+class Inbox(Protocol):
+    """A folder that new acquisitions are put into."""
+
+    root: str
+    ended: set[str]
+
+    def list(self) -> list[Found]:
+        """Return the readable files as they look now."""
+        ...
+
+    def open_for_writing(self) -> set[str]:
+        """Return what some process has open for writing, as far as can be seen from here."""
+        ...
+
+    def fetch(self, path: str, directory: Path) -> Path:
+        """Return where an acquisition can be read; an object is copied into a directory first."""
+        ...
+
+
+def open_inbox(place: str | Path) -> Inbox:
+    """Return the inbox at a folder or a URL.
+
+    Raises
+    ------
+    InputError
+        If it is not a folder.
+    MissingDependencyError
+        If its file system needs a package that is not installed.
+    """
+    if "://" in str(place) and not str(place).startswith("file://"):
+        return RemoteInbox(str(place))
+    return LocalInbox(Path(str(place).removeprefix("file://")))
+
+
+def look_at(path: Path) -> Found:
+    """Return how a file or a store looks now: its version is number and last change of its parts, and who may read it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    """
+    mode = path.stat().st_mode & 0o777
+    try:
+        stats = [member.stat() for member in (path.rglob("*") if path.is_dir() else members(path))]
+    except PermissionError:  # the reading says so
+        stats = []
+    changed = max((stat.st_mtime_ns for stat in stats), default=0)
+    size = sum(stat.st_size for stat in stats)
+    return Found(str(path), size, f"{len(stats)}:{changed}:{mode:03o}", modified=changed / 1e9)
+
+
+class LocalInbox:
+    """A folder of this machine, or one that it has mounted.
+
+    Attributes
+    ----------
+    root
+        Absolute.
+    ended
+        Paths of which nothing is expected; the watcher says which.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder = folder.expanduser().absolute()
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; expected the folder that new acquisitions are written to")
+        self.root = str(folder)
+        self.ended: set[str] = set()
+        self._looked: dict[str, tuple[Found, float]] = {}
+
+    def list(self) -> list[Found]:
+        """Return the readable files as they look now; a link that leads out of the inbox is refused."""
+        return list(self._below(Path(self.root)))
+
+    def _below(self, folder: Path) -> Iterator[Found]:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except FileNotFoundError:  # it went away meanwhile
+            return
+        except OSError as error:
+            reason = f"cannot be listed: {error.strerror or error}; nothing in it is seen until it can be"
+            yield Found(str(folder), 0, "", refused=reason)
+            return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            readable = is_readable_name(entry.name)
+            if entry.is_symlink():
+                if readable or entry.is_dir():
+                    yield from self._link(Path(entry.path), readable=readable)
+            elif readable:
+                yield from self._look(Path(entry.path))
+            elif entry.is_dir():
+                yield from self._below(Path(entry.path))
+
+    def _link(self, path: Path, *, readable: bool) -> Iterator[Found]:
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(os.path.realpath(self.root)):
+            reason = (
+                f"is a link that leads out of the inbox, to {target}; put the file itself, or a copy, into the inbox"
+            )
+            yield Found(str(path), 0, str(target), refused=reason)
+        elif not target.exists():
+            yield Found(str(path), 0, str(target), refused=f"is a link to {target}, where nothing is")
+        elif readable:
+            yield from self._look(path)
+
+    def _look(self, path: Path) -> Iterator[Found]:
+        name = str(path)
+        if name in self.ended and name in self._looked and path.is_dir():
+            found, when = self._looked[name]
+            if time.monotonic() - when < LOOK_AGAIN_SECONDS:
+                yield found
+                return
+        try:
+            found = look_at(path)
+        except FileNotFoundError:  # it went away meanwhile
+            return
+        if path.is_dir():
+            self._looked[name] = (found, time.monotonic())
+        yield found
+
+    def open_for_writing(self) -> set[str]:
+        """Return what some process of this user has open for writing; other users' and machines' are not seen."""
+        found = set()
+        for process in psutil.process_iter():
+            try:
+                found |= {file.path for file in process.open_files() if getattr(file, "mode", "r") != "r"}
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def fetch(self, path: str, directory: Path) -> Path:
+        """Return the path itself."""
+        return Path(path)
+
+
+class RemoteInbox:
+    """A folder of a file system that fsspec knows, such as ``s3://bucket/inbox``; objects appear whole there."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.root = url.rstrip("/")
+        self.ended: set[str] = set()
+        self._scheme = url.partition("://")[0]
+        try:
+            self._files: Any = fsspec.url_to_fs(url)[0]
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"an inbox at {self._scheme}:// needs a package that is not installed ({error}); for S3: "
+                "pip install 'eelsflow[s3]'"
+            ) from error
+        except ValueError as error:
+            raise InputError(f"{url} is no address that files can be read from: {error}") from error
+
+    def list(self) -> list[Found]:
+        """Return the readable objects as they are now; folders with readable names (zarr stores) count as one."""
+        self._files.invalidate_cache()
+        parts: dict[str, list[dict[str, Any]]] = {}
+        for name, detail in sorted(self._files.find(self.root, detail=True).items()):
+            acquisition = self._acquisition_of(name)
+            if acquisition is not None:
+                parts.setdefault(acquisition, []).append(detail)
+        return [
+            Found(
+                f"{self._scheme}://{name}",
+                sum(one["size"] or 0 for one in details),
+                _tag(details),
+                modified=max(map(_modified, details)),
+            )
+            for name, details in parts.items()
+        ]
+
+    def _acquisition_of(self, name: str) -> str | None:
+        """Return the path of the acquisition that an object belongs to: the outermost readable name, or None."""
+        base = self._files._strip_protocol(self.root)
+        below = PurePosixPath(name).relative_to(PurePosixPath(base)).parts
+        for number, part in enumerate(below, start=1):
+            if part.startswith("."):
+                return None
+            found = format_of(part)
+            is_last = number == len(below)
+            if is_readable_name(part) and found is not None and (is_last or found.is_folder):
+                return str(PurePosixPath(base, *below[:number]))
+        return None
+
+    def open_for_writing(self) -> set[str]:
+        """Return nothing: an object is there when it is whole."""
+        return set()
+
+    def fetch(self, path: str, directory: Path) -> Path:
+        """Copy an acquisition, with what belongs to it, into a directory."""
+        target = directory / PurePosixPath(path).name
+        try:
+            if self._files.isdir(path):
+                self._files.get(path.rstrip("/") + "/", str(target), recursive=True)
+            else:
+                self._files.get_file(path, str(target))
+                if target.suffix.lower() == ".rpl":  # the counts that it describes are beside it
+                    for suffix in (".raw", ".RAW"):
+                        counts = path[: -len(target.suffix)] + suffix
+                        if self._files.exists(counts):
+                            self._files.get_file(counts, str(target.with_suffix(suffix)))
+                            break
+        except FileNotFoundError as error:
+            raise UnreadableFileError(f"{path} is not there any more") from error
+        return target
+
+
+def _tag(details: list[dict[str, Any]]) -> str:
+    """Return what changes when an object does."""
+    from eelsflow.digest import digest_of
+
+    tags = [
+        str(one.get("ETag") or one.get("LastModified") or one.get("mtime") or one.get("created")) for one in details
+    ]
+    return digest_of([len(details), *tags])[:32]
+
+
+def _modified(detail: dict[str, Any]) -> float:
+    when = detail.get("LastModified") or detail.get("mtime") or detail.get("created") or 0.0
+    return float(when.timestamp() if hasattr(when, "timestamp") else when)
+
+
+def refuse_unsafe(path: Path, *, inbox: str | None = None) -> None:
+    """Refuse what must not be opened: links out of a folder, and archives that lead out of theirs or are bombs.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    inbox
+        The folder that links may lead into; the acquisition itself where None.
+
+    Raises
+    ------
+    UnreadableFileError
+        If it is refused.
+    """
+    root = Path(os.path.realpath(inbox or path))
+    for member in members(path):
+        target = Path(os.path.realpath(member))
+        if not target.is_relative_to(root) and not (inbox is None and target == Path(os.path.realpath(path))):
+            raise UnreadableFileError(
+                f"{path} holds {member.relative_to(path) if member != path else 'nothing but'}, a link to {target} "
+                "outside of the inbox: it is not followed; put the file itself there"
+            )
+    if path.is_file() and zipfile.is_zipfile(path):
+        _refuse_unsafe_archive(path)
+
+
+def _refuse_unsafe_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UnreadableFileError(f"{path} is a damaged archive: {error}") from error
+    for entry in entries:
+        name = PurePosixPath(entry.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or (name.parts and name.parts[0].endswith(":")):
+            raise UnreadableFileError(
+                f"{path} is an archive whose member {entry.filename!r} leads out of it; no program that records "
+                "spectra writes that, and it is not unpacked"
+            )
+    unpacked, packed = sum(entry.file_size for entry in entries), max(path.stat().st_size, 1)
+    if unpacked > MOST_UNPACKED_BYTES or (unpacked > RATIO_FROM_BYTES and unpacked > MOST_RATIO * packed):
+        raise UnreadableFileError(
+            f"{path} is an archive of {packed:,} bytes that unpacks to {unpacked:,}, {unpacked / packed:,.0f} times as "
+            f"many; spectra pack {MOST_RATIO} times at most, so it is not unpacked"
+        )

@@ -1,0 +1,339 @@
+"""The catalogue: a row for every file of the inboxes, and who works on it.
+
+Every change of a row is one conditional statement, so that of two watchers only one gets a file, and one whose lease
+ran out meanwhile can no longer say anything about it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from eelsflow.catalogue.states import ENDED, WAITING, Acquisition, State
+from eelsflow.catalogue.tables import ACQUISITIONS, EVENTS, SETTINGS, connect, writing
+from eelsflow.processes import is_gone, name_process
+from eelsflow.store import home, make_directory
+
+LEASE_SECONDS = 60.0
+"""How long a watcher that says nothing keeps what it works on, where its process cannot be seen (ours)."""
+
+AGAIN = "again"
+"""Among the facts of an acquisition whose map is to be made again, though it is there."""
+
+_FRESH: dict[str, Any] = {
+    "sha256": None, "reason": None, "alias_of": None, "map": None, "model": None, "attempts": 0, "losses": 0,
+    "not_before": 0.0, "owner": None, "lease_until": 0.0, "facts": {},
+}  # fmt: skip
+_COLUMNS = [ACQUISITIONS.c[name] for name in Acquisition.__dataclass_fields__]
+
+
+def catalogue_url() -> str:
+    """Return where the catalogue is: $EELSFLOW_CATALOGUE, else SQLite in eelsflow's home."""
+    return os.environ.get("EELSFLOW_CATALOGUE") or f"sqlite:///{home() / 'catalogue.db'}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file in an inbox, as it looks now; see `Acquisition`.
+
+    `refused` says why it may not even be opened; `modified` is when it was changed last, s since 1970.
+    """
+
+    path: str
+    size: int
+    version: str
+    refused: str | None = None
+    modified: float = 0.0
+
+
+class Catalogue:
+    """Rows of acquisitions in a database.
+
+    Parameters
+    ----------
+    url
+        As SQLAlchemy takes it; by default `catalogue_url`.
+    clock
+        Returns the time, s since 1970.
+
+    Raises
+    ------
+    InputError
+        If the address cannot be used.
+    """
+
+    def __init__(self, url: str | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        if url is None and "EELSFLOW_CATALOGUE" not in os.environ:
+            make_directory(home())
+        self.url = url or catalogue_url()
+        self._engine = connect(self.url)
+        self._clock = clock
+        self.owner = f"{name_process()}_{uuid.uuid4().hex[:12]}"
+
+    # ------------------------------------------------------------------ reading
+
+    def select(self, *where: sa.ColumnElement[bool]) -> list[Acquisition]:
+        """Return acquisitions in the order in which they were first seen."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(*_COLUMNS).where(*where).order_by(ACQUISITIONS.c.id))
+            return [_acquisition(row) for row in rows]
+
+    def find(self, path: str) -> Acquisition | None:
+        """Return the acquisition of a path."""
+        found = self.select(ACQUISITIONS.c.path == path)
+        return found[0] if found else None
+
+    def below(self, inbox: str, *states: State) -> list[Acquisition]:
+        """Return the acquisitions of an inbox, in the states that are named or in any."""
+        prefix = inbox.rstrip("/") + "/"
+        is_below = sa.func.substr(ACQUISITIONS.c.path, 1, len(prefix)) == prefix
+        return self.select(is_below, *([ACQUISITIONS.c.state.in_(states)] if states else []))
+
+    def states_of(self, paths: Sequence[str]) -> dict[str, State]:
+        """Return the states of the acquisitions of some paths."""
+        with self._engine.connect() as connection:
+            return {row.path: State(row.state) for row in _rows_of(connection, paths)}
+
+    def history(self, acquisition: int) -> list[tuple[float, str, str | None]]:
+        """Return what happened to an acquisition: when (s since 1970), the state it came to, and a note."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                sa.select(EVENTS.c.at, EVENTS.c.state, EVENTS.c.note)
+                .where(EVENTS.c.acquisition == acquisition)
+                .order_by(EVENTS.c.id)
+            )
+            return [(at, state, note) for at, state, note in rows]
+
+    def setting(self, name: str) -> str | None:
+        """Return a setting that is kept with the catalogue."""
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == name)).scalar()
+
+    def set(self, name: str, value: str) -> None:
+        """Keep a setting."""
+        with writing(self._engine) as connection:
+            connection.execute(sa.delete(SETTINGS).where(SETTINGS.c.name == name))
+            connection.execute(sa.insert(SETTINGS).values(name=name, value=value))
+
+    # ------------------------------------------------------------------ what is in an inbox
+
+    def observe(self, found: Iterable[Found], *, settle_seconds: float, is_open: Callable[[str], bool]) -> None:
+        """Take in what an inbox holds at this moment.
+
+        A path that is new, or looks unlike the last time, is "seen". One that looks as it did at least
+        `settle_seconds` ago, and that no process has open for writing, is "stable".
+
+        Parameters
+        ----------
+        found
+            The files; only what differs from the catalogue needs to be among them.
+        settle_seconds
+            Between the two looks, s.
+        is_open
+            Tells whether some process has a path open for writing.
+        """
+        now = self._clock()
+        found = list(found)
+        if not found:
+            return
+        with writing(self._engine) as connection:
+            known = {row.path: row for row in _rows_of(connection, [one.path for one in found])}
+            for one in found:
+                row = known.get(one.path)
+                if row is None:
+                    values = {**_FRESH, "path": one.path, "first_seen": now}
+                    self._see(connection, None, one, values, now)
+                elif (row.size, row.version) != (one.size, one.version):
+                    # Whoever works on what it held finds that it changed; the lease is gone with the old content.
+                    self._see(connection, row.id, one, dict(_FRESH), now)
+                elif row.state == State.SEEN and now - row.unchanged_since >= settle_seconds and not is_open(one.path):
+                    self._change(connection, row.id, {"state": State.STABLE}, now)
+
+    def _see(self, connection: sa.Connection, row: int | None, one: Found, values: dict[str, Any], now: float) -> None:
+        state = State.SEEN if one.refused is None else State.QUARANTINED
+        values |= {
+            "size": one.size, "version": one.version, "unchanged_since": now, "state": state, "changed": now,
+            "reason": one.refused,
+        }  # fmt: skip
+        if row is None:
+            row = connection.execute(sa.insert(ACQUISITIONS).values(values).returning(ACQUISITIONS.c.id)).scalar_one()
+        else:
+            connection.execute(sa.update(ACQUISITIONS).where(ACQUISITIONS.c.id == row).values(values))
+        connection.execute(sa.insert(EVENTS).values(acquisition=row, at=now, state=state, note=one.refused))
+
+    def take_over(self, one: Found, state: State, **values: Any) -> None:
+        """Record a file that has come to an end by another account than this catalogue's."""
+        now = self._clock()
+        row = {**_FRESH, "path": one.path, "size": one.size, "version": one.version, "unchanged_since": now}
+        row |= {"first_seen": now, "changed": now, "state": state, **values}
+        with writing(self._engine) as connection:
+            number = connection.execute(sa.insert(ACQUISITIONS).values(row).returning(ACQUISITIONS.c.id)).scalar_one()
+            note = "taken over from the ledger of an older release"
+            connection.execute(sa.insert(EVENTS).values(acquisition=number, at=now, state=state, note=note))
+
+    def forget(self, acquisition: Acquisition) -> None:
+        """Forget a file that went away before anything came of it."""
+        with writing(self._engine) as connection:
+            connection.execute(sa.delete(EVENTS).where(EVENTS.c.acquisition == acquisition.id))
+            connection.execute(sa.delete(ACQUISITIONS).where(ACQUISITIONS.c.id == acquisition.id))
+
+    # ------------------------------------------------------------------ working
+
+    def claim(self, inbox: str, *, states: Sequence[State] = WAITING, most: int = 1_000_000) -> list[Acquisition]:
+        """Take acquisitions that there is work on, and that nobody works on; they are this process's until released."""
+        now = self._clock()
+        free = [one for one in self.below(inbox, *states) if one.not_before <= now and self._is_free(one, now)]
+        return [one for one in free[:most] if self._take(one, now)]
+
+    def _is_free(self, one: Acquisition, now: float) -> bool:
+        return one.owner is None or is_gone(one.owner) or self._lease_of(one.id) < now
+
+    def _lease_of(self, acquisition: int) -> float:
+        with self._engine.connect() as connection:
+            query = sa.select(ACQUISITIONS.c.lease_until).where(ACQUISITIONS.c.id == acquisition)
+            return connection.execute(query).scalar() or 0.0
+
+    def _take(self, one: Acquisition, now: float) -> bool:
+        as_it_was = [
+            ACQUISITIONS.c.id == one.id,
+            ACQUISITIONS.c.state == one.state,
+            ACQUISITIONS.c.version == one.version,
+            ACQUISITIONS.c.owner.is_(None) if one.owner is None else ACQUISITIONS.c.owner == one.owner,
+        ]
+        with writing(self._engine) as connection:
+            done = connection.execute(
+                sa.update(ACQUISITIONS).where(*as_it_was).values(owner=self.owner, lease_until=now + LEASE_SECONDS)
+            )
+            return bool(done.rowcount == 1)
+
+    def renew(self) -> None:
+        """Say that this process still works on what it has taken."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(ACQUISITIONS)
+                .where(ACQUISITIONS.c.owner == self.owner)
+                .values(lease_until=self._clock() + LEASE_SECONDS)
+            )
+
+    def release(self, acquisition: int) -> None:
+        """Give back an acquisition as it is."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(ACQUISITIONS)
+                .where(ACQUISITIONS.c.id == acquisition, ACQUISITIONS.c.owner == self.owner)
+                .values(owner=None, lease_until=0.0)
+            )
+
+    def advance(
+        self, one: Acquisition, state: State, *, owner: str | None = None, note: str | None = None, **values: Any
+    ) -> bool:
+        """Record what came of an acquisition; it is released where that is an end.
+
+        Parameters
+        ----------
+        one
+            The acquisition, as it was taken.
+        state
+            The state that it comes to.
+        owner
+            Who has taken it; by default this process.
+        note
+            For its history.
+        **values
+            Columns that change.
+
+        Returns
+        -------
+        bool
+            Whether it was recorded: not where it was somebody else's meanwhile, or its content changed.
+        """
+        now = self._clock()
+        values |= {"state": state, "reason": values.get("reason")}
+        if state in ENDED:
+            values |= {"owner": None, "lease_until": 0.0}
+        with writing(self._engine) as connection:
+            mine = ACQUISITIONS.c.owner == (owner or self.owner), ACQUISITIONS.c.version == one.version
+            return self._change(connection, one.id, values, now, *mine, note=note)
+
+    def postpone(self, one: Acquisition, seconds: float, *, reason: str | None, **values: Any) -> bool:
+        """Give an acquisition back after a fault that was not its own, to be tried again after some time."""
+        now = self._clock()
+        values |= {"reason": reason, "not_before": now + seconds, "owner": None, "lease_until": 0.0}
+        with writing(self._engine) as connection:
+            done = connection.execute(
+                sa.update(ACQUISITIONS)
+                .where(
+                    ACQUISITIONS.c.id == one.id,
+                    ACQUISITIONS.c.owner == self.owner,
+                    ACQUISITIONS.c.version == one.version,
+                )
+                .values(**values)
+            )
+            return bool(done.rowcount == 1)
+
+    def follow(self, original: Acquisition) -> None:
+        """Let copies of an acquisition, which has a new map, have that one too."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(ACQUISITIONS)
+                .where(ACQUISITIONS.c.alias_of == original.path, ACQUISITIONS.c.sha256 == original.sha256)
+                .values(map=original.map, model=original.model, facts=original.facts)
+            )
+
+    def send_back(self, acquisition: Acquisition, state: State, *, note: str) -> None:
+        """Let an acquisition be worked on again from a state on, whatever came of it before."""
+        values: dict[str, Any] = {"state": state, "reason": None, "attempts": 0, "losses": 0, "not_before": 0.0}
+        values |= {"owner": None, "lease_until": 0.0, "facts": {**acquisition.facts, AGAIN: True}}
+        if state in (State.SEEN, State.STABLE):
+            values |= {"sha256": None, "alias_of": None, "map": None, "model": None, "facts": {}}
+        if state is State.SEEN:
+            values["unchanged_since"] = self._clock()
+        with writing(self._engine) as connection:
+            self._change(connection, acquisition.id, values, self._clock(), note=note)
+
+    def _change(
+        self,
+        connection: sa.Connection,
+        acquisition: int,
+        values: dict[str, Any],
+        now: float,
+        *where: sa.ColumnElement[bool],
+        note: str | None = None,
+    ) -> bool:
+        done = connection.execute(
+            sa.update(ACQUISITIONS).where(ACQUISITIONS.c.id == acquisition, *where).values(**values, changed=now)
+        )
+        if done.rowcount != 1:
+            return False
+        note = note or values.get("reason")
+        connection.execute(sa.insert(EVENTS).values(acquisition=acquisition, at=now, state=values["state"], note=note))
+        return True
+
+    def original_of(self, acquisition: Acquisition) -> Acquisition | None:
+        """Return the acquisition of the same content that was there before; None where this one is the first."""
+        if acquisition.sha256 is None:
+            return None
+        same = self.select(ACQUISITIONS.c.sha256 == acquisition.sha256, ACQUISITIONS.c.alias_of.is_(None))
+        others = [one for one in same if one.id != acquisition.id]
+        ended = [one for one in others if one.state is State.CLASSIFIED]
+        earlier = [one for one in others if one.id < acquisition.id and one.state is not State.QUARANTINED]
+        return next(iter(ended or earlier), None)
+
+
+def _rows_of(connection: sa.Connection, paths: Sequence[str]) -> list[Any]:
+    rows: list[Any] = []
+    for first in range(0, len(paths), 500):  # a statement takes so many values everywhere
+        some = paths[first : first + 500]
+        rows += connection.execute(sa.select(ACQUISITIONS).where(ACQUISITIONS.c.path.in_(some))).all()
+    return rows
+
+
+def _acquisition(row: Any) -> Acquisition:
+    values = {name: getattr(row, name) for name in Acquisition.__dataclass_fields__}
+    return Acquisition(**{**values, "state": State(values["state"])})

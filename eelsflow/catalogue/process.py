@@ -1,0 +1,251 @@
+"""The work on one acquisition of an inbox: prepare, classify, write; on a worker, and as often as a crash asks for it.
+
+Every step ends with a rename, and what it writes follows from content, model and code: begun again anywhere, it gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from eelsflow.catalogue.inbox import open_inbox, refuse_unsafe
+from eelsflow.catalogue.ledger import AGAIN, Catalogue
+from eelsflow.catalogue.states import Acquisition, State
+from eelsflow.dataset.aside import SetAside
+from eelsflow.dataset.manifest import Acquisition as Recorded
+from eelsflow.digest import code_version, digest_file
+from eelsflow.edges import Edge
+from eelsflow.errors import EelsflowError, InputError, UnusableModelError
+from eelsflow.executors import LoopExecutor
+from eelsflow.io.read import read_spectrum_image
+from eelsflow.maps import check_file
+from eelsflow.maps.registry import find_model, read_edge, registered_models
+from eelsflow.maps.write import map_product
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.spectrum_image import energy_axis
+from eelsflow.store import Store, make_directory, read_json, write_json
+from eelsflow.study.plan import PrepareAcquisition
+from eelsflow.study.stages import Place, prepare_acquisition
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a watcher wants done, the same for every file of an inbox.
+
+    Attributes
+    ----------
+    inbox, out
+        Where files come from, and the folder below which ``maps`` and ``quarantine`` are.
+    model, edge
+        As in `eelsflow.maps.classify_file`; the model is looked for anew for every file.
+    store
+        Root of the content-addressed store.
+    """
+
+    inbox: str
+    out: Path
+    store: Path
+    model: str = "default"
+    edge: str | None = None
+
+    def folder_for(self, acquisition: Acquisition) -> Path:
+        """Return where the maps of a file are."""
+        return self.out / "maps" / acquisition.result_name
+
+
+Advance = Callable[..., bool]
+"""Records that the acquisition has come to a state; tells whether it is still this worker's."""
+
+
+def identify(acquisition: Acquisition, order: Order) -> str:
+    """Return the digest of a file's content, refusing what must not be opened.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or is refused.
+    """
+    inbox = open_inbox(order.inbox)
+    work = Store(order.store).temporary()
+    try:
+        path = inbox.fetch(acquisition.path, work)
+        refuse_unsafe(path, inbox=order.inbox if path == Path(acquisition.path) else None)
+        return digest_file(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def process(acquisition: Acquisition, order: Order, catalogue: str, owner: str) -> dict[str, Any] | None:
+    """Prepare and classify one acquisition on a worker.
+
+    Parameters
+    ----------
+    acquisition
+        As it was taken; its content is known.
+    order
+        What is wanted.
+    catalogue, owner
+        The catalogue's address, and who has taken the acquisition.
+
+    Returns
+    -------
+    dict or None
+        What its map holds, see `describe`; None where the file changed, or is somebody else's meanwhile.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be used.
+    EelsflowError
+        If something else cannot: the model, or where results go.
+    """
+    ledger = _catalogue(catalogue)
+
+    def advance(state: State, **values: Any) -> bool:
+        return ledger.advance(acquisition, state, owner=owner, **values)
+
+    return work_through(acquisition, order, advance)
+
+
+def work_through(acquisition: Acquisition, order: Order, advance: Advance) -> dict[str, Any] | None:
+    """Do what `process` does, telling `advance` about the state in between."""
+    assert acquisition.sha256 is not None
+    store = Store(order.store)
+    work = store.temporary()
+    try:
+        path = open_inbox(order.inbox).fetch(acquisition.path, work)
+        directory, edge = choose_model(path, order)
+        bundle, model_digest = _load(directory)
+        image = check_file(path, edge=edge)
+        del image
+        step = PrepareAcquisition(
+            acquisition=Recorded(given=acquisition.path, name=acquisition.name, path=path, sha256=acquisition.sha256),
+            edge=bundle.edge,
+            preset=bundle.acquisition_preset,
+        )
+        if not store.has(step.digest) and digest_file(path) != acquisition.sha256:
+            return None  # it changes under our eyes, and is seen anew
+        entry = prepare_acquisition(step, Place(store, LoopExecutor()))
+        if isinstance(entry, SetAside):
+            raise InputError(entry.reason)
+        if acquisition.state is not State.PREPARED and not advance(State.PREPARED):
+            return None
+        made_by = {"digest": model_digest, "code": map_code()}
+        folder = order.folder_for(acquisition)
+        if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):
+            _write(entry, bundle, folder, title=acquisition.name, sha256=acquisition.sha256, made_by=made_by)
+        return {"map": str(folder), "model": model_digest, "facts": describe(folder, entry)}
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:
+    """Return the model that maps a file, and the edge that the file must show.
+
+    Raises
+    ------
+    UnusableModelError
+        If there is none, which is no fault of the file.
+    EdgeOutOfRangeError, InputError
+        If there are models, and the file shows the edge of none.
+    """
+    edges = {entry["edge"] for entry in registered_models()}
+    if order.model != "default" or order.edge is not None or len(edges) < 2:
+        directory = find_model(order.model, edge=order.edge)
+    else:
+        axis = energy_axis(read_spectrum_image(path))
+        try:
+            directory = find_model(order.model, axis=axis)
+        except UnusableModelError as error:
+            raise InputError(f"{path.name}: {error}") from error
+    edge = read_edge(directory)
+    if order.edge is not None and edge.name != order.edge:
+        raise UnusableModelError(
+            f"the model in {directory} is for the edge {edge.name}, and {order.edge} is asked for; name a model for "
+            f"{order.edge}, or the edge {edge.name}"
+        )
+    return directory, edge
+
+
+def map_code() -> str:
+    """Return the version of what makes a map of a prepared acquisition and a model."""
+    return code_version("maps", "models", "unmixing", "report.map_figure", "report.style")
+
+
+def _load(directory: Path) -> tuple[ModelBundle, str]:
+    changed = max(file.stat().st_mtime_ns for file in directory.rglob("*"))
+    return _load_once(directory, changed)
+
+
+@lru_cache(maxsize=4)
+def _load_once(directory: Path, changed: int) -> tuple[ModelBundle, str]:
+    return ModelBundle.load(directory), digest_file(directory)
+
+
+@lru_cache(maxsize=2)
+def _catalogue(url: str) -> Catalogue:
+    return Catalogue(url)
+
+
+def _is_made(folder: Path, made_by: dict[str, str]) -> bool:
+    """Tell whether the map is there already, by this model and code: a crash came before it was recorded."""
+    try:
+        return bool(read_json(folder / "summary.json")["made_by"] == made_by)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(entry: Path, bundle: ModelBundle, folder: Path, *, title: str, sha256: str, made_by: dict[str, str]) -> None:
+    """Write a map whole: under another name, then renamed, in the place of the one that was there."""
+    make_directory(folder.parent)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    unfinished.mkdir()
+    try:
+        summary = map_product(entry / "prepared.zarr", bundle, unfinished, title=title)
+        write_json(unfinished / "summary.json", summary | {"file_sha256": sha256, "made_by": made_by})
+        put_in_place(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def put_in_place(unfinished: Path, folder: Path) -> None:
+    """Rename a folder that is whole to where another may be, of this or of another watcher."""
+    for _ in range(20):
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+            try:
+                folder.rename(old)
+            except FileNotFoundError:
+                continue
+            shutil.rmtree(old, ignore_errors=True)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            continue
+        return
+    raise EelsflowError(f"{folder} is written by somebody else again and again; give each watcher a folder of its own")
+
+
+def describe(folder: Path, entry: Path) -> dict[str, Any]:
+    """Return the figures of a map that lists, pages and drift need."""
+    summary, prepared = read_json(folder / "summary.json"), read_json(entry / "summary.json")
+    return {
+        "pixels": summary["pixels"],
+        "background_pixels": summary["background_pixels"],
+        "classes": {name: found["pixels"] for name, found in summary["classes"].items()},
+        "unknown_pixels": summary["unknown"]["pixels"],
+        "energy_offset": summary["energy_offset"],
+        "spikes": prepared["spikes"],
+        "warnings": summary["warnings"],
+        "model": summary["model"]["name"],
+        "edge": summary["model"]["edge"],
+        "prepared": entry.name,
+    }

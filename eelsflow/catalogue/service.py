@@ -1,0 +1,173 @@
+"""What a person asks of the catalogue: watch an inbox, do some of it again, tell how far everything is."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from eelsflow.catalogue.inbox import look_at, open_inbox
+from eelsflow.catalogue.ledger import Catalogue
+from eelsflow.catalogue.process import Order
+from eelsflow.catalogue.states import ENDED, Acquisition, State
+from eelsflow.catalogue.watch import Watcher
+from eelsflow.catalogue.workers import Workers
+from eelsflow.errors import InputError
+from eelsflow.store import Store, home, read_json
+
+INTERVAL_SECONDS = 5.0
+"""Between two looks into an inbox, and therefore before a file is taken (ours)."""
+
+
+class Stage(StrEnum):
+    """What is done again: everything, preparation and map, or the map alone."""
+
+    INGESTED = "ingested"
+    PREPARED = "prepared"
+    CLASSIFIED = "classified"
+
+
+_FROM = {Stage.INGESTED: State.STABLE, Stage.PREPARED: State.INGESTED, Stage.CLASSIFIED: State.PREPARED}
+
+
+def make_order(inbox: str, *, out: Path | None = None, model: str = "default", edge: str | None = None) -> Order:
+    """Return what is done with the files of an inbox; results go below eelsflow's home by default."""
+    out = (out or home()).expanduser().absolute()
+    return Order(inbox=open_inbox(inbox).root, out=out, store=home() / "store", model=model, edge=edge)
+
+
+def watch(
+    order: Order,
+    *,
+    n_workers: int,
+    interval: float = INTERVAL_SECONDS,
+    once: bool = False,
+    since: float = 0.0,
+    stop: Event | None = None,
+    catalogue: Catalogue | None = None,
+    on_end: Callable[[Acquisition], None] | None = None,
+) -> None:
+    """Watch an inbox until `stop` is set, or until everything in it has come to an end.
+
+    Parameters
+    ----------
+    order
+        Of `make_order`.
+    n_workers
+        How many acquisitions are worked on at once, each in a process of its own.
+    interval
+        Between two looks, s; a file is taken when it looks the same at two of them.
+    once, since, on_end
+        As in `Watcher`.
+    stop, catalogue
+        By default none, and the one of `catalogue_url`.
+    """
+    catalogue = catalogue or Catalogue()
+    Store(order.store).remove_abandoned()
+    import_ledger(order.out, catalogue)
+    pool = Workers(n_workers)
+    watcher = Watcher(catalogue, order, pool, settle_seconds=interval, since=since, on_end=on_end)
+    watcher.run(interval=interval, stop=stop or Event(), once=once)
+
+
+def send_back(order: Order, catalogue: Catalogue, *, since: float, force: Stage | None, path: str | None) -> int:
+    """Let acquisitions be worked on again; return how many.
+
+    Parameters
+    ----------
+    order
+        With the inbox.
+    catalogue
+        The catalogue.
+    since
+        Those changed last before that stay as they are, s since 1970.
+    force
+        From where those that are mapped are done again; None: only quarantined ones are tried again.
+    path
+        One file alone; the whole inbox where None.
+    """
+    wanted = {one.path for one in open_inbox(order.inbox).list() if one.modified >= since and one.refused is None}
+    again = [
+        one
+        for one in catalogue.below(order.inbox, *ENDED)
+        if one.path in wanted and path in (None, one.path) and (force or one.state is State.QUARANTINED)
+        if one.alias_of is None  # others follow the file that they are a copy of
+    ]
+    store = Store(order.store)
+    for one in again:
+        if force in (Stage.PREPARED, Stage.INGESTED) and "prepared" in one.facts:
+            store.discard(one.facts["prepared"])
+        state = State.STABLE if one.state is State.QUARANTINED or force is None else _FROM[force]
+        catalogue.send_back(one, state, note=f"again from {force or 'the beginning'}, because it was asked for")
+    return len(again)
+
+
+def parse_date(text: str) -> float:
+    """Return the time that a date (and time of day) of ISO 8601 names, of this machine's zone; s since 1970.
+
+    Raises
+    ------
+    InputError
+        If it is not understood.
+    """
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError as error:
+        raise InputError(f"{text!r} is no date; write it as 2026-11-29 or 2026-11-29T14:30") from error
+
+
+def describe_status(catalogue: Catalogue, inbox: str | None = None) -> list[dict[str, Any]]:
+    """Return what became of every acquisition: path, sha256, state, reason, alias_of, map and more."""
+    found = catalogue.select() if inbox is None else catalogue.below(open_inbox(inbox).root)
+    return [one.summary() for one in found]
+
+
+def format_status(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the status as a table: name, state, when it came to it, and why it is not mapped or where the map is."""
+    if not rows:
+        return "no acquisition was seen yet; `eelsflow watch INBOX` looks into a folder"
+    table = [("acquisition", "state", "since", "map, or reason")]
+    for row in rows:
+        what = row["reason"] or row["map"] or ""
+        if row["alias_of"]:
+            what = f"the same content as {row['alias_of']}"
+        since = datetime.fromtimestamp(row["changed"]).isoformat(sep=" ", timespec="seconds")
+        table.append((row["path"].rpartition("/")[2], str(row["state"]), since, " ".join(what.split())))
+    widths = [max(len(line[column]) for line in table) for column in range(3)]
+    lines = ["  ".join([*map(str.ljust, line[:3], widths), line[3]]) for line in table]
+    counts = Counter(str(row["state"]) for row in rows)
+    aliases = sum(row["alias_of"] is not None for row in rows)
+    total = ", ".join(f"{number} {state}" for state, number in counts.items())
+    return "\n".join([*lines, f"{len(rows)} acquisitions: {total}" + (f"; {aliases} by another name" * bool(aliases))])
+
+
+def import_ledger(out: Path, catalogue: Catalogue) -> int:
+    """Take over what an older release has written down in ``OUT/ledger``, once; return how many entries."""
+    folder, mark = out / "ledger", f"ledger {out}"
+    if not folder.is_dir() or catalogue.setting(mark) is not None:
+        return 0
+    last: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
+        entry = read_json(file)
+        last[entry["path"]] = entry
+    taken = 0
+    for path, entry in sorted(last.items()):
+        state = {"done": State.CLASSIFIED, "quarantined": State.QUARANTINED}.get(entry["state"])
+        if state is None or catalogue.find(path) is not None:
+            continue  # what had failed by a fault is seen anew
+        try:
+            now = look_at(Path(path))
+        except FileNotFoundError:
+            continue
+        same = (now.size, now.version.split(":")[1]) == (entry["size"], str(entry["modified_ns"]))
+        if same and (state is State.QUARANTINED or Path(entry["map"] or "").is_dir()):
+            kept = {name: entry[name] for name in ("sha256", "reason", "alias_of", "map")}
+            catalogue.take_over(now, state, **kept)
+            taken += 1
+    catalogue.set(mark, json.dumps(taken))
+    return taken
