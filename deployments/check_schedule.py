@@ -102,7 +102,7 @@ def short_schedules(home: Path, model: Path | None) -> Path:
     for deployment in project["deployments"]:
         by_cron = copy.deepcopy(deployment)
         deployment["schedules"] = [{"interval": INTERVAL_SECONDS}]
-        deployment["parameters"]["settle_seconds"] = 0
+        deployment["parameters"]["settle_seconds"] = 1
         if model is not None:
             deployment["parameters"]["model"] = str(model.resolve())
         by_cron |= {"name": f"{deployment['name']}-cron", "schedules": [{"cron": CRON, "timezone": "UTC"}]}

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eelsflow.errors import EelsflowError, InputError, MissingDependencyError
+from eelsflow.errors import EelsflowError, InputError, MissingDependencyError, UnusableModelError
 from eelsflow.io.formats import list_formats
 
 app = typer.Typer(
@@ -352,10 +352,15 @@ def watch(
 
 def _watch(order: Any, *, once: bool, interval: float, workers: int | None, since: float = 0.0) -> None:
     from eelsflow.catalogue import service
+    from eelsflow.catalogue.workers import Workers
 
     with _until_stopped() as stop, _log_lines("eelsflow.watch"):
-        n_workers = workers or len(os.sched_getaffinity(0))
-        service.watch(order, n_workers=n_workers, interval=interval, once=once, since=since, stop=stop)
+        pool = Workers(workers or len(os.sched_getaffinity(0)))
+        waiting = service.watch(order, pool=pool, interval=interval, once=once, since=since, stop=stop)
+    if once and waiting:
+        raise UnusableModelError(
+            f"{len(waiting)} files wait and are tried again by the next `watch`: {waiting[0].reason}"
+        )
 
 
 @contextmanager

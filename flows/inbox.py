@@ -1,119 +1,143 @@
-"""The scheduled flow: prepare and classify what is new in a folder of acquisitions."""
+"""The scheduled flow: everything new in an inbox comes to its map, by the watcher of the library."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from prefect import flow, get_run_logger, task, unmapped
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.exceptions import UnfinishedRun
-from prefect.futures import PrefectFuture
+from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from eelsflow.edges import Edge
-from eelsflow.inbox import SETTLE_SECONDS, Entry, Ledger, find_new, judge, summarize
-from tasks.options import task_options
+from eelsflow.catalogue.ledger import Catalogue
+from eelsflow.catalogue.service import make_order, watch
+from eelsflow.catalogue.states import Acquisition, State
+from eelsflow.catalogue.watch import say_end
+from eelsflow.catalogue.workers import Workers
+from flows.server import Server
+from flows.server_watch import end, watched
+from tasks.inbox import RUNNING, map_acquisition
+
+SETTLE_SECONDS = 5.0
 
 
-@task(**task_options("look into {inbox}", tags=("inbox",), cached=False))
-def list_new(inbox: Path, out: Path, settle_seconds: float) -> list[Entry]:
-    """List the files that have to be processed."""
-    return find_new(inbox, Ledger(out), settle_seconds=settle_seconds)
+class ShownWorkers:
+    """Workers of the library, each of whose acquisitions is a task run that tells what became of it."""
 
+    def __init__(self, n_workers: int) -> None:
+        self._workers = Workers(n_workers)
+        self.n_workers = n_workers
+        self._shown: list[Any] = []
 
-@task(**task_options("check the model {model}", tags=("check",), cached=False))
-def check_model(model: str, edge: str) -> tuple[Path, Edge]:
-    """Load the model; return its directory and the edge that the files must show."""
-    from eelsflow import maps
+    @property
+    def n_free(self) -> int:
+        """How many more acquisitions can begin now."""
+        return self._workers.n_free
 
-    return maps.check_model(model, edge=edge)
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Begin the work, and a task run that waits for it; the watcher waits for the work alone."""
+        future = self._workers.submit(function, *args)
+        acquisition: Acquisition = args[0]
+        RUNNING[acquisition.id] = future
+        self._shown.append(map_acquisition.submit(acquisition.id, acquisition.name))
+        return future
 
+    def collect(self) -> None:
+        """Make the workers free whose work has ended."""
+        self._workers.collect()
 
-@task(**task_options("check {entry.name}", tags=("check",), cached=False))
-def check_acquisition(entry: Entry, edge: Edge) -> list[int]:
-    """Read the file and refuse it where it does not show the edge; return its shape."""
-    from eelsflow.maps import check_file
-
-    return list(check_file(Path(entry.path), edge=edge).shape)
-
-
-@task(**task_options("classify {entry.name}", tags=("classify",), cached=False))
-def classify_acquisition(entry: Entry, shape: list[int], model: Path, out: Path) -> str:
-    """Prepare and classify one acquisition; return the folder of its maps."""
-    from eelsflow.maps import classify_file
-
-    folder = Ledger(out).folder_for(entry)
-    classify_file(Path(entry.path), model=model, out=folder)
-    return str(folder)
+    def close(self) -> None:
+        """End the workers, and wait for the task runs to say so."""
+        self._workers.close()
+        for future in self._shown:
+            future.wait(timeout=10)
 
 
 @flow(
     name="eelsflow-inbox",
     flow_run_name="inbox {inbox}",
-    task_runner=ThreadPoolTaskRunner(max_workers=2),  # each holds a spectrum image and a network
+    task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for the workers, of which there are fewer
     persist_result=False,
 )
 def process_inbox(
-    inbox: Path, model: str, out: Path, edge: str = "O_K", settle_seconds: float = SETTLE_SECONDS
+    inbox: str,
+    model: str = "default",
+    out: Path | None = None,
+    edge: str | None = None,
+    settle_seconds: float = SETTLE_SECONDS,
+    workers: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Prepare and classify every acquisition of a folder that is not done yet.
+    """Take every acquisition of a folder that is not done yet to its map, as `eelsflow watch --once` does.
 
     What cannot be used is written down in ``OUT/quarantine`` with the reason, and the rest goes on. The folder itself
-    is only read. The model is loaded before any file is looked at: if it is missing, damaged or for another edge, the
-    run ends with its error and judges no file, so that the next run finds them all again.
+    is only read. Where there is no model, or no space left, files wait for the next run.
 
     Parameters
     ----------
     inbox
-        The folder that new acquisitions are written to.
+        The folder, or URL, that new acquisitions are written to.
     model
         A study's results, a model directory, a registered name, or "default".
     out
-        Where maps, ledger and quarantine notes go.
+        Where maps and quarantine notes go; eelsflow's home by default.
     edge
-        Name of the edge that the model is for and that every acquisition must show.
+        Name of the edge that every acquisition must show; the model's by default.
     settle_seconds
-        Files that changed less than this ago are still being written, and left for the next run; in s.
+        A file is taken when it looks the same twice, so long apart; s.
+    workers
+        Acquisitions worked on at once; by default one a core.
 
     Returns
     -------
     list of dict
-        What became of each file processed now: path, sha256, state, reason, alias_of, map.
+        What became of each file in this run: path, sha256, state, reason, alias_of, map and more.
 
     Raises
     ------
-    UnusableModelError
-        If the model cannot be used; nothing is recorded of the files then.
     RuntimeError
-        If some files failed by a fault that was not theirs; the next run tries them again.
+        If files wait because of a fault that is not theirs; the next run tries them again.
     """
-    ledger = Ledger(out)
-    new = list_new(inbox, out, settle_seconds)
-    if not new:
-        get_run_logger().info("nothing is new in %s", inbox)
-        return []
-
-    directory, model_edge = check_model(model, edge)
-    shapes = check_acquisition.map(new, unmapped(model_edge))
-    maps = classify_acquisition.map(new, shapes, unmapped(directory), unmapped(out))
-    outcomes = [_outcome(*each) for each in zip(new, shapes, maps, strict=True)]
-    for entry in outcomes:
-        ledger.record(entry)
-    table = summarize(outcomes)
-    create_table_artifact(table, key="inbox", description=f"What was new in {inbox}")
-    if failed := [entry for entry in outcomes if entry.state == "failed"]:
-        raise RuntimeError(f"{len(failed)} of {len(new)} files failed, {failed[0].path}: {failed[0].reason}")
+    logger = get_run_logger()
+    order = make_order(inbox, out=out, model=model, edge=edge)
+    catalogue = Catalogue()
+    ended: list[Acquisition] = []
+    settings = get_current_settings()
+    server = Server(settings.api.url or "", settings.ui_url or "", started=False)
+    with watched(server, lambda: end(server, "files that are not done wait for the next run", say=print)):
+        waiting = watch(
+            order,
+            pool=ShownWorkers(workers or len(os.sched_getaffinity(0))),
+            interval=settle_seconds,
+            once=True,
+            stop=Event(),
+            catalogue=catalogue,
+            on_end=ended.append,
+        )
+    if not ended:
+        logger.info("nothing is new in %s", inbox)
+    for one in ended:
+        (logger.info if one.state is State.CLASSIFIED else logger.warning)(say_end(one))
+    table = [one.summary() for one in ended]
+    if table:
+        create_table_artifact([_row(one) for one in ended], key="inbox", description=f"What was new in {inbox}")
+    if waiting:
+        raise RuntimeError(f"{len(waiting)} files wait, {waiting[0].path}: {waiting[0].reason}")
     return table
 
 
-def _outcome(entry: Entry, shape: PrefectFuture[list[int]], folder: PrefectFuture[str]) -> Entry:
-    """Wait for a file's tasks; return its entry with what came of it."""
-    try:
-        return replace(entry, state="done", map=folder.result())
-    except UnfinishedRun:  # never started, because the check before it failed
-        error = shape.result(raise_on_failure=False)
-    except Exception as caught:
-        error = caught
-    return judge(entry, error)
+def _row(one: Acquisition) -> dict[str, Any]:
+    facts = one.facts
+    offset = (facts.get("energy_offset") or {}).get("value")
+    return {
+        "acquisition": one.name,
+        "state": str(one.state),
+        "classes": ", ".join(f"{name} {pixels}" for name, pixels in facts.get("classes", {}).items()),
+        "offset (eV)": "" if offset is None else f"{offset:+.2f}",
+        "warnings": len(facts.get("warnings", [])),
+        "map, or reason": one.reason or one.map or "",
+    }

@@ -15,8 +15,7 @@ from eelsflow.catalogue.inbox import look_at, open_inbox
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.process import Order
 from eelsflow.catalogue.states import ENDED, Acquisition, State
-from eelsflow.catalogue.watch import Watcher
-from eelsflow.catalogue.workers import Workers
+from eelsflow.catalogue.watch import Pool, Watcher
 from eelsflow.errors import InputError
 from eelsflow.store import Store, home, read_json
 
@@ -44,35 +43,39 @@ def make_order(inbox: str, *, out: Path | None = None, model: str = "default", e
 def watch(
     order: Order,
     *,
-    n_workers: int,
+    pool: Pool,
     interval: float = INTERVAL_SECONDS,
     once: bool = False,
     since: float = 0.0,
     stop: Event | None = None,
     catalogue: Catalogue | None = None,
     on_end: Callable[[Acquisition], None] | None = None,
-) -> None:
+) -> list[Acquisition]:
     """Watch an inbox until `stop` is set, or until everything in it has come to an end.
 
     Parameters
     ----------
     order
         Of `make_order`.
-    n_workers
-        How many acquisitions are worked on at once, each in a process of its own.
+    pool
+        Where acquisitions are worked on, such as `Workers`; closed at the end.
     interval
         Between two looks, s; a file is taken when it looks the same at two of them.
     once, since, on_end
-        As in `Watcher`.
+        As in `Watcher` and its `run`.
     stop, catalogue
         By default none, and the one of `catalogue_url`.
+
+    Returns
+    -------
+    list of Acquisition
+        Those that wait, at the end, for what is not theirs: a model, or space to write to.
     """
     catalogue = catalogue or Catalogue()
     Store(order.store).remove_abandoned()
     import_ledger(order.out, catalogue)
-    pool = Workers(n_workers)
     watcher = Watcher(catalogue, order, pool, settle_seconds=interval, since=since, on_end=on_end)
-    watcher.run(interval=interval, stop=stop or Event(), once=once)
+    return watcher.run(interval=interval, stop=stop or Event(), once=once)
 
 
 def send_back(order: Order, catalogue: Catalogue, *, since: float, force: Stage | None, path: str | None) -> int:

@@ -29,6 +29,9 @@ LOGGER = logging.getLogger("eelsflow.watch")
 MOST_ATTEMPTS, MOST_LOSSES = 5, 6
 """Faults, and workers lost, after which an acquisition is put aside (ours): a killer must not kill for ever."""
 
+RETRY_SECONDS = 1.0
+"""Before the first repeat of work that failed; twice as long before each further one (ours)."""
+
 WAIT_SECONDS = 5.0
 """Before work is tried again that the file has no part in: no model, no space left (ours)."""
 
@@ -90,6 +93,7 @@ class Watcher:
     _looks: dict[str, tuple[int, str]] = field(default_factory=dict, init=False)
     _renewed: float = field(default=0.0, init=False)
     _told: str | None = field(default=None, init=False)
+    _held: set[int] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self._inbox = open_inbox(self.order.inbox)
@@ -98,7 +102,7 @@ class Watcher:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self, *, interval: float, stop: Event, once: bool = False) -> None:
+    def run(self, *, interval: float, stop: Event, once: bool = False) -> list[Acquisition]:
         """Watch until `stop` is set; or, once, until everything that is stable has come to an end.
 
         Parameters
@@ -108,7 +112,13 @@ class Watcher:
         stop
             Ends it; what is worked on is given back.
         once
-            Look, wait `settle_seconds`, look again, and end when there is nothing left to do.
+            Look, wait `settle_seconds`, look again, and end when there is nothing left to do. What stands in the way
+            of files and is not theirs, no model or no space, is not waited for.
+
+        Returns
+        -------
+        list of Acquisition
+            Those that wait for such a thing, each with its reason.
         """
         began, look_at = time.monotonic(), 0.0
         try:
@@ -124,11 +134,13 @@ class Watcher:
                     stop.wait(WAIT_SECONDS)
                     continue
                 settled = time.monotonic() - began > 2 * self.settle_seconds + 0.1
-                if once and settled and not busy and not self._waiting():
-                    return
+                if once and settled and not busy and all(one.id in self._held for one in self._open()):
+                    break
                 stop.wait(0.05 if busy else min(max(look_at - time.monotonic(), 0.02), 0.5 if once else interval))
         finally:
+            held = [one for one in self._open() if one.id in self._held]
             self.leave()
+        return held
 
     def look(self) -> None:
         """Take in what is in the inbox now; cheap where nothing changed."""
@@ -191,10 +203,6 @@ class Watcher:
             self.catalogue.renew()
             self._renewed = time.monotonic()
 
-    def _waiting(self) -> bool:
-        """Tell whether there is anything left that this or another watcher will do without being asked again."""
-        return any(one.not_before <= time.time() + WAIT_SECONDS for one in self._open())
-
     def _open(self) -> list[Acquisition]:
         return self.catalogue.below(self.order.inbox, *WAITING)
 
@@ -247,7 +255,8 @@ class Watcher:
             self._lost(one, error)
         elif self._is_trouble(error):
             self._tell_trouble(error)
-            self.catalogue.postpone(one, WAIT_SECONDS, reason=str(error))
+            if self.catalogue.postpone(one, WAIT_SECONDS, reason=str(error)):
+                self._held.add(one.id)
         elif isinstance(error, InputError):
             self._quarantine(one, str(error))
         elif one.attempts + 1 >= MOST_ATTEMPTS:
@@ -256,7 +265,7 @@ class Watcher:
             )
         else:
             LOGGER.warning("%s: %s; it is tried again", one.name, _say(error))
-            self.catalogue.postpone(one, 2.0**one.attempts, reason=_say(error), attempts=one.attempts + 1)
+            self.catalogue.postpone(one, RETRY_SECONDS * 2.0**one.attempts, reason=_say(error), attempts=one.attempts + 1)
 
     def _lost(self, one: Acquisition, error: BaseException) -> None:
         if one.losses + 1 >= MOST_LOSSES:
@@ -268,7 +277,7 @@ class Watcher:
             )
         else:
             LOGGER.warning("%s: %s; it is tried again", one.name, error)
-            self.catalogue.postpone(one, 0.2 * one.losses, reason=str(error), losses=one.losses + 1)
+            self.catalogue.postpone(one, RETRY_SECONDS * 0.2 * one.losses, reason=str(error), losses=one.losses + 1)
 
     def _is_trouble(self, error: BaseException) -> bool:
         """Tell whether something else than the file is to blame: the model, or where results are written."""

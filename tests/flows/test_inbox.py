@@ -1,119 +1,77 @@
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-import eelsflow.maps
-from eelsflow.edges import SHIPPED
-from eelsflow.errors import UnusableModelError
-from eelsflow.inbox import Ledger, find_new
 from flows.inbox import process_inbox
 from flows.server import Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
-def write_spectrum(path: Path, *, start: float = 480.0) -> None:
+@pytest.fixture(autouse=True)
+def home_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    (tmp_path / "inbox").mkdir()
+    return tmp_path / "inbox"
+
+
+def write_spectrum(path: Path, *, start: float) -> None:
     energy_loss = start + 0.5 * np.arange(300)
     np.savetxt(path, np.column_stack([energy_loss, 1e3 * (energy_loss / start) ** -3]))
 
 
-@pytest.fixture
-def classified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Names of the files that reached classification, which itself is tested with the maps."""
-    names: list[str] = []
-
-    def classify_file(path: Path, *, model: Path, out: Path) -> dict[str, Any]:
-        if path.name.startswith("fault"):
-            raise ZeroDivisionError("a fault of ours")
-        out.mkdir(parents=True)
-        names.append(path.name)
-        return {}
-
-    monkeypatch.setattr(eelsflow.maps, "classify_file", classify_file)
-    monkeypatch.setattr(eelsflow.maps, "check_model", lambda model, edge: (tmp_path, SHIPPED[edge]))
-    return names
+def test_an_empty_inbox_completes(prefect_server: Server, inbox: Path) -> None:
+    assert process_inbox(str(inbox), settle_seconds=0.1, workers=1) == []
 
 
-def test_inbox_that_is_empty_completes(prefect_server: Server, tmp_path: Path) -> None:
-    (tmp_path / "inbox").mkdir()
-    assert process_inbox(tmp_path / "inbox", "default", tmp_path / "out") == []
-
-
-def test_inbox_classifies_what_is_new_once_and_quarantines_what_it_cannot_use(
-    prefect_server: Server, tmp_path: Path, classified: list[str]
+def test_what_is_new_is_mapped_once_and_shown_and_what_cannot_be_used_is_put_aside(
+    prefect_server: Server, tmp_path: Path, inbox: Path, saved_model: Path, simulated_files: Path
 ) -> None:
-    inbox, out = tmp_path / "inbox", tmp_path / "out"
-    inbox.mkdir()
-    write_spectrum(inbox / "good.txt")
+    good = next(path for path in sorted(simulated_files.glob("*.zarr")) if ".truth" not in path.name)
+    shutil.copytree(good, inbox / "good.zarr")
+    shutil.copytree(good, inbox / "same.zarr")
     write_spectrum(inbox / "elsewhere.txt", start=700.0)
     (inbox / "broken.dm3").write_bytes(b"no microscope wrote this")
-    before = {path: path.read_bytes() for path in inbox.iterdir()}
+    before = {path: path.read_bytes() for path in inbox.rglob("*") if path.is_file()}
+    options = {"model": str(saved_model), "out": tmp_path / "out", "settle_seconds": 0.2, "workers": 1}
 
-    state = process_inbox(inbox, "default", out, settle_seconds=0, return_state=True)
-    states = {Path(row["path"]).name: row["state"] for row in state.result()}
-    assert states == {"good.txt": "done", "elsewhere.txt": "quarantined", "broken.dm3": "quarantined"}
-    assert classified == ["good.txt"]
-    notes = sorted(path.name.rsplit("-", 1)[0] for path in (out / "quarantine").iterdir())
+    state = process_inbox(str(inbox), **options, return_state=True)
+    rows = {Path(row["path"]).name: row for row in state.result()}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "good.zarr": "classified",
+        "same.zarr": "classified",
+        "elsewhere.txt": "quarantined",
+        "broken.dm3": "quarantined",
+    }
+    assert rows["same.zarr"]["alias_of"] == str(inbox / "good.zarr")
+    assert len(list((tmp_path / "out" / "maps").iterdir())) == 1
+    notes = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "out" / "quarantine").iterdir())
     assert notes == ["broken", "elsewhere"]
-    assert {path: path.read_bytes() for path in inbox.iterdir()} == before
-    run_id = state.state_details.flow_run_id
+    assert {path: path.read_bytes() for path in inbox.rglob("*") if path.is_file()} == before
+
+    run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
     with get_client(sync_client=True) as client:
-        assert client.read_flow_run(run_id).name == f"inbox {inbox}"
-        (artifact,) = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
-        assert artifact.key == "inbox"
+        assert client.read_flow_runs(flow_run_filter=run)[0].name == f"inbox {inbox}"
+        shown = {artifact.key: artifact for artifact in client.read_artifacts(flow_run_filter=run)}
+        assert {one.name for one in client.read_task_runs(flow_run_filter=run)} >= {"map good.zarr"}
+    assert shown.pop("inbox").type == "table"
+    (picture,) = shown.values()
+    assert picture.type == "image"
+    assert picture.data.startswith("data:image/png;base64,")
 
-    assert process_inbox(inbox, "default", out, settle_seconds=0) == []
-    assert classified == ["good.txt"]
-
-
-def test_inbox_fails_after_the_rest_is_done_when_a_fault_is_not_the_file_s(
-    prefect_server: Server, tmp_path: Path, classified: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.inbox.classify_acquisition.retries", 0)
-    inbox, out = tmp_path / "inbox", tmp_path / "out"
-    inbox.mkdir()
-    write_spectrum(inbox / "fault.txt")
-    write_spectrum(inbox / "good.txt", start=481.0)
-    with pytest.raises(RuntimeError, match=r"1 of 2 files failed.*ZeroDivisionError: a fault of ours"):
-        process_inbox(inbox, "default", out, settle_seconds=0)
-    assert classified == ["good.txt"]
+    assert process_inbox(str(inbox), **options) == []
 
 
-def test_inbox_judges_no_file_when_the_model_cannot_be_used(
-    prefect_server: Server, tmp_path: Path, saved_model: Path
-) -> None:
-    inbox, out = tmp_path / "inbox", tmp_path / "out"
-    inbox.mkdir()
-    write_spectrum(inbox / "good.txt")
-    (inbox / "broken.dm3").write_bytes(b"no microscope wrote this")
-    before = {path: path.read_bytes() for path in inbox.iterdir()}
-    model = shutil.copytree(saved_model, tmp_path / "model")
-    with pytest.raises(UnusableModelError, match=r"is for the edge O_K, and Mn_L3 is asked for"):
-        process_inbox(inbox, str(model), out, edge="Mn_L3", settle_seconds=0)
-    (model / "classifier" / "model.skops").unlink()
-    with pytest.raises(UnusableModelError, match=r"the model in .* is damaged"):
-        process_inbox(inbox, str(model), out, settle_seconds=0)
-    assert Ledger(out).entries() == []
-    assert not (out / "quarantine").exists()
-    assert {path: path.read_bytes() for path in inbox.iterdir()} == before
-
-
-def test_inbox_tries_a_file_again_whose_model_was_damaged_meanwhile(
-    prefect_server: Server, tmp_path: Path, saved_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def classify_file(path: Path, *, model: Path, out: Path) -> dict[str, Any]:
-        raise UnusableModelError("the model is damaged")
-
-    inbox, out = tmp_path / "inbox", tmp_path / "out"
-    inbox.mkdir()
-    write_spectrum(inbox / "good.txt")
-    monkeypatch.setattr(eelsflow.maps, "classify_file", classify_file)
-    with pytest.raises(RuntimeError, match=r"1 of 1 files failed.*the model is damaged"):
-        process_inbox(inbox, str(saved_model), out, settle_seconds=0)
-    assert [entry.state for entry in Ledger(out).entries()] == ["failed"]
-    assert [entry.name for entry in find_new(inbox, Ledger(out), settle_seconds=0)] == ["good.txt"]
+def test_files_wait_where_there_is_no_model(prefect_server: Server, inbox: Path, simulated_files: Path) -> None:
+    good = next(path for path in sorted(simulated_files.glob("*.zarr")) if ".truth" not in path.name)
+    shutil.copytree(good, inbox / "good.zarr")
+    with pytest.raises(RuntimeError, match=r"1 files wait, .*good\.zarr: no model for O_K is registered yet"):
+        process_inbox(str(inbox), edge="O_K", settle_seconds=0.1, workers=1)

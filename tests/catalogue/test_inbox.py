@@ -1,0 +1,165 @@
+import os
+import stat
+import zipfile
+
+import fsspec
+import pytest
+
+from eelsflow.catalogue.inbox import LocalInbox, RemoteInbox, look_at, open_inbox, refuse_unsafe
+from eelsflow.errors import InputError, UnreadableFileError
+from tests.catalogue.files import write
+
+
+def names(inbox):
+    return [one.path.removeprefix(inbox.root + "/") for one in inbox.list()]
+
+
+def test_readable_files_of_all_folders_are_listed_and_a_store_is_one(inbox):
+    for name in ("a.dm3", "monday/b.msa", "notes.pdf", ".hidden.dm3", ".git/c.dm3", "scan.zarr/zarr.json"):
+        write(inbox / name, name)
+    write(inbox / "scan.zarr" / "0" / "c.msa", "part of it")
+    write(inbox / "scan.truth.zarr" / "zarr.json", "beside it")
+    assert names(LocalInbox(inbox)) == ["a.dm3", "monday/b.msa", "scan.zarr"]
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a folder"):
+        open_inbox(tmp_path / "absent")
+    assert isinstance(open_inbox(f"file://{tmp_path}"), LocalInbox)
+
+
+def test_the_look_of_a_file_changes_with_its_bytes_its_time_and_its_permission(inbox):
+    path = write(inbox / "a.dm3", "abc")
+    first = look_at(path)
+    assert look_at(path) == first
+    write(path, "abd", age=50)
+    second = look_at(path)
+    assert second.version != first.version
+    path.chmod(stat.S_IRUSR)
+    assert look_at(path).version != second.version
+
+
+def test_the_look_of_a_store_changes_with_its_parts(inbox):
+    write(inbox / "s.zarr" / "zarr.json", "{}")
+    first = look_at(inbox / "s.zarr")
+    write(inbox / "s.zarr" / "c" / "0", "chunk", age=1000)
+    assert look_at(inbox / "s.zarr").version != first.version
+
+
+def test_links_that_lead_out_or_nowhere_are_refused_with_the_reason(inbox, tmp_path):
+    secret = write(tmp_path / "secret.txt", "not for the inbox")
+    (tmp_path / "elsewhere").mkdir()
+    (inbox / "out.txt").symlink_to(secret)
+    (inbox / "up.txt").symlink_to("../secret.txt")
+    (inbox / "folder").symlink_to(tmp_path / "elsewhere")
+    (inbox / "nowhere.txt").symlink_to("absent.txt")
+    write(inbox / "a.txt", "here")
+    (inbox / "b.txt").symlink_to("a.txt")
+    found = {one.path.rpartition("/")[2]: one.refused for one in LocalInbox(inbox).list()}
+    assert found["a.txt"] is found["b.txt"] is None
+    assert all("leads out of the inbox" in found[name] for name in ("out.txt", "up.txt", "folder"))
+    assert "where nothing is" in found["nowhere.txt"]
+
+
+def test_a_store_that_holds_a_link_out_is_refused(inbox, tmp_path):
+    secret = write(tmp_path / "secret", "x")
+    write(inbox / "s.zarr" / "zarr.json", "{}")
+    (inbox / "s.zarr" / "0").symlink_to(secret)
+    with pytest.raises(UnreadableFileError, match=r"a link to .*secret outside of the inbox"):
+        refuse_unsafe(inbox / "s.zarr", inbox=str(inbox))
+
+
+def test_a_file_that_is_open_for_writing_is_known(inbox):
+    path = write(inbox / "a.txt", "x")
+    listing = LocalInbox(inbox)
+    with path.open("a"):
+        assert str(path) in listing.open_for_writing()
+    with path.open():
+        assert str(path) not in listing.open_for_writing()
+
+
+def test_a_folder_that_cannot_be_listed_is_said(inbox, monkeypatch):
+    (inbox / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (found,) = LocalInbox(inbox).list()
+    assert "cannot be listed: Permission denied" in found.refused
+
+
+def test_the_parts_of_a_store_that_is_done_are_not_looked_through_at_every_look(inbox, monkeypatch):
+    write(inbox / "s.zarr" / "zarr.json", "{}")
+    listing = LocalInbox(inbox)
+    (found,) = listing.list()
+    listing.ended.add(found.path)
+    monkeypatch.setattr("eelsflow.catalogue.inbox.look_at", lambda path: pytest.fail("looked through again"))
+    assert listing.list() == [found]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "C:\\evil", "..\\evil"])
+def test_an_archive_that_leads_out_is_refused(tmp_path, name):
+    path = tmp_path / "a.zspy"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(name), "x")
+    with pytest.raises(UnreadableFileError, match="leads out of it"):
+        refuse_unsafe(path)
+
+
+def test_an_archive_that_explodes_is_refused_without_being_unpacked(tmp_path):
+    path = tmp_path / "bomb.zspy"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("0.0", "w", force_zip64=True) as member,
+    ):
+        for _ in range(1100):
+            member.write(bytes(1 << 20))
+    with pytest.raises(UnreadableFileError, match=r"unpacks to 1,153,433,600, \d+ times as many"):
+        refuse_unsafe(path)
+
+
+def test_an_archive_that_is_none_is_left_to_its_reader(tmp_path):
+    good = tmp_path / "good.prz"
+    with zipfile.ZipFile(good, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("meta.json", "{}" * 1000)
+    refuse_unsafe(good)
+    refuse_unsafe(write(tmp_path / "a.txt", "no archive"))
+
+
+@pytest.fixture
+def remote():
+    files = fsspec.filesystem("memory")
+    files.pipe({"/bucket/in/a.msa": b"one", "/bucket/in/s.zarr/zarr.json": b"{}", "/bucket/in/s.zarr/c/0.msa": b"x",
+                "/bucket/in/deep/b.rpl": b"header", "/bucket/in/deep/b.raw": b"counts", "/bucket/in/x.pdf": b"no",
+                "/bucket/in/.c.msa": b"hidden"})  # fmt: skip
+    yield RemoteInbox("memory://bucket/in")
+    files.rm("/bucket", recursive=True)
+
+
+def test_a_remote_inbox_lists_what_a_local_one_would(remote):
+    assert [one.path for one in remote.list()] == [
+        "memory:///bucket/in/a.msa",
+        "memory:///bucket/in/deep/b.rpl",
+        "memory:///bucket/in/s.zarr",
+    ]
+
+
+def test_the_look_of_a_remote_file_changes_with_it(remote):
+    before = {one.path: one.version for one in remote.list()}
+    fsspec.filesystem("memory").pipe("/bucket/in/a.msa", b"two")
+    after = {one.path: one.version for one in remote.list()}
+    changed = {path for path in before if before[path] != after[path]}
+    assert changed == {"memory:///bucket/in/a.msa"}
+
+
+def test_a_remote_acquisition_is_fetched_with_what_belongs_to_it(remote, tmp_path):
+    assert remote.fetch("memory:///bucket/in/a.msa", tmp_path).read_bytes() == b"one"
+    assert remote.fetch("memory:///bucket/in/deep/b.rpl", tmp_path).with_suffix(".raw").read_bytes() == b"counts"
+    store = remote.fetch("memory:///bucket/in/s.zarr", tmp_path)
+    assert (store / "c" / "0.msa").read_bytes() == b"x"
+    with pytest.raises(UnreadableFileError, match="is not there any more"):
+        remote.fetch("memory:///bucket/in/gone.msa", tmp_path)
