@@ -265,7 +265,8 @@ class Watcher:
             )
         else:
             LOGGER.warning("%s: %s; it is tried again", one.name, _say(error))
-            self.catalogue.postpone(one, RETRY_SECONDS * 2.0**one.attempts, reason=_say(error), attempts=one.attempts + 1)
+            wait = RETRY_SECONDS * 2.0**one.attempts
+            self.catalogue.postpone(one, wait, reason=_say(error), attempts=one.attempts + 1)
 
     def _lost(self, one: Acquisition, error: BaseException) -> None:
         if one.losses + 1 >= MOST_LOSSES:
