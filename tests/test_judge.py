@@ -30,6 +30,9 @@ def a_map(**changes) -> PixelMap:
         "mean_distance": 1.0,
         "correlation": 8.0,
         "ends": None,
+        "class_shape": np.full((2, 3), 1 / 3),
+        "class_shape_error": np.zeros((2, 3)),
+        "bands": np.arange(3.0),
     }
     return PixelMap(**(values | changes))
 

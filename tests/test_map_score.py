@@ -26,6 +26,9 @@ def pixel_map(class_index: np.ndarray, confidence: float = 0.9, error: float = 0
         mean_distance=1.0,
         correlation=0.0,
         ends=None,
+        class_shape=np.full((2, 3), 1 / 3),
+        class_shape_error=np.zeros((2, 3)),
+        bands=np.arange(3.0),
     )
 
 

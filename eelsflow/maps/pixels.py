@@ -52,6 +52,11 @@ class PixelMap:
         How surely the field has structure in space, standard errors.
     ends
         Fractions of the first class at the field's two ends, where two classes have structure; else None.
+    class_shape, class_shape_error
+        Mean spectrum of the pixels of each class, as the share of the window's counts in each band, and its standard
+        error; shape (classes, bands), NaN where a class has no pixel. Of single spectra, neighbours left out.
+    bands
+        Centres of the bands, shape (bands,), eV.
     """
 
     classes: list[str]
@@ -66,6 +71,9 @@ class PixelMap:
     mean_distance: float
     correlation: float
     ends: tuple[float, float] | None
+    class_shape: NDArray[np.float64]
+    class_shape_error: NDArray[np.float64]
+    bands: NDArray[np.float64]
 
     @property
     def specimen(self) -> NDArray[np.bool_]:
@@ -145,6 +153,7 @@ def map_pixels(prepared: Path, bundle: ModelBundle) -> PixelMap:
     unknown = specimen & (far > bundle.references.pixel_limit)
     if unmixed.correlation < STRUCTURED and mean_distance > bundle.references.mean_limit:
         unknown = specimen  # one composition throughout, and its mean is unlike the training set
+    class_shape, class_shape_error = _class_shapes(alone, class_index, len(bundle.classes))
     return PixelMap(
         classes=bundle.classes,
         class_index=class_index,
@@ -158,6 +167,9 @@ def map_pixels(prepared: Path, bundle: ModelBundle) -> PixelMap:
         mean_distance=mean_distance,
         correlation=unmixed.correlation,
         ends=_ends_of(unmixed, order),
+        class_shape=class_shape,
+        class_shape_error=class_shape_error,
+        bands=alone.energy_loss,
     )
 
 
@@ -180,6 +192,26 @@ class _Maps:
     def shapes(self) -> Shapes:
         assert self._shapes is not None  # an image without specimen is refused when it is prepared
         return self._shapes
+
+
+def _class_shapes(
+    alone: Shapes, class_index: NDArray[np.int16], n_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean shape of the pixels of each class, and its standard error, shape (classes, bands)."""
+    mean = np.full((n_classes, alone.energy_loss.size), np.nan)
+    error = np.full_like(mean, np.nan)
+    for number in range(n_classes):
+        members = (class_index == number) & alone.known
+        n = int(members.sum())
+        if not n:
+            continue
+        chosen = alone[members]
+        mean[number] = mean_shape(chosen).values[0]
+        if n > 1:
+            weight = 1.0 / chosen.relative_variance / (1.0 / chosen.relative_variance).sum()
+            residual = chosen.values - mean[number]
+            error[number] = np.sqrt((weight[:, None] ** 2 * residual**2).sum(axis=0) * n / (n - 1))
+    return mean, error
 
 
 def _mean_distance(alone: Shapes, specimen: NDArray[np.bool_], bundle: ModelBundle, unmixed: Unmixed) -> float:

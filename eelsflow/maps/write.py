@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import eelsflow
 from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.low_loss.companion import describe_companion
+from eelsflow.maps.drift import conditions_of, find_drift, tell_conditions
 from eelsflow.maps.judge import describe_unknown, judge_map
 from eelsflow.maps.pixels import VACUUM, PixelMap, map_pixels
 from eelsflow.models.bundle import ModelBundle
@@ -30,10 +31,10 @@ def map_product(prepared: Path, bundle: ModelBundle, directory: Path, *, title: 
     bundle
         A model for the same edge.
     directory
-        Exists; ``map.zarr``, ``class.tif``, ``probability.tif``, ``fraction-CLASS.tif``, ``unknown.tif``, ``map.png``
-        and ``summary.json`` are written into it, and ``valence.tif`` where the model knows the classes' valences,
-        ``t_over_lambda.tif`` where a low loss was recorded and ``thickness.tif`` (nm) where density, beam energy and
-        angles are known too.
+        Exists; ``map.zarr``, ``class.tif``, ``probability.tif``, ``fraction-CLASS.tif``, ``unknown.tif``, ``map.png``,
+        ``spectra.png``, ``summary.json`` and the page ``index.html`` are written into it, and ``valence.tif`` where the
+        model knows the classes' valences, ``t_over_lambda.tif`` where a low loss was recorded and ``thickness.tif``
+        (nm) where density, beam energy and angles are known too.
     title
         Above the picture.
 
@@ -50,6 +51,8 @@ def write_map(
     found: PixelMap, product: xr.Dataset, bundle: ModelBundle, directory: Path, *, title: str
 ) -> dict[str, Any]:
     """Write a map; see `map_product`."""
+    from eelsflow.report.acquisition import write_acquisition_page
+    from eelsflow.report.class_spectra import class_spectra_figure
     from eelsflow.report.map_figure import map_figure, save_map_tiff
     from eelsflow.report.style import render
 
@@ -68,6 +71,7 @@ def write_map(
             dataset["thickness"] = (("y", "x"), low_loss["mean_free_path"] * dataset["t_over_lambda"].values)
             dataset["thickness"].attrs["units"] = "nm"
     write_dataset(dataset, directory / "map.zarr")
+    references = _references_of(bundle)
 
     size_nm = summary["pixel_size"] if summary["pixel_unit"] == "nm" else None
     images: dict[str, NDArray[Any]] = {
@@ -96,7 +100,17 @@ def write_map(
         warnings=warnings,
     )
     (directory / "map.png").write_bytes(render(figure, "png"))
+    spectra = class_spectra_figure(
+        found.classes,
+        found.bands,
+        found.class_shape,
+        found.class_shape_error,
+        references=references,
+        pixels=[summary["classes"][name]["pixels"] for name in found.classes],
+    )
+    (directory / "spectra.png").write_bytes(render(spectra, "png"))
     write_json(directory / "summary.json", summary)
+    write_acquisition_page(directory, summary, title=title, conditions=tell_conditions(summary))
     return summary
 
 
@@ -117,6 +131,10 @@ def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings
     lost: dict[str, int] = attrs["lost_pixels"]
     pixel_size, unit = float(attrs["pixel_size"]), attrs["pixel_unit"]
     reach = float(attrs.get("spatial_reach", 0.0))
+    conditions = conditions_of(product) | {"distance": _finite(found.mean_distance)}
+    ranges = bundle.provenance.get("training") or {}
+    if ranges and np.isfinite(bundle.references.mean_limit):
+        ranges = ranges | {"distance": {"low": 0.0, "high": float(bundle.references.mean_limit)}}
     return {
         "source": attrs["source"],
         "sha256": attrs["sha256"],
@@ -136,12 +154,22 @@ def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings
             "effective_spectra": float(np.median(found.effective_spectra[specimen])) if specimen.any() else None,
         },
         "low_loss": describe_companion(product, density=bundle.provenance.get("density")),
+        "conditions": conditions,
+        "training": ranges or None,
+        "drift": find_drift(conditions, ranges),
         "pixel_size": pixel_size,
         "pixel_unit": unit,
         "model": {"name": bundle.name, "edge": bundle.edge.name, "preset": bundle.preset.name, **bundle.provenance},
         "eelsflow": eelsflow.__version__,
         "warnings": warnings,
     }
+
+
+def _references_of(bundle: ModelBundle) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the bands of the model's references, their means in the order of its classes, and their spread."""
+    references = bundle.references
+    order = [references.classes.index(name) for name in bundle.classes]
+    return references.energy_loss, references.mean[order], np.sqrt(np.maximum(np.diag(references.spread), 0.0))
 
 
 def _map_dataset(found: PixelMap, product: xr.Dataset, summary: dict[str, Any]) -> xr.Dataset:
@@ -156,8 +184,15 @@ def _map_dataset(found: PixelMap, product: xr.Dataset, summary: dict[str, Any]) 
             "lost": (by_pixel, product["lost"].values),
             "distance": (by_pixel, found.distance),
             "effective_spectra": (by_pixel, found.effective_spectra),
+            "class_spectrum": (("class", "band"), found.class_shape, {"units": "share of the window's counts"}),
+            "class_spectrum_error": (("class", "band"), found.class_shape_error, {"sigma": 1}),
         },
-        coords={"class": found.classes, "y": product.coords["y"], "x": product.coords["x"]},
+        coords={
+            "class": found.classes,
+            "band": ("band", found.bands, {"units": "eV"}),
+            "y": product.coords["y"],
+            "x": product.coords["x"],
+        },
         attrs={"schema": "eelsflow-map/2", "summary": json.dumps(summary)},
     )
 

@@ -62,7 +62,7 @@ def build_report(directory: Path, *, executor: Executor | None = None) -> Path:
     context = _context(directory, results, gallery)
     tables.write_tables(directory, context["tables"])
     write_outside(directory, results["outside"])
-    environment = _environment()
+    environment = template_environment()
     report = environment.get_template("report.html.j2").render(**context)
     page = environment.get_template("passport.html.j2")
     pages = [page.render(passport=passport, results=results) for passport in context["passports"]]
@@ -127,7 +127,8 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
     }
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """Return what fills the templates of pages."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

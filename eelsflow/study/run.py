@@ -21,6 +21,7 @@ from eelsflow.errors import OutputPathError
 from eelsflow.executors import LoopExecutor, Report
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps import map_product, register_model
+from eelsflow.maps.drift import conditions_of, ranges_of
 from eelsflow.models.bundle import ModelBundle, describe_model
 from eelsflow.report.page import build_report
 from eelsflow.store import Store, empty_directory, make_directory
@@ -282,7 +283,8 @@ def write_outputs(
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     unfinished.mkdir()
     shutil.copytree(place.store.path(final.digest) / "model", unfinished / "model")
-    describe_model(unfinished / "model", name=final.model.name, **_about_model(plan.study))
+    about = _about_model(plan.study)
+    describe_model(unfinished / "model", name=final.model.name, training=_training_ranges(plan, final, place), **about)
     evidence = _write_maps(plan, measured, final, place, unfinished / "maps")
     run = {**run, "final_model": {"model": final.model.name, "preprocess": final.preset.name}, "map_evidence": evidence}
     results = write_results(
@@ -322,6 +324,16 @@ def _about_model(study: Study) -> dict[str, Any]:
     if study.caution:
         about["caution"] = study.caution
     return about
+
+
+def _training_ranges(plan: Plan, final: FitModel, place: Place) -> dict[str, Any]:
+    """Return under what conditions the acquisitions were recorded that the final model was fitted on."""
+    labelled = [
+        step for step in plan.prepare
+        if step.preset.name == final.preset.name and (step.acquisition.label or step.acquisition.truth)
+    ]  # fmt: skip
+    products = (open_dataset(place.store.path(step.digest) / "prepared.zarr") for step in labelled)
+    return dict(ranges_of([conditions_of(product) for product in products]))
 
 
 @dataclass(frozen=True)
