@@ -449,14 +449,20 @@ def status(
 
 
 @app.command()
-def up() -> None:
-    """Start the Prefect server with its UI, on the same database as the studies, until Ctrl-C."""
+def up(
+    inbox: Annotated[
+        str | None,
+        typer.Option(help="A folder whose new acquisitions are mapped every minute, as by `watch`."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where maps go; eelsflow's home by default.")] = None,
+) -> None:
+    """Start everything on this machine until Ctrl-C: the pages of Prefect, MLflow and the catalogue, and schedules."""
     if not _orchestration_importable():
         raise MissingDependencyError(
             "`eelsflow up` needs the flows of a checkout and Prefect; install with "
             "`pip install -e '.[cpu,orchestration]'`"
         )
-    importlib.import_module("flows.server").serve_until_interrupted(say=_say)
+    importlib.import_module("flows.up").serve_everything(inbox=inbox, out=out, say=_say)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from typing import IO, Any, Literal
 import psutil
 
 from eelsflow.errors import InputError, MissingDependencyError
-from eelsflow.store import home, make_directory, read_json, write_json
+from eelsflow.store import make_directory, read_json, write_json
 
 PREFERRED_PORT = 4200  # Prefect's own; another free one is taken if something listens there
 HEARTBEAT_SECONDS = 30  # the least that Prefect allows
@@ -229,7 +229,7 @@ def _start(
 ) -> tuple[subprocess.Popen[bytes], Server]:
     """Start the server and wait until it answers; a second try if somebody took the port meanwhile."""
     deadline = time.monotonic() + start_seconds
-    for port in (_free_port(preferred_port), _free_port(0)):
+    for port in (free_port(preferred_port), free_port(0)):
         process = _spawn(folder, in_use, port)
         try:
             ready = _wait_until_ready(process, port, deadline)
@@ -269,13 +269,14 @@ def _spawn(folder: Path, in_use: Path, port: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _free_port(preferred: int) -> int:
+def free_port(preferred: int) -> int:
+    """Return a port of this machine that nothing listens on: the preferred one, if it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the last server's port lingers for a minute
         try:
             probe.bind(("127.0.0.1", preferred))
         except OSError:
-            return _free_port(0)
+            return free_port(0)
         return int(probe.getsockname()[1])
 
 
@@ -429,11 +430,3 @@ def configure_zombie_automation() -> None:
                 return
             client.delete_automation(existing.id)
         client.create_automation(automation)
-
-
-def serve_until_interrupted(*, say: Callable[[str], None] = print) -> None:
-    """Serve in the foreground until Ctrl-C or SIGTERM; `say` is told where the user interface is."""
-    with running_server(home()) as server:
-        say(f"Prefect is at {server.ui_url} (API: {server.api_url}); Ctrl-C stops it")
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()

@@ -89,6 +89,11 @@ class Catalogue:
         found = self.select(ACQUISITIONS.c.path == path)
         return found[0] if found else None
 
+    def get(self, number: int) -> Acquisition | None:
+        """Return the acquisition of a number."""
+        found = self.select(ACQUISITIONS.c.id == number)
+        return found[0] if found else None
+
     def below(self, inbox: str, *states: State) -> list[Acquisition]:
         """Return the acquisitions of an inbox, in the states that are named or in any."""
         prefix = inbox.rstrip("/") + "/"

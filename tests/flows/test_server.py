@@ -26,8 +26,8 @@ from flows.server import (
     ZOMBIE_AUTOMATION,
     Server,
     ServerError,
-    _free_port,
     configure_zombie_automation,
+    free_port,
     running_server,
 )
 
@@ -113,7 +113,7 @@ def test_server_that_is_configured_is_used(prefect_server: Server, tmp_path: Pat
 
 
 def test_server_that_is_configured_but_absent_is_an_error(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("PREFECT_API_URL", f"http://127.0.0.1:{_free_port(0)}/api")
+    environment.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port(0)}/api")
     with pytest.raises(InputError, match="where no server answers"), running_server(tmp_path):
         pass
 
@@ -219,8 +219,8 @@ def test_port_that_is_taken_is_not_chosen() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert _free_port(port) != port
-    assert _free_port(port) == port
+        assert free_port(port) != port
+    assert free_port(port) == port
 
 
 def test_zombie_automation_is_made_once(prefect_server: Server) -> None:

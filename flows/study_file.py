@@ -1,0 +1,48 @@
+"""A study from its file, as a flow of its own: for schedules and sweeps, which start without a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.settings import get_current_settings
+
+from eelsflow.store import home
+from eelsflow.study.config import load_study
+from flows.cluster import cluster_client
+from flows.server import Server
+from flows.server_watch import end, watched
+from flows.study import study
+
+
+@flow(name="eelsflow-study-file", flow_run_name="study {study_file}", persist_result=False)
+def study_from_file(
+    study_file: Path, out: Path, quick: bool = False, promote: bool = False, strict: bool = False
+) -> None:
+    """Run a study as `eelsflow study STUDY.yaml --out DIR` does, on a cluster of its own.
+
+    Parameters
+    ----------
+    study_file, out
+        The study file, and where results are written.
+    quick, promote, strict
+        As the options of the command.
+    """
+    resolved = load_study(study_file)
+    resolved = resolved.quick() if quick else resolved
+    settings = get_current_settings()
+    server = Server(settings.api.url or "", settings.ui_url or "", started=False)
+    with (
+        watched(
+            server, lambda: end(server, "what was computed is kept, and the next run goes on from there", say=print)
+        ),
+        cluster_client(resolved.cluster, home=home()) as client,
+    ):
+        study(
+            resolved,
+            out=str(out.expanduser().resolve()),
+            store=str((home() / "store").resolve()),
+            scheduler=client.scheduler.address,
+            promote=promote,
+            strict=strict,
+        )
