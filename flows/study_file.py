@@ -32,10 +32,9 @@ def study_from_file(
     resolved = resolved.quick() if quick else resolved
     settings = get_current_settings()
     server = Server(settings.api.url or "", settings.ui_url or "", started=False)
+    kept = "what was computed is kept, and the next run goes on from there"
     with (
-        watched(
-            server, lambda: end(server, "what was computed is kept, and the next run goes on from there", say=print)
-        ),
+        watched(server, lambda: end(server, kept, say=print)),
         cluster_client(resolved.cluster, home=home()) as client,
     ):
         study(
