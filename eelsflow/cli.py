@@ -171,7 +171,10 @@ def study(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Search the grid on every seed, also where the study file says first.")
     ] = False,
-    promote: Annotated[bool, typer.Option("--promote", help="Make the best model the default for its edge.")] = False,
+    promote: Annotated[
+        bool,
+        typer.Option("--promote", help="Make the best model the champion of its edge, unless it is worse (exit 2)."),
+    ] = False,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse acquisitions that cannot be used (exit 2); else they are set aside."),
@@ -231,8 +234,14 @@ def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: 
             importlib.import_module("flows.study").run_study(
                 resolved, out, store=store, on_step=on_step, promote=promote, strict=strict, say=_say
             )
-    _say_set_aside(read_json(out / "results.json"))
+    results = read_json(out / "results.json")
+    _say_set_aside(results)
     typer.echo(f"report: {out / 'report.html'}")
+    promotion = results.get("promotion")
+    if promotion is not None and promotion["promote"]:
+        _say(f"promoted: {promotion['reason']}")
+    elif promotion is not None:
+        raise InputError(f"not promoted: {promotion['reason']}; the results are written all the same")
 
 
 def _say_set_aside(results: dict[str, Any]) -> None:

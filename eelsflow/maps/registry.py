@@ -63,6 +63,12 @@ def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None =
     )
 
 
+def champion_of(edge: str) -> Path | None:
+    """Return the directory of the champion of an edge, None where there is none."""
+    found = [entry for entry in registered_models() if entry["edge"] == edge and entry.get("champion", False)]
+    return Path(found[-1]["path"]) if found else None
+
+
 def read_edge(directory: Path) -> Edge:
     """Read which edge an acquisition must show to be mapped by a model.
 

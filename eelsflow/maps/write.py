@@ -159,7 +159,7 @@ def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings
         "drift": find_drift(conditions, ranges),
         "pixel_size": pixel_size,
         "pixel_unit": unit,
-        "model": {"name": bundle.name, "edge": bundle.edge.name, "preset": bundle.preset.name, **bundle.provenance},
+        "model": {"name": bundle.name, "edge": bundle.edge.name, "preset": bundle.preset.name, **_origin(bundle)},
         "eelsflow": eelsflow.__version__,
         "warnings": warnings,
     }
@@ -170,6 +170,13 @@ def _references_of(bundle: ModelBundle) -> tuple[NDArray[np.float64], NDArray[np
     references = bundle.references
     order = [references.classes.index(name) for name in bundle.classes]
     return references.energy_loss, references.mean[order], np.sqrt(np.maximum(np.diag(references.spread), 0.0))
+
+
+def _origin(bundle: ModelBundle) -> dict[str, Any]:
+    """Return where a model comes from, without what is told of each of its training acquisitions."""
+    return {
+        name: value for name, value in bundle.provenance.items() if name not in ("training", "trained_on", "held_out")
+    }
 
 
 def _map_dataset(found: PixelMap, product: xr.Dataset, summary: dict[str, Any]) -> xr.Dataset:

@@ -61,6 +61,12 @@ def _row(fields: Sequence[Row]) -> Row:
     }
 
 
+def score_of(fields: Sequence[Row]) -> float:
+    """Return the score of maps: the mean over acquisitions of pure fields, and of mixed ones, and of these two."""
+    parts = [[field for field in fields if field["kind"] == kind] for kind in ("pure", "mixed")]
+    return float(np.mean([_by_acquisition(part, "balanced_accuracy").mean() for part in parts if part]))
+
+
 def _by_acquisition(fields: Sequence[Row], name: str) -> NDArray[np.float64]:
     """Return the mean over the seeds of each acquisition: one acquisition is one observation."""
     values: dict[str, list[float]] = defaultdict(list)

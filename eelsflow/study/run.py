@@ -26,6 +26,7 @@ from eelsflow.models.bundle import ModelBundle, describe_model
 from eelsflow.report.page import build_report
 from eelsflow.store import Store, empty_directory, make_directory
 from eelsflow.study import stages
+from eelsflow.study.champion import held_out_scores, judge_promotion, keep_champion
 from eelsflow.study.config import ChooseBy, Study
 from eelsflow.study.map_scores import best_maps, map_rows
 from eelsflow.study.plan import (
@@ -277,22 +278,30 @@ def write_outputs(
     run
         What is known of the run: "runner", "started", "seconds", "links".
     promote
-        Whether the final model becomes the default one for its edge.
+        Whether the final model becomes the champion of its edge, the default one, unless it is worse than the present.
     """
     unfinished = out / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     unfinished.mkdir()
     shutil.copytree(place.store.path(final.digest) / "model", unfinished / "model")
-    about = _about_model(plan.study)
-    describe_model(unfinished / "model", name=final.model.name, training=_training_ranges(plan, final, place), **about)
+    about = _about_model(plan.study) | _about_training(plan, measured, final, place)
+    describe_model(unfinished / "model", name=final.model.name, **about)
     evidence = _write_maps(plan, measured, final, place, unfinished / "maps")
-    run = {**run, "final_model": {"model": final.model.name, "preprocess": final.preset.name}, "map_evidence": evidence}
+    promotion = judge_promotion(plan, measured.scored, final, place) if promote else None
+    run = {
+        **run,
+        "promotion": promotion,
+        "final_model": {"model": final.model.name, "preprocess": final.preset.name},
+        "map_evidence": evidence,
+    }
     results = write_results(
         unfinished, plan, measured.assessed, measured.scored, place, run=run, outside=measured.outside
     )
     build_report(unfinished, executor=place.executor)
     _replace_outputs(unfinished, out)
-    register_model(out / "model", name=plan.study.name, registered=run["started"], champion=promote)
+    register_model(out / "model", name=plan.study.name, registered=run["started"])
+    if promotion is not None and promotion["promote"]:
+        keep_champion(out / "model", edge=plan.study.edge.name, name=plan.study.name, registered=run["started"])
     return results
 
 
@@ -326,14 +335,18 @@ def _about_model(study: Study) -> dict[str, Any]:
     return about
 
 
-def _training_ranges(plan: Plan, final: FitModel, place: Place) -> dict[str, Any]:
-    """Return under what conditions the acquisitions were recorded that the final model was fitted on."""
+def _about_training(plan: Plan, measured: Measured, final: FitModel, place: Place) -> dict[str, Any]:
+    """Return what the final model was fitted on: how it was recorded, which files, and how it mapped each unseen."""
     labelled = [
         step for step in plan.prepare
         if step.preset.name == final.preset.name and (step.acquisition.label or step.acquisition.truth)
     ]  # fmt: skip
     products = (open_dataset(place.store.path(step.digest) / "prepared.zarr") for step in labelled)
-    return dict(ranges_of([conditions_of(product) for product in products]))
+    return {
+        "training": ranges_of([conditions_of(product) for product in products]),
+        "trained_on": sorted(step.acquisition.sha256 for step in labelled),
+        "held_out": held_out_scores(measured.scored, final, place.store),
+    }
 
 
 @dataclass(frozen=True)

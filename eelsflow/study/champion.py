@@ -1,0 +1,141 @@
+"""Whether a study's model may take the place of the champion of its edge: only if its maps are no worse."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eelsflow.dataset.labels import class_fractions
+from eelsflow.dataset.manifest import Acquisition
+from eelsflow.digest import digest_file
+from eelsflow.errors import EelsflowError
+from eelsflow.maps.pixels import map_pixels
+from eelsflow.maps.registry import champion_of, register_model
+from eelsflow.maps.score import score_map
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.store import Store, home, make_directory, read_json
+from eelsflow.study import stages
+from eelsflow.study.map_scores import score_of
+from eelsflow.study.plan import FitModel, Plan, PrepareAcquisition, ScoreMaps
+from eelsflow.study.stages import Place
+
+
+def judge_promotion(plan: Plan, scored: Sequence[ScoreMaps], final: FitModel, place: Place) -> dict[str, Any]:
+    """Compare a study's model with the present champion, on acquisitions that the study has held out.
+
+    Every acquisition that a fit of the final model and preset did not see is mapped by the champion too. Where the
+    champion was trained on it, what counts is its score when its own study had held the acquisition out.
+
+    Parameters
+    ----------
+    plan, scored, final, place
+        Of the study.
+
+    Returns
+    -------
+    dict
+        ``promote`` (whether it may), ``reason`` in a sentence, ``score`` and ``champion_score`` (mean of the recall of
+        pure fields and that of mixed ones, None where nothing could be compared), ``acquisitions`` (how many).
+    """
+    edge = plan.study.edge.name
+    champion = champion_of(edge)
+    if champion is None:
+        return _verdict(True, f"there was no champion for {edge} yet")
+    try:
+        bundle = ModelBundle.load(champion)
+    except EelsflowError as error:
+        return _verdict(True, f"the champion of {edge} cannot be used any more: {error}")
+    if bundle.classes != sorted(plan.study.classes):
+        return _verdict(True, f"the champion of {edge} tells other classes apart, {', '.join(bundle.classes)}")
+    steps = _of_final(scored, final)
+    acquisitions = {one.sha256: one for step in steps for one in step.acquisitions}
+    own = held_out_scores(scored, final, place.store)
+    known: dict[str, Any] = bundle.provenance.get("held_out") or {}
+    seen = set(bundle.provenance.get("trained_on") or ())
+    theirs_by = {sha256: known[sha256] for sha256 in own if sha256 in known}
+    new = [acquisitions[sha256] for sha256 in own if sha256 not in seen and sha256 not in known]
+    items = [_Item(champion, _prepared(one, bundle, place), one) for one in new]
+    for one, field in zip(new, place.executor.map(_score, items, label="champion"), strict=True):
+        if field is not None:
+            theirs_by[one.sha256] = field
+    common = sorted(set(own) & set(theirs_by))
+    fields, own_fields = [theirs_by[one] for one in common], [own[one] for one in common]
+    if not common:
+        return _verdict(True, "no whole acquisition was held out, so that nothing could be compared with the champion")
+    score, theirs = score_of(own_fields), score_of(fields)
+    may = score >= theirs
+    compared = f"{score:.3f} on the {len(common)} held-out acquisitions of this study, the champion {theirs:.3f}"
+    reason = f"its maps score {compared}" + ("" if may else "; the champion stays")
+    return _verdict(may, reason, score=score, champion_score=theirs, acquisitions=len(common))
+
+
+def held_out_scores(scored: Sequence[ScoreMaps], final: FitModel, store: Store) -> dict[str, dict[str, Any]]:
+    """Return the score of each acquisition in the splits that held it out from the final model, by its content."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for step in _of_final(scored, final):
+        by_name = {one.name: one.sha256 for one in step.acquisitions}
+        for field in read_json(store.path(step.digest) / "scores.json")["maps"]:
+            found.setdefault(by_name[field["acquisition"]], []).append(field)
+    return {sha256: _kept(sha256, fields) for sha256, fields in found.items()}
+
+
+def _of_final(scored: Sequence[ScoreMaps], final: FitModel) -> list[ScoreMaps]:
+    wanted = final.model.name, final.preset.name
+    return [step for step in scored if (step.fit.model.name, step.fit.preset.name) == wanted]
+
+
+def _kept(sha256: str, fields: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    mean = float(np.mean([field["balanced_accuracy"] for field in fields]))
+    return {"acquisition": sha256, "kind": fields[0]["kind"], "balanced_accuracy": mean}
+
+
+def _verdict(promote: bool, reason: str, **figures: Any) -> dict[str, Any]:
+    return {"promote": promote, "reason": reason, "score": None, "champion_score": None, "acquisitions": 0} | figures
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One acquisition for the champion, small to send to a worker."""
+
+    champion: Path
+    prepared: Path
+    acquisition: Acquisition
+
+
+def _prepared(acquisition: Acquisition, bundle: ModelBundle, place: Place) -> Path:
+    """Return the acquisition as the champion wants it prepared; it is in the store, or is prepared now."""
+    step = PrepareAcquisition(acquisition=acquisition, edge=bundle.edge, preset=bundle.acquisition_preset)
+    entry = stages.prepare_acquisition(step, place)
+    return entry / "prepared.zarr" if isinstance(entry, Path) else Path()
+
+
+def _score(item: _Item) -> dict[str, Any] | None:
+    if not item.prepared.exists():
+        return None
+    found = map_pixels(item.prepared, ModelBundle.load(item.champion))
+    acquisition = item.acquisition
+    truth = class_fractions(
+        found.class_index.shape,
+        label=acquisition.label,
+        truth=acquisition.truth,
+        classes=found.classes,
+        name=acquisition.name,
+    )
+    score = None if truth is None else score_map(found, np.asarray(truth))
+    return None if score is None else _kept(acquisition.sha256, [score])
+
+
+def keep_champion(directory: Path, *, edge: str, name: str, registered: str) -> Path:
+    """Make a model the champion of its edge; return where it is kept, whatever becomes of the study's results."""
+    kept = make_directory(home() / "models" / edge) / digest_file(directory)[:16]
+    if not kept.exists():
+        unfinished = Store(home() / "store").temporary()
+        shutil.copytree(directory, unfinished, dirs_exist_ok=True)
+        unfinished.rename(kept)
+    register_model(kept, name=name, registered=registered, champion=True)
+    return kept
