@@ -187,7 +187,11 @@ class Watcher:
         room = self.pool.n_free
         if room:
             for one in self.catalogue.claim(self.order.inbox, states=(State.INGESTED, State.PREPARED), most=room):
-                self._begin(one)
+                try:
+                    self._begin(one)
+                except OSError:
+                    self.catalogue.release(one.id)
+                    raise
         return bool(self._working)
 
     def leave(self) -> None:

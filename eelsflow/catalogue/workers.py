@@ -16,6 +16,11 @@ RECYCLE_AFTER = 200
 """Acquisitions after which a worker is replaced by a fresh one: what libraries keep does not add up (ours)."""
 
 WATCH_SECONDS = 0.5
+START_SECONDS = 60.0
+
+
+class WorkerStartError(OSError):
+    """No process can be started: something is wrong with the machine, and with no file."""
 
 
 class WorkerDiedError(RuntimeError):
@@ -45,6 +50,11 @@ class Workers:
         """Begin a piece of work; there must be a free worker.
 
         A worker that dies of it, or meanwhile, is replaced, and the future raises `WorkerDiedError`.
+
+        Raises
+        ------
+        WorkerStartError
+            If no process can be started to do it.
         """
         number = next(number for number in range(self.n_workers) if number not in self._busy)
         result: Future[Any] = Future()
@@ -90,6 +100,11 @@ class Workers:
                 initargs=(os.getpid(),),
                 max_tasks_per_child=RECYCLE_AFTER,
             )
+            try:
+                pool.submit(os.getpid).result(START_SECONDS)
+            except (BrokenProcessPool, TimeoutError) as error:
+                self._drop(number)
+                raise WorkerStartError("no process to work in can be started") from error
         return pool
 
     def _drop(self, number: int) -> None:
