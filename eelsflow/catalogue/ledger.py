@@ -217,12 +217,12 @@ class Catalogue:
             )
             return bool(done.rowcount == 1)
 
-    def renew(self) -> None:
-        """Say that this process still works on what it has taken."""
+    def renew(self, acquisitions: Sequence[int]) -> None:
+        """Say that this process still works on some of what it has taken."""
         with writing(self._engine) as connection:
             connection.execute(
                 sa.update(ACQUISITIONS)
-                .where(ACQUISITIONS.c.owner == self.owner)
+                .where(ACQUISITIONS.c.owner == self.owner, ACQUISITIONS.c.id.in_(acquisitions))
                 .values(lease_until=self._clock() + LEASE_SECONDS)
             )
 

@@ -136,7 +136,7 @@ class Watcher:
                 settled = time.monotonic() - began > 2 * self.settle_seconds + 0.1
                 if once and settled and not busy and all(one.id in self._held for one in self._open()):
                     break
-                stop.wait(0.05 if busy else min(max(look_at - time.monotonic(), 0.02), 0.5 if once else interval))
+                stop.wait(0.1 if busy else min(max(look_at - time.monotonic(), 0.02), 0.5 if once else interval))
         finally:
             held = [one for one in self._open() if one.id in self._held]
             self.leave()
@@ -183,16 +183,23 @@ class Watcher:
         """Go on with what there is to do; return whether anything is being worked on."""
         self._renew()
         self._collect()
-        self._ingest()
+        self._take((State.STABLE,), 16, self._ingest)
         room = self.pool.n_free
         if room:
-            for one in self.catalogue.claim(self.order.inbox, states=(State.INGESTED, State.PREPARED), most=room):
-                try:
-                    self._begin(one)
-                except OSError:
-                    self.catalogue.release(one.id)
-                    raise
+            self._take((State.INGESTED, State.PREPARED), room, self._begin)
         return bool(self._working)
+
+    def _take(self, states: tuple[State, ...], most: int, do: Callable[[Acquisition], None]) -> None:
+        """Take acquisitions and do something with each; what stands in the way gives back those that are left."""
+        taken = self.catalogue.claim(self.order.inbox, states=states, most=most)
+        for number, one in enumerate(taken):
+            try:
+                do(one)
+            except BaseException:
+                with contextlib.suppress(OSError, sa.exc.OperationalError):
+                    for left in taken[number:]:
+                        self.catalogue.release(left.id)
+                raise
 
     def leave(self) -> None:
         """Give back what is being worked on."""
@@ -204,7 +211,7 @@ class Watcher:
 
     def _renew(self) -> None:
         if self._working and time.monotonic() - self._renewed > LEASE_SECONDS / 4:
-            self.catalogue.renew()
+            self.catalogue.renew(list(self._working))
             self._renewed = time.monotonic()
 
     def _open(self) -> list[Acquisition]:
@@ -212,19 +219,15 @@ class Watcher:
 
     # ------------------------------------------------------------------ one acquisition
 
-    def _ingest(self) -> None:
-        """Learn what stable files hold: in their order, so that of two of one content the first is the original."""
-        for one in self.catalogue.claim(self.order.inbox, states=(State.STABLE,), most=16):
-            try:
-                sha256 = identify(one, self.order)
-            except InputError as error:
-                self._quarantine(one, str(error))
-                continue
-            except OSError:
-                self.catalogue.release(one.id)
-                raise
-            if self.catalogue.advance(one, State.INGESTED, sha256=sha256):
-                self.catalogue.release(one.id)
+    def _ingest(self, one: Acquisition) -> None:
+        """Learn what a stable file holds: in their order, so that of two of one content the first is the original."""
+        try:
+            sha256 = identify(one, self.order)
+        except InputError as error:
+            self._quarantine(one, str(error))
+            return
+        if self.catalogue.advance(one, State.INGESTED, sha256=sha256):
+            self.catalogue.release(one.id)
 
     def _begin(self, one: Acquisition) -> None:
         original = self.catalogue.original_of(one)

@@ -143,6 +143,22 @@ def test_what_is_not_the_file_s_fault_is_waited_for_and_said(inbox, watcher, mad
     assert states(watcher) == {"a.txt": "classified"}
 
 
+def test_what_cannot_be_begun_just_now_is_given_back_at_once(inbox, watcher, made, monkeypatch):
+    for name in ("a.txt", "b.txt", "c.txt"):
+        write(inbox / name, f"good {name}")
+    watcher.look()
+    watcher.look()
+
+    def no_process(*_):
+        raise OSError("no process can be started")
+
+    monkeypatch.setattr(watcher.pool, "submit", no_process, raising=False)
+    with pytest.raises(OSError, match="no process"):
+        watcher.work()
+    assert {one.owner for one in watcher.catalogue.select()} == {None}
+    monkeypatch.undo()
+
+
 def test_a_full_disk_is_never_taken_for_a_bad_file(inbox, watcher, made, monkeypatch):
     monkeypatch.setattr(watching.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 0})())
     (watcher.order.out).mkdir(exist_ok=True)
