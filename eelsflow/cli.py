@@ -457,6 +457,30 @@ def status(
     typer.echo(json.dumps(rows, indent=2) if as_json else service.format_status(rows))
 
 
+store_app = typer.Typer(help="What was computed is kept in a store; see how much, and drop what nothing refers to.")
+app.add_typer(store_app, name="store", no_args_is_help=True)
+
+
+@store_app.command()
+def prune(
+    yes: Annotated[bool, typer.Option("--yes", help="Drop it without asking.")] = False,
+) -> None:
+    """Drop what no study's results and no map of the catalogue refers to; says what and how much before."""
+    from eelsflow.catalogue.ledger import Catalogue
+    from eelsflow.catalogue.prune import find_unused, pruning, say_unused
+    from eelsflow.store import Store, home
+
+    store = Store(home() / "store")
+    with pruning(store):
+        found = find_unused(store, Catalogue())
+        typer.echo(say_unused(found))
+        if not found or not (yes or typer.confirm("drop them?")):
+            return
+        for one in found:
+            store.discard(one.digest)
+    typer.echo("dropped")
+
+
 @app.command()
 def up(
     inbox: Annotated[

@@ -134,14 +134,9 @@ class Store:
             (self.root / "generation").unlink(missing_ok=True)
             shutil.rmtree(self.path(digest))
 
-    def prune(self, keep: set[str]) -> list[str]:
-        """Remove every entry whose digest is not in `keep`; return the digests removed."""
-        removed = [entry.name for entry in self._entries.glob("*/*") if entry.name not in keep]
-        if removed:
-            (self.root / "generation").unlink(missing_ok=True)
-        for digest in removed:
-            shutil.rmtree(self.path(digest))
-        return removed
+    def entries(self) -> list[Path]:
+        """Return the directories of all entries."""
+        return sorted(self._entries.glob("*/*"))
 
 
 def _is_abandoned(work: Path) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -22,6 +22,7 @@ from eelsflow.executors import DaskExecutor
 from eelsflow.store import Store, home
 from eelsflow.study import stages
 from eelsflow.study.config import Study
+from eelsflow.study.journal import Journal, using_store
 from eelsflow.study.plan import Step, plan_data
 from eelsflow.study.run import OnStep, Outcome, claim_directory, fit_final_model, prepare_acquisitions, run_stages
 from eelsflow.study.run import run_study as run_without_server
@@ -78,16 +79,18 @@ def study(
         Refuse acquisitions that cannot be used, instead of setting them aside.
     """
     claim_directory(Path(out))
+    journal = Journal(Path(out))
     root = store or str(home() / "store")
     place = Place(Store(Path(root)), executor_at(scheduler))
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     plan = plan_data(study, place.store, strict=strict)
 
     def run(stage: Callable[..., Outcome], steps: Sequence[Step]) -> list[str | SetAside]:
+        journal.note(step.digest for step in steps)
         return _run_tasks(TASKS[stage], steps, store=root, scheduler=scheduler)
 
     CANCELLED.clear()
-    try:
+    with using_store(Path(root)), _cancelled_at_failure():
         plan = prepare_acquisitions(plan, run, strict=strict)
         if plan.set_aside:
             table = [one.model_dump() for one in plan.set_aside]
@@ -106,6 +109,13 @@ def study(
         }
         write_report(plan, measured, final, out=out, store=root, scheduler=scheduler, run=about, promote=promote)
         record_report(plan, recorded.result(), out=out)
+
+
+@contextmanager
+def _cancelled_at_failure() -> Iterator[None]:
+    """Let the work on the cluster be cancelled where the flow is interrupted or has failed."""
+    try:
+        yield
     except BaseException:
         CANCELLED.set()
         raise

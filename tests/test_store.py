@@ -108,16 +108,17 @@ def test_work_of_another_host_is_removed_when_nothing_was_written_to_it_for_two_
     assert not nameless.exists()
 
 
-def test_prune_changes_the_generation_so_that_other_caches_cannot_outlive_it(tmp_path):
+def test_discarding_changes_the_generation_so_that_other_caches_cannot_outlive_it(tmp_path):
     store = Store(tmp_path)
     for digest in ("aa", "bb"):
         store.compute(digest, lambda directory: None)
     before = store.generation
     assert store.generation == before
-    assert store.prune({"aa"}) == ["bb"]
+    store.discard("bb")
     assert store.generation != before
     assert store.has("aa")
     assert not store.has("bb")
+    assert [path.name for path in store.entries()] == ["aa"]
 
 
 def test_output_below_a_regular_file_is_refused(tmp_path):

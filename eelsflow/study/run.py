@@ -28,6 +28,7 @@ from eelsflow.store import Store, empty_directory, make_directory
 from eelsflow.study import stages
 from eelsflow.study.champion import held_out_scores, judge_promotion, keep_champion
 from eelsflow.study.config import ChooseBy, Study
+from eelsflow.study.journal import Journal, using_store
 from eelsflow.study.map_scores import best_maps, map_rows
 from eelsflow.study.plan import (
     AssessModel,
@@ -487,11 +488,20 @@ def run_study(
     dict
         The content of ``results.json``.
     """
+    with using_store(place.store.root):
+        return _run_study(study, out, place=place, on_step=on_step, promote=promote, strict=strict)
+
+
+def _run_study(
+    study: Study, out: Path, *, place: Place, on_step: OnStep | None, promote: bool, strict: bool
+) -> dict[str, Any]:
     claim_directory(out)
+    journal = Journal(out)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     plan = plan_data(study, place.store, strict=strict)
 
     def run(stage: Callable[[StepType, Place], Outcome], steps: Sequence[StepType]) -> list[Outcome]:
+        journal.note(step.digest for step in steps)
         outcomes = []
         for number, step in enumerate(steps):
             if on_step is not None:

@@ -17,7 +17,7 @@ from eelsflow.errors import InputError, MissingDependencyError, WorkerLostError
 from eelsflow.executors import DaskExecutor, LoopExecutor
 from flows import cluster
 from flows.cluster import cluster_client
-from flows.server import Server, _free_port
+from flows.server import Server, free_port
 
 PROGRAM = """
 import sys, time
@@ -140,7 +140,7 @@ def test_a_scheduler_can_be_named_by_its_address(client: Any, tmp_path: Path) ->
 
 def test_an_address_without_a_scheduler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    address = f"tcp://127.0.0.1:{_free_port(0)}"
+    address = f"tcp://127.0.0.1:{free_port(0)}"
     with pytest.raises(InputError, match="no Dask scheduler answers"), cluster_client(address, home=tmp_path):
         pass
 
