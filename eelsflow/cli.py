@@ -470,14 +470,16 @@ def prune(
     from eelsflow.catalogue.prune import find_unused, pruning, say_unused
     from eelsflow.store import Store, home
 
-    store = Store(home() / "store")
-    with pruning(store):
-        found = find_unused(store, Catalogue())
-        typer.echo(say_unused(found))
-        if not found or not (yes or typer.confirm("drop them?")):
-            return
-        for one in found:
-            store.discard(one.digest)
+    store, catalogue = Store(home() / "store"), Catalogue()
+    found = find_unused(store, catalogue)
+    typer.echo(say_unused(found))
+    if not found or not (yes or typer.confirm("drop them?")):
+        return
+    with pruning(store):  # looked at again, since a study may have begun and ended while a person thought
+        agreed = {one.digest for one in found}
+        for one in find_unused(store, catalogue):
+            if one.digest in agreed:
+                store.discard(one.digest)
     typer.echo("dropped")
 
 

@@ -58,7 +58,7 @@ def watched(
                 last = time.monotonic()
             elif time.monotonic() - last > (refused_seconds if found == "refused" else silent_seconds):
                 if not left.is_set():
-                    on_lost()
+                    _leave(on_lost)
                 return
 
     threading.Thread(target=watch, name="server-watch", daemon=True).start()
@@ -66,6 +66,14 @@ def watched(
         yield
     finally:
         left.set()
+
+
+def _leave(on_lost: Callable[[], None]) -> None:
+    """Never go on waiting, whatever goes wrong here."""
+    try:
+        on_lost()
+    except BaseException:
+        os._exit(1)
 
 
 def begin_again_without_server(server: Server, environment: Mapping[str, str]) -> None:
@@ -78,16 +86,19 @@ def begin_again_without_server(server: Server, environment: Mapping[str, str]) -
     environment
         Of the command, as it was before a server was looked for.
     """
-    _show_cursor()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with contextlib.suppress(OSError, ValueError):  # nobody may be reading any more
+        _show_cursor()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
     _end_children()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment, WITHOUT_SERVER: server.ui_url})
 
 
 def end(server: Server, what: str, *, say: Callable[[str], None]) -> None:
     """End this process with one line; does not return."""
-    say(f"fault: the Prefect server at {server.ui_url} is gone; {what}")
+    with contextlib.suppress(OSError, ValueError):
+        say(f"fault: the Prefect server at {server.ui_url} is gone; {what}")
+        sys.stdout.flush()
     _end_children()
     os._exit(1)
 

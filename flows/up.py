@@ -41,6 +41,7 @@ def serve_everything(*, inbox: str | None, out: Path | None, say: Callable[[str]
         Is told where everything is.
     """
     where = home()
+    out = (out or where).expanduser().absolute()  # scheduled runs are started in folders of their own
     with contextlib.ExitStack() as stack:
         catalogue = Catalogue()
         server = stack.enter_context(running_server(where))
@@ -49,8 +50,8 @@ def serve_everything(*, inbox: str | None, out: Path | None, say: Callable[[str]
         if not tracking_uri().startswith("http"):
             say(f"MLflow is at {stack.enter_context(_mlflow(where))}, in some seconds")
         if inbox is not None:
-            stack.enter_context(_schedules(where, open_inbox(inbox).root, out or where))
-            say(f"{inbox} is looked into on a schedule; maps go to {(out or where) / 'maps'}")
+            stack.enter_context(_schedules(where, open_inbox(inbox).root, out))
+            say(f"{inbox} is looked into on a schedule; maps go to {out / 'maps'}")
         say("Ctrl-C stops all of it")
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

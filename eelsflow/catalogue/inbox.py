@@ -41,6 +41,10 @@ class Inbox(Protocol):
         """Return what some process has open for writing, as far as can be seen from here."""
         ...
 
+    def is_there(self, path: str) -> bool:
+        """Tell whether something is at a path just now."""
+        ...
+
     def fetch(self, path: str, directory: Path) -> Path:
         """Return where an acquisition can be read; an object is copied into a directory first."""
         ...
@@ -114,14 +118,25 @@ class LocalInbox:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            readable = is_readable_name(entry.name)
-            if entry.is_symlink():
-                if readable or entry.is_dir():
-                    yield from self._link(Path(entry.path), readable=readable)
-            elif readable:
-                yield from self._look(Path(entry.path))
-            elif entry.is_dir():
-                yield from self._below(Path(entry.path))
+            try:
+                yield from self._entry(entry)
+            except OSError as error:
+                if os.path.lexists(entry.path):  # else it went away meanwhile
+                    yield _refused(entry.path, f"cannot be looked at: {error.strerror or error}")
+
+    def _entry(self, entry: os.DirEntry[str]) -> Iterator[Found]:
+        readable = is_readable_name(entry.name)
+        if readable and not _is_text(entry.path):
+            yield _refused(entry.path, "has a name that is no UTF-8 text; give it another")
+        elif entry.is_symlink():
+            if readable or entry.is_dir():
+                yield from self._link(Path(entry.path), readable=readable)
+        elif readable and not (entry.is_dir() or entry.is_file()):
+            yield _refused(entry.path, "is neither a file nor a folder, and is not opened")
+        elif readable:
+            yield from self._look(Path(entry.path))
+        elif entry.is_dir() and _is_text(entry.path):
+            yield from self._below(Path(entry.path))
 
     def _link(self, path: Path, *, readable: bool) -> Iterator[Found]:
         target = Path(os.path.realpath(path))
@@ -144,7 +159,9 @@ class LocalInbox:
                 return
         try:
             found = look_at(path)
-        except FileNotFoundError:  # it went away meanwhile
+        except FileNotFoundError:
+            if os.path.lexists(path):  # else it went away meanwhile
+                yield _refused(name, "holds a link to where nothing is")
             return
         if path.is_dir():
             self._looked[name] = (found, time.monotonic())
@@ -160,9 +177,26 @@ class LocalInbox:
                 continue
         return found
 
+    def is_there(self, path: str) -> bool:
+        """Tell whether something is at a path just now, a link to nowhere included."""
+        return os.path.lexists(path)
+
     def fetch(self, path: str, directory: Path) -> Path:
         """Return the path itself."""
         return Path(path)
+
+
+def _refused(path: str, reason: str) -> Found:
+    """Return a path that is not to be opened; letters that are no text are written out."""
+    return Found(path.encode(errors="surrogateescape").decode(errors="backslashreplace"), 0, reason, refused=reason)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class RemoteInbox:
@@ -219,6 +253,10 @@ class RemoteInbox:
         """Return nothing: an object is there when it is whole."""
         return set()
 
+    def is_there(self, path: str) -> bool:
+        """Tell whether an object, or the whole inbox, is there."""
+        return path == self.root or bool(self._files.exists(path))
+
     def fetch(self, path: str, directory: Path) -> Path:
         """Copy an acquisition, with what belongs to it, into a directory."""
         target = directory / PurePosixPath(path).name
@@ -269,13 +307,20 @@ def refuse_unsafe(path: Path, *, inbox: str | None = None) -> None:
         If it is refused.
     """
     root = Path(os.path.realpath(inbox or path))
-    for member in members(path):
+    for member in [*members(path), *(path.rglob("*") if path.is_dir() else ())]:
         target = Path(os.path.realpath(member))
         if not target.is_relative_to(root) and not (inbox is None and target == Path(os.path.realpath(path))):
             raise UnreadableFileError(
                 f"{path} holds {member.relative_to(path) if member != path else 'nothing but'}, a link to {target} "
                 "outside of the inbox: it is not followed; put the file itself there"
             )
+        if member != path and member.is_symlink() and member.is_dir():
+            raise UnreadableFileError(
+                f"{path} holds {member.relative_to(path)}, a link to a folder, whose files would not count to its "
+                "content: put the folder itself there"
+            )
+        if not (member.is_dir() or member.is_file()):
+            raise UnreadableFileError(f"{path} holds {member.name}, which is neither a file nor a folder")
     if path.is_file() and zipfile.is_zipfile(path):
         _refuse_unsafe_archive(path)
 

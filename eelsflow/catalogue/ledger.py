@@ -156,21 +156,24 @@ class Catalogue:
                     self._see(connection, None, one, values, now)
                 elif (row.size, row.version) != (one.size, one.version):
                     # Whoever works on what it held finds that it changed; the lease is gone with the old content.
-                    self._see(connection, row.id, one, dict(_FRESH), now)
+                    self._see(connection, row, one, dict(_FRESH), now)
                 elif row.state == State.SEEN and now - row.unchanged_since >= settle_seconds and not is_open(one.path):
-                    self._change(connection, row.id, {"state": State.STABLE}, now)
+                    self._change(connection, row.id, {"state": State.STABLE}, now, *_as_it_was(row))
 
-    def _see(self, connection: sa.Connection, row: int | None, one: Found, values: dict[str, Any], now: float) -> None:
+    def _see(self, connection: sa.Connection, row: Any, one: Found, values: dict[str, Any], now: float) -> None:
         state = State.SEEN if one.refused is None else State.QUARANTINED
         values |= {
             "size": one.size, "version": one.version, "unchanged_since": now, "state": state, "changed": now,
             "reason": one.refused,
         }  # fmt: skip
         if row is None:
-            row = connection.execute(sa.insert(ACQUISITIONS).values(values).returning(ACQUISITIONS.c.id)).scalar_one()
+            query: Any = sa.insert(ACQUISITIONS).values(values).returning(ACQUISITIONS.c.id)
         else:
-            connection.execute(sa.update(ACQUISITIONS).where(ACQUISITIONS.c.id == row).values(values))
-        connection.execute(sa.insert(EVENTS).values(acquisition=row, at=now, state=state, note=one.refused))
+            here = ACQUISITIONS.c.id == row.id, *_as_it_was(row)
+            query = sa.update(ACQUISITIONS).where(*here).values(values).returning(ACQUISITIONS.c.id)
+        number = connection.execute(query).scalar_one_or_none()
+        if number is not None:  # else another watcher has seen it meanwhile
+            connection.execute(sa.insert(EVENTS).values(acquisition=number, at=now, state=state, note=one.refused))
 
     def take_over(self, one: Found, state: State, **values: Any) -> None:
         """Record a file that has come to an end by another account than this catalogue's."""
@@ -183,10 +186,12 @@ class Catalogue:
             connection.execute(sa.insert(EVENTS).values(acquisition=number, at=now, state=state, note=note))
 
     def forget(self, acquisition: Acquisition) -> None:
-        """Forget a file that went away before anything came of it."""
+        """Forget a file that went away before anything came of it, unless it has changed or somebody took it."""
+        here = ACQUISITIONS.c.id == acquisition.id, ACQUISITIONS.c.owner.is_(None), *_as_it_was(acquisition)
         with writing(self._engine) as connection:
-            connection.execute(sa.delete(EVENTS).where(EVENTS.c.acquisition == acquisition.id))
-            connection.execute(sa.delete(ACQUISITIONS).where(ACQUISITIONS.c.id == acquisition.id))
+            if connection.execute(sa.select(ACQUISITIONS.c.id).where(*here).with_for_update()).first() is not None:
+                connection.execute(sa.delete(EVENTS).where(EVENTS.c.acquisition == acquisition.id))
+                connection.execute(sa.delete(ACQUISITIONS).where(ACQUISITIONS.c.id == acquisition.id))
 
     # ------------------------------------------------------------------ working
 
@@ -197,6 +202,8 @@ class Catalogue:
         return [one for one in free[:most] if self._take(one, now)]
 
     def _is_free(self, one: Acquisition, now: float) -> bool:
+        if one.owner == self.owner:
+            return False
         return one.owner is None or is_gone(one.owner) or self._lease_of(one.id) < now
 
     def _lease_of(self, acquisition: int) -> float:
@@ -217,12 +224,12 @@ class Catalogue:
             )
             return bool(done.rowcount == 1)
 
-    def renew(self, acquisitions: Sequence[int]) -> None:
-        """Say that this process still works on some of what it has taken."""
+    def renew(self) -> None:
+        """Say that this process still works on what it has taken."""
         with writing(self._engine) as connection:
             connection.execute(
                 sa.update(ACQUISITIONS)
-                .where(ACQUISITIONS.c.owner == self.owner, ACQUISITIONS.c.id.in_(acquisitions))
+                .where(ACQUISITIONS.c.owner == self.owner)
                 .values(lease_until=self._clock() + LEASE_SECONDS)
             )
 
@@ -259,7 +266,9 @@ class Catalogue:
             Whether it was recorded: not where it was somebody else's meanwhile, or its content changed.
         """
         now = self._clock()
-        values |= {"state": state, "reason": values.get("reason")}
+        reason = values.get("reason")
+        # No database but SQLite takes a NUL in a text, and a reason may quote a damaged file.
+        values |= {"state": state, "reason": reason and reason.replace("\0", "")}
         if state in ENDED:
             values |= {"owner": None, "lease_until": 0.0}
         with writing(self._engine) as connection:
@@ -296,7 +305,7 @@ class Catalogue:
         values: dict[str, Any] = {"state": state, "reason": None, "attempts": 0, "losses": 0, "not_before": 0.0}
         values |= {"owner": None, "lease_until": 0.0, "facts": {**acquisition.facts, AGAIN: True}}
         if state in (State.SEEN, State.STABLE):
-            values |= {"sha256": None, "alias_of": None, "map": None, "model": None, "facts": {}}
+            values |= {"sha256": None, "alias_of": None, "map": None, "model": None, "facts": {AGAIN: True}}
         if state is State.SEEN:
             values["unchanged_since"] = self._clock()
         with writing(self._engine) as connection:
@@ -316,19 +325,25 @@ class Catalogue:
         )
         if done.rowcount != 1:
             return False
-        note = note or values.get("reason")
+        note = (note or values.get("reason") or "").replace("\0", "") or None
         connection.execute(sa.insert(EVENTS).values(acquisition=acquisition, at=now, state=values["state"], note=note))
         return True
 
     def original_of(self, acquisition: Acquisition) -> Acquisition | None:
-        """Return the acquisition of the same content that was there before; None where this one is the first."""
+        """Return the acquisition of the same content that was there before, or that others work on; else None."""
         if acquisition.sha256 is None:
             return None
         same = self.select(ACQUISITIONS.c.sha256 == acquisition.sha256, ACQUISITIONS.c.alias_of.is_(None))
         others = [one for one in same if one.id != acquisition.id]
         ended = [one for one in others if one.state is State.CLASSIFIED]
         earlier = [one for one in others if one.id < acquisition.id and one.state is not State.QUARANTINED]
-        return next(iter(ended or earlier), None)
+        elsewhere = [one for one in others if one.owner not in (None, self.owner) and not is_gone(one.owner or "")]
+        return next(iter(ended or earlier or elsewhere), None)
+
+
+def _as_it_was(row: Any) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    """Return the condition that a row is in the state, and its file of the version, that it was read with."""
+    return ACQUISITIONS.c.state == row.state, ACQUISITIONS.c.version == row.version
 
 
 def _rows_of(connection: sa.Connection, paths: Sequence[str]) -> list[Any]:

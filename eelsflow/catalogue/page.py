@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -89,6 +90,7 @@ def show_drift(catalogue: Catalogue) -> str:
 
 def _card(one: Acquisition) -> dict[str, Any]:
     facts = one.facts
+    force = ["--force", "ingested"] if one.state is State.CLASSIFIED else []
     has_map = one.map is not None and (Path(one.map) / "map.png").is_file()
     return {
         "id": one.id,
@@ -102,7 +104,7 @@ def _card(one: Acquisition) -> dict[str, Any]:
         "model": facts.get("model"),
         "classes": ", ".join(f"{name} {pixels:,}" for name, pixels in facts.get("classes", {}).items()),
         "warnings": [*facts.get("warnings", []), *(f"drift: {text}" for text in facts.get("drift", []))],
-        "retry": f"eelsflow backfill '{one.path}'" + (" --force ingested" if one.state is State.CLASSIFIED else ""),
+        "retry": shlex.join(["eelsflow", "backfill", one.path, *force]),
     }
 
 

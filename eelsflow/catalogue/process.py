@@ -30,6 +30,7 @@ from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import Store, make_directory, read_json, write_json
+from eelsflow.study.journal import using_store
 from eelsflow.study.plan import PrepareAcquisition
 from eelsflow.study.stages import Place, prepare_acquisition
 
@@ -117,6 +118,12 @@ def work_through(acquisition: Acquisition, order: Order, advance: Advance) -> di
     """Do what `process` does, telling `advance` about the state in between."""
     assert acquisition.sha256 is not None
     store = Store(order.store)
+    with using_store(store.root):  # nothing is dropped meanwhile
+        return _work_through(acquisition, order, advance, store)
+
+
+def _work_through(acquisition: Acquisition, order: Order, advance: Advance, store: Store) -> dict[str, Any] | None:
+    assert acquisition.sha256 is not None
     work = store.temporary()
     try:
         path = open_inbox(order.inbox).fetch(acquisition.path, work)
@@ -129,14 +136,18 @@ def work_through(acquisition: Acquisition, order: Order, advance: Advance) -> di
             edge=bundle.edge,
             preset=bundle.acquisition_preset,
         )
-        if not store.has(step.digest) and digest_file(path) != acquisition.sha256:
+        if not store.has(step.digest) and _digest_of_content(path) != acquisition.sha256:
             return None  # it changes under our eyes, and is seen anew
+        is_new = not store.has(step.digest)
         entry = prepare_acquisition(step, Place(store, LoopExecutor()))
         if isinstance(entry, SetAside):
             raise InputError(entry.reason)
+        if is_new and _digest_of_content(path) != acquisition.sha256:  # it changed while it was read
+            store.discard(step.digest)
+            return None
         if acquisition.state is not State.PREPARED and not advance(State.PREPARED):
             return None
-        made_by = {"digest": model_digest, "code": map_code()}
+        made_by = {"digest": model_digest, "code": map_code(), "prepared": step.digest}
         folder = order.folder_for(acquisition)
         if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):
             _write(entry, bundle, folder, title=acquisition.name, sha256=acquisition.sha256, made_by=made_by)
@@ -171,6 +182,10 @@ def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:
             f"{order.edge}, or the edge {edge.name}"
         )
     return directory, edge
+
+
+def _digest_of_content(path: Path) -> str:
+    return digest_file(path)
 
 
 def map_code() -> str:

@@ -74,7 +74,7 @@ def pruning(store: Store) -> Iterator[None]:
     with store_alone(store.root) as alone:
         if not alone:
             raise InputError(
-                f"a study is running on the store {store.root}, and what it needs cannot be told yet: nothing is "
-                "dropped; try again when it has ended"
+                f"a study is running on the store {store.root}, or a watcher is at work, and what they need cannot be "
+                "told: nothing is dropped; try again when they have ended"
             )
         yield

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 
-from eelsflow.catalogue.inbox import Inbox, open_inbox
+from eelsflow.catalogue.inbox import LOOK_AGAIN_SECONDS, Inbox, open_inbox
 from eelsflow.catalogue.ledger import AGAIN, LEASE_SECONDS, Catalogue
 from eelsflow.catalogue.process import Order, identify, process
 from eelsflow.catalogue.states import ENDED, WAITING, Acquisition, State
@@ -34,6 +34,18 @@ RETRY_SECONDS = 1.0
 
 WAIT_SECONDS = 5.0
 """Before work is tried again that the file has no part in: no model, no space left (ours)."""
+
+MOST_TROUBLES = 3
+"""In a row, after which a single pass over an inbox gives up (ours)."""
+
+TROUBLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.ETIMEDOUT,
+)  # fmt: skip
+"""Errors of the system that say nothing of a file."""
+
+REMOTE = ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")
+"""Packages whose errors are the network's."""
 
 LEAST_FREE_BYTES = 16 << 20
 """With less space left than that, no reading or writing that fails is the file's fault (ours)."""
@@ -91,7 +103,7 @@ class Watcher:
     _inbox: Inbox = field(init=False)
     _working: dict[int, tuple[Acquisition, Future[Any]]] = field(default_factory=dict, init=False)
     _looks: dict[str, tuple[int, str]] = field(default_factory=dict, init=False)
-    _renewed: float = field(default=0.0, init=False)
+    _compared: float = field(default_factory=time.monotonic, init=False)
     _told: str | None = field(default=None, init=False)
     _held: set[int] = field(default_factory=set, init=False)
 
@@ -120,30 +132,45 @@ class Watcher:
         list of Acquisition
             Those that wait for such a thing, each with its reason.
         """
-        began, look_at = time.monotonic(), 0.0
+        look_at, looks, first_look, troubles = 0.0, 0, 0.0, 0
+        left = Event()
+        Thread(target=self._keep, args=(left,), name="leases", daemon=True).start()
         try:
             while not stop.is_set():
                 try:
                     if time.monotonic() >= look_at:
                         self.look()
+                        looks, first_look = looks + 1, first_look or time.monotonic()
                         look_at = time.monotonic() + min(interval, self.settle_seconds if once else interval)
                     busy = self.work()
-                    self._told = None
-                except (OSError, sa.exc.OperationalError) as error:
+                    self._told, troubles = None, 0
+                except Exception as error:  # whatever it is, the next file must not wait for it for ever
                     self._tell_trouble(error)
+                    troubles += 1
+                    if once and troubles >= MOST_TROUBLES:
+                        raise
                     stop.wait(WAIT_SECONDS)
                     continue
-                settled = time.monotonic() - began > 2 * self.settle_seconds + 0.1
+                settled = looks > 1 and time.monotonic() - first_look > 2 * self.settle_seconds + 0.1
                 if once and settled and not busy and all(one.id in self._held for one in self._open()):
                     break
                 stop.wait(0.1 if busy else min(max(look_at - time.monotonic(), 0.02), 0.5 if once else interval))
         finally:
-            held = [one for one in self._open() if one.id in self._held]
+            left.set()
             self.leave()
-        return held
+        return [one for one in self._open() if one.id in self._held]
+
+    def _keep(self, left: Event) -> None:
+        """Keep what this watcher has taken: hashing or fetching one large file may take longer than a lease."""
+        while not left.wait(LEASE_SECONDS / 4):
+            with contextlib.suppress(OSError, sa.exc.SQLAlchemyError):
+                self.catalogue.renew()
 
     def look(self) -> None:
         """Take in what is in the inbox now; cheap where nothing changed."""
+        if time.monotonic() - self._compared > LOOK_AGAIN_SECONDS:  # another watcher may have forgotten a file
+            self._looks.clear()
+            self._compared = time.monotonic()
         found = [one for one in self._inbox.list() if one.modified >= self.since or one.refused is not None]
         paths = {one.path for one in found}
         changed = [one for one in found if self._looks.get(one.path) != (one.size, one.version)]
@@ -157,8 +184,9 @@ class Watcher:
             self._remember(changed)
             for one in changed:
                 if one.refused is not None and (refused := self.catalogue.find(one.path)) is not None:
+                    if not self._note(refused).exists():
+                        LOGGER.info(say_end(replace(refused, state=State.QUARANTINED, reason=one.refused)))
                     self._write_note(refused, one.refused)
-                    LOGGER.info(say_end(refused))
         for path in set(self._looks) - paths:
             del self._looks[path]
             self._inbox.ended.discard(path)
@@ -176,21 +204,25 @@ class Watcher:
 
     def _forget_gone(self, paths: set[str]) -> None:
         for one in self.catalogue.below(self.order.inbox, State.SEEN, State.STABLE):
-            if one.path not in paths and one.owner is None:
+            if one.path not in paths and one.owner is None and not self._inbox.is_there(one.path):
                 self.catalogue.forget(one)
 
     def work(self) -> bool:
         """Go on with what there is to do; return whether anything is being worked on."""
-        self._renew()
         self._collect()
-        self._take((State.STABLE,), 16, self._ingest)
+        for _ in range(16):  # so that workers do not wait for one large file after the other to be read
+            if not self._take((State.STABLE,), 1, self._ingest):
+                break
+            self._collect()
+            if self.pool.n_free:
+                break
         room = self.pool.n_free
         if room:
             self._take((State.INGESTED, State.PREPARED), room, self._begin)
         return bool(self._working)
 
-    def _take(self, states: tuple[State, ...], most: int, do: Callable[[Acquisition], None]) -> None:
-        """Take acquisitions and do something with each; what stands in the way gives back those that are left."""
+    def _take(self, states: tuple[State, ...], most: int, do: Callable[[Acquisition], None]) -> int:
+        """Take acquisitions and do something with each; return how many. What stands in the way gives back the rest."""
         taken = self.catalogue.claim(self.order.inbox, states=states, most=most)
         for number, one in enumerate(taken):
             try:
@@ -200,6 +232,7 @@ class Watcher:
                     for left in taken[number:]:
                         self.catalogue.release(left.id)
                 raise
+        return len(taken)
 
     def leave(self) -> None:
         """Give back what is being worked on."""
@@ -208,11 +241,6 @@ class Watcher:
             for one, _ in self._working.values():
                 self.catalogue.release(one.id)
         self._working.clear()
-
-    def _renew(self) -> None:
-        if self._working and time.monotonic() - self._renewed > LEASE_SECONDS / 4:
-            self.catalogue.renew(list(self._working))
-            self._renewed = time.monotonic()
 
     def _open(self) -> list[Acquisition]:
         return self.catalogue.below(self.order.inbox, *WAITING)
@@ -224,7 +252,7 @@ class Watcher:
         try:
             sha256 = identify(one, self.order)
         except InputError as error:
-            self._quarantine(one, str(error))
+            self._refuse(one, error)
             return
         if self.catalogue.advance(one, State.INGESTED, sha256=sha256):
             self.catalogue.release(one.id)
@@ -237,9 +265,14 @@ class Watcher:
                     one, State.CLASSIFIED, alias_of=original.path, map=original.map, model=original.model,
                     facts=original.facts, note=f"the same content as {original.path}",
                 )  # fmt: skip
-            else:  # it is its turn when the first of this content has come to an end
-                self.catalogue.postpone(one, 1.0, reason=None)
-            return
+                return
+            is_ours = original.path.startswith(self.order.inbox.rstrip("/") + "/")
+            if is_ours or original.owner is not None:
+                # It is its turn when the first of this content has come to an end.
+                self.catalogue.postpone(one, RETRY_SECONDS, reason=original.reason)
+                if original.id in self._held:
+                    self._held.add(one.id)
+                return
         future = self.pool.submit(process, one, self.order, self.catalogue.url, self.catalogue.owner)
         self._working[one.id] = (one, future)
 
@@ -265,7 +298,7 @@ class Watcher:
             if self.catalogue.postpone(one, WAIT_SECONDS, reason=str(error)):
                 self._held.add(one.id)
         elif isinstance(error, InputError):
-            self._quarantine(one, str(error))
+            self._refuse(one, error)
         elif one.attempts + 1 >= MOST_ATTEMPTS:
             self._quarantine(
                 one, f"a fault of the program, {MOST_ATTEMPTS} times: {_say(error)}", attempts=MOST_ATTEMPTS
@@ -285,13 +318,16 @@ class Watcher:
             )
         else:
             LOGGER.warning("%s: %s; it is tried again", one.name, error)
-            self.catalogue.postpone(one, RETRY_SECONDS * 0.2 * one.losses, reason=str(error), losses=one.losses + 1)
+            wait = RETRY_SECONDS * (2.0**one.losses - 1.0)
+            self.catalogue.postpone(one, wait, reason=str(error), losses=one.losses + 1)
 
     def _is_trouble(self, error: BaseException) -> bool:
         """Tell whether something else than the file is to blame: the model, or where results are written."""
         if isinstance(error, UnusableModelError | MissingDependencyError | OutputPathError | sa.exc.OperationalError):
             return True
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(REMOTE):
+            return True
+        if isinstance(error, OSError) and error.errno in TROUBLE:
             return True
         places = (self.order.out, self.order.store)
         return any(shutil.disk_usage(place).free < LEAST_FREE_BYTES for place in places if place.exists())
@@ -302,6 +338,18 @@ class Watcher:
         if text != self._told:
             LOGGER.warning("%s; files wait, and are tried again every %.0f s", text, WAIT_SECONDS)
             self._told = text
+
+    def _refuse(self, one: Acquisition, error: InputError) -> None:
+        """Put a file aside for what is wrong with it; not where it, or the whole inbox, is not to be had just now."""
+        if not self._inbox.is_there(self._inbox.root):
+            raise OSError(f"the inbox {self._inbox.root} is not there")
+        if not self._inbox.is_there(one.path):  # it went away, and is forgotten at the next look
+            self.catalogue.release(one.id)
+            return
+        cause = error.__cause__
+        if isinstance(cause, OSError) and (cause.errno in TROUBLE or isinstance(cause, ConnectionError | TimeoutError)):
+            raise cause
+        self._quarantine(one, str(error))
 
     def _quarantine(self, one: Acquisition, reason: str, **values: Any) -> None:
         self._write_note(one, reason)

@@ -38,6 +38,11 @@ def require_readable_hdf5(path: Path) -> None:
     except subprocess.TimeoutExpired:
         pass
     else:
+        if done.returncode == hdf5_probe.LEADS_OUT:
+            raise UnreadableFileError(
+                f"{path} says that a part of its data lies in another file, which is not opened: no microscope writes "
+                "that, and whatever is there would be read; save it again, with all data in it"
+            )
         if done.returncode == hdf5_probe.TOO_MUCH_MEMORY:
             problem = "ask for more memory than there can be in them"
         elif done.returncode >= 0:  # what it raises is raised again, with more to say, when the file is read

@@ -1,7 +1,8 @@
 """Look into an HDF5 file, in a process that may crash or hang over it: ``python hdf5_probe.py FILE``.
 
 It imports nothing of eelsflow, so that it starts in a tenth of a second. Exit status 0: all could be read; 3: it asked
-for more memory than `MEMORY`; 1: something could not be read, which whoever reads it next will say better.
+for more memory than `MEMORY`; 4: a part of it lies in another file; 1: something could not be read, which whoever reads
+it next will say better.
 """
 
 from __future__ import annotations
@@ -15,17 +16,27 @@ import h5py
 MEMORY = 4 << 30
 """Address space: names, attributes and small arrays need a hundredth of it."""
 CPU_SECONDS = 60
-TOO_MUCH_MEMORY = 3
+TOO_MUCH_MEMORY, LEADS_OUT = 3, 4
 SMALL_BYTES = 1 << 20
 """Arrays of at most as many bytes are read whole; of larger ones the index of their chunks is."""
+
+
+class LeadsOutError(Exception):
+    """What is read is in another file."""
 
 
 def look(item: Any) -> None:
     """Read the attributes of a group or dataset, and what a dataset holds or where its chunks are."""
     for key in item.attrs:
         item.attrs[key]
+    if isinstance(item, h5py.Group):
+        links = (item.get(name, getlink=True) for name in item)
+        if any(isinstance(link, h5py.ExternalLink) for link in links):
+            raise LeadsOutError
     if not isinstance(item, h5py.Dataset):
         return
+    if item.is_virtual or item.external:
+        raise LeadsOutError
     if item.chunks is not None:
         item.id.get_num_chunks()
         if hasattr(item.id, "chunk_iter"):
@@ -56,6 +67,8 @@ def main(path: str) -> None:
             file.visititems(visit)
     except Exception as error:  # the same
         failures.append(error)
+    if any(isinstance(error, LeadsOutError) for error in failures):
+        sys.exit(LEADS_OUT)
     if any(isinstance(error, MemoryError) or "allocat" in str(error) for error in failures):
         sys.exit(TOO_MUCH_MEMORY)
     sys.exit(bool(failures))

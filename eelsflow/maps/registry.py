@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,18 @@ def register_model(directory: Path, *, name: str, registered: str, champion: boo
     directory = directory.resolve()
     description = read_description(directory)
     edge = description["edge"]["name"]
+    make_directory(home())
+    with Path(f"{_registry()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two studies may end at once
+        _add(directory, name, edge, registered, champion)
+
+
+def _add(directory: Path, name: str, edge: str, registered: str, champion: bool) -> None:
     # of every entry, also those whose model is not to be seen now: its disk may be mounted tomorrow
     entries = [entry for entry in _entries() if entry["path"] != str(directory)]
     if champion:
         entries = [{**entry, "champion": entry["champion"] and entry["edge"] != edge} for entry in entries]
     entries.append({"name": name, "edge": edge, "path": str(directory), "registered": registered, "champion": champion})
-    make_directory(home())
     write_json(_registry(), entries)
 
 

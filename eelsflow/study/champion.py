@@ -13,7 +13,7 @@ import numpy as np
 from eelsflow.dataset.labels import class_fractions
 from eelsflow.dataset.manifest import Acquisition
 from eelsflow.digest import digest_file
-from eelsflow.errors import EelsflowError
+from eelsflow.errors import UnusableModelError
 from eelsflow.maps.pixels import map_pixels
 from eelsflow.maps.registry import champion_of, register_model
 from eelsflow.maps.score import score_map
@@ -48,7 +48,7 @@ def judge_promotion(plan: Plan, scored: Sequence[ScoreMaps], final: FitModel, pl
         return _verdict(True, f"there was no champion for {edge} yet")
     try:
         bundle = ModelBundle.load(champion)
-    except EelsflowError as error:
+    except UnusableModelError as error:
         return _verdict(True, f"the champion of {edge} cannot be used any more: {error}")
     if bundle.classes != sorted(plan.study.classes):
         return _verdict(True, f"the champion of {edge} tells other classes apart, {', '.join(bundle.classes)}")

@@ -163,3 +163,35 @@ def test_a_remote_acquisition_is_fetched_with_what_belongs_to_it(remote, tmp_pat
     assert (store / "c" / "0.msa").read_bytes() == b"x"
     with pytest.raises(UnreadableFileError, match="is not there any more"):
         remote.fetch("memory:///bucket/in/gone.msa", tmp_path)
+
+
+def test_what_cannot_be_looked_at_is_refused_alone_and_the_rest_is_seen(inbox):
+    write(inbox / "good.txt", "x")
+    os.mkfifo(inbox / "pipe.dm3")
+    (inbox / os.fsdecode(b"\xfc.dm3")).write_text("a name of another encoding")
+    write(inbox / "loop.zarr" / "zarr.json", "{}")
+    (inbox / "loop.zarr" / "a").symlink_to("b")
+    (inbox / "loop.zarr" / "b").symlink_to("a")
+    write(inbox / "dangling.zarr" / "zarr.json", "{}")
+    (inbox / "dangling.zarr" / "0").symlink_to("nowhere")
+    found = {one.path.rpartition("/")[2]: one.refused for one in LocalInbox(inbox).list()}
+    assert found["good.txt"] is None
+    assert "neither a file nor a folder" in found["pipe.dm3"]
+    assert "no UTF-8 text" in found["\\xfc.dm3"]
+    assert found["loop.zarr"]
+    assert "a link to where nothing is" in found["dangling.zarr"]
+    for name in found:
+        name.encode()  # a database takes it
+
+
+def test_a_store_that_holds_a_link_to_a_folder_is_refused(inbox, tmp_path):
+    write(inbox / "s.zarr" / "zarr.json", "{}")
+    (tmp_path / "outside").mkdir()
+    (inbox / "s.zarr" / "counts").symlink_to(tmp_path / "outside")
+    with pytest.raises(UnreadableFileError, match="outside of the inbox"):
+        refuse_unsafe(inbox / "s.zarr", inbox=str(inbox))
+    (inbox / "inside").mkdir()
+    (inbox / "s.zarr" / "counts").unlink()
+    (inbox / "s.zarr" / "counts").symlink_to(inbox / "inside")
+    with pytest.raises(UnreadableFileError, match="a link to a folder"):
+        refuse_unsafe(inbox / "s.zarr", inbox=str(inbox))

@@ -89,7 +89,7 @@ def test_what_a_watcher_keeps_is_free_when_it_says_nothing_for_a_while(url, cloc
     stable(one, PATH)
     (found,) = one.claim("/in")
     clock.now += LEASE_SECONDS - 1
-    one.renew([found.id])
+    one.renew()
     clock.now += LEASE_SECONDS - 1
     assert other.claim("/in") == []
     clock.now += 2

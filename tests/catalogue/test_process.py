@@ -148,3 +148,13 @@ def test_maps_carry_no_times(good, an_order, saved_model):
     assert str(order.out.parent) not in text  # nor where they were made
     assert "2026-" not in text.replace(json.dumps(ModelBundle.load(saved_model).provenance), "")
     assert Store(order.store)
+
+
+def test_what_was_read_while_it_changed_is_kept_nowhere(good, an_order, monkeypatch):
+    order = an_order()
+    one = with_content(put(good, order.out.parent / "inbox"), order)
+    found = iter([one.sha256, "0" * 64])  # before it is read, and after
+    monkeypatch.setattr("eelsflow.catalogue.process._digest_of_content", lambda path: next(found))
+    assert work_through(one, order, yes) is None
+    assert not order.folder_for(one).exists()
+    assert Store(order.store).entries() == []

@@ -107,10 +107,11 @@ def test_many_acquisitions_come_in_pages(filled, clock):
 
 def test_an_acquisition_tells_its_history_and_what_to_type_to_try_it_again(server):
     _, html = get(f"{server}/acquisition/3")
-    assert "eelsflow backfill &#39;/in/c.dm3&#39;" in html
+    assert "<pre>eelsflow backfill /in/c.dm3</pre>" in html
     assert "taken over from the ledger" in html
     _, html = get(f"{server}/acquisition/2")
     assert "--force ingested" in html
+    assert "&#39;/in/b &lt;i&gt;.dm3&#39;" in html  # as a shell takes it
 
 
 def test_pictures_of_maps_and_drift_are_served_and_no_other_file(server):

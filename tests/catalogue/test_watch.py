@@ -240,3 +240,82 @@ def test_an_end_is_said_in_a_line(inbox, watcher, made):
     run(watcher)
     (one,) = watcher.catalogue.select()
     assert say_end(one) == "a.txt: mapped 4 pixels (FeO 3), 0 with spikes"
+
+
+def test_copies_of_a_file_that_waits_for_a_model_do_not_keep_a_single_pass_for_ever(inbox, watcher, made, monkeypatch):
+    def refuse(*_):
+        raise UnusableModelError("no model")
+
+    monkeypatch.setattr(watching, "process", refuse)
+    write(inbox / "a.txt", "good")
+    write(inbox / "b.txt", "good")
+    assert {one.name for one in run(watcher)} == {"a.txt", "b.txt"}
+
+
+def test_an_inbox_that_goes_away_puts_no_file_aside(inbox, watcher, made, tmp_path):
+    write(inbox / "a.txt", "good")
+    watcher.look()
+    watcher.look()
+    inbox.rename(tmp_path / "unmounted")
+    with pytest.raises(OSError, match=r"the inbox .* is not there"):
+        watcher.work()
+    assert states(watcher) == {"a.txt": "stable"}
+    (tmp_path / "unmounted").rename(inbox)
+    run(watcher)
+    assert states(watcher) == {"a.txt": "classified"}
+
+
+def test_a_file_that_goes_away_before_it_is_read_is_forgotten(inbox, watcher, made):
+    path = write(inbox / "a.txt", "good")
+    watcher.look()
+    watcher.look()
+    path.unlink()
+    watcher.work()
+    watcher.look()
+    assert watcher.catalogue.select() == []
+
+
+def test_the_network_is_no_file_s_fault(inbox, watcher, made, monkeypatch):
+    def refuse(*_):
+        raise ConnectionResetError("by peer")
+
+    write(inbox / "a.txt", "good")
+    monkeypatch.setattr(watching, "process", refuse)
+    (held,) = run(watcher)
+    assert held.attempts == 0
+
+
+def test_a_fault_of_the_watcher_does_not_end_it_unless_it_stays(inbox, watcher, made, monkeypatch):
+    write(inbox / "a.txt", "good")
+    look, faults = watcher.look, iter([KeyError("a fault of ours"), KeyError("again")])
+
+    def sometimes():
+        for fault in faults:
+            raise fault
+        look()
+
+    monkeypatch.setattr(watcher, "look", sometimes)
+    run(watcher)
+    assert states(watcher) == {"a.txt": "classified"}
+    monkeypatch.setattr(watcher, "look", lambda: {}["stays"])
+    with pytest.raises(KeyError, match="stays"):
+        run(watcher)
+
+
+def test_what_another_watcher_has_begun_is_waited_for_though_it_came_later(inbox, order, url, made):
+    one, other = (Watcher(Catalogue(url), order, Inline(), settle_seconds=0.0) for _ in range(2))
+    write(inbox / "a.txt", "good")
+    write(inbox / "b.txt", "good")
+    one.look()
+    one.look()
+    first, second = one.catalogue.claim(order.inbox)
+    for found in (first, second):
+        one.catalogue.advance(found, State.INGESTED, sha256="c" * 64)
+        one.catalogue.release(found.id)
+    later = next(found for found in other.catalogue.claim(order.inbox) if found.name == "b.txt")
+    other.catalogue.release(first.id)
+    assert other.catalogue.original_of(later).name == "a.txt"
+    earlier = next(found for found in one.catalogue.claim(order.inbox) if found.name == "a.txt")
+    assert one.catalogue.original_of(earlier).name == "b.txt"  # the other has it in hand
+    other.catalogue.release(later.id)
+    assert one.catalogue.original_of(earlier) is None

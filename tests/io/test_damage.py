@@ -7,9 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+from eelsflow.errors import UnreadableFileError
 from eelsflow.io.formats import FORMATS, format_of
+from eelsflow.io.read import read_spectrum_image
 from tests.io.cube_files import CUBES, SPECTRA
 from tests.io.damaged_reading import FINE, CodeRanError, outcomes, refuse_code
 
@@ -95,3 +99,25 @@ def test_pickle_that_a_reader_loads_would_be_noticed():
     worker.start()
     worker.join()
     assert [source.recv(), source.recv()] == ["noticed", "noticed"]
+
+
+@pytest.mark.parametrize("how", ["external storage", "external link", "virtual"])
+@pytest.mark.parametrize("suffix", [".hspy", ".emd", ".nhdf"])
+def test_a_file_whose_data_lie_in_another_is_not_followed(tmp_path, how, suffix):
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(bytes(range(256)))
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["data"] = np.arange(64.0)
+    path = tmp_path / f"a{suffix}"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("data")
+        if how == "external storage":
+            group.create_dataset("data", shape=(4, 8), dtype="f8", external=[(str(secret), 0, 256)])
+        elif how == "external link":
+            group["data"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/data")
+        else:
+            layout = h5py.VirtualLayout(shape=(64,), dtype="f8")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "data", shape=(64,))
+            group.create_virtual_dataset("data", layout)
+    with pytest.raises(UnreadableFileError, match="a part of its data lies in another file"):
+        read_spectrum_image(path)
