@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 import zipfile
 from collections.abc import Iterator
@@ -73,13 +74,17 @@ def look_at(path: Path) -> Found:
     FileNotFoundError
         If it is not there.
     """
-    mode = path.stat().st_mode & 0o777
+    status = path.stat()
+    mode = status.st_mode & 0o777
     try:
-        stats = [member.stat() for member in (path.rglob("*") if path.is_dir() else members(path))]
+        if stat.S_ISDIR(status.st_mode):
+            stats = [member.stat() for member in path.rglob("*")]
+        else:
+            stats = [status, *(member.stat() for member in members(path) if member != path)]
     except PermissionError:  # the reading says so
         stats = []
-    changed = max((stat.st_mtime_ns for stat in stats), default=0)
-    size = sum(stat.st_size for stat in stats)
+    changed = max((one.st_mtime_ns for one in stats), default=0)
+    size = sum(one.st_size for one in stats)
     return Found(str(path), size, f"{len(stats)}:{changed}:{mode:03o}", modified=changed / 1e9)
 
 

@@ -35,6 +35,10 @@ RETRY_SECONDS = 1.0
 WAIT_SECONDS = 5.0
 """Before work is tried again that the file has no part in: no model, no space left (ours)."""
 
+ASK_SECONDS = 2.0
+"""How often the catalogue is asked for work where nothing has changed in the inbox: what others have left, or what is
+to be tried again (ours)."""
+
 MOST_TROUBLES = 3
 """In a row, after which a single pass over an inbox gives up (ours)."""
 
@@ -104,6 +108,8 @@ class Watcher:
     _working: dict[int, tuple[Acquisition, Future[Any]]] = field(default_factory=dict, init=False)
     _looks: dict[str, tuple[int, str]] = field(default_factory=dict, init=False)
     _compared: float = field(default_factory=time.monotonic, init=False)
+    _has_changed: bool = field(default=True, init=False)
+    _ask_at: float = field(default=0.0, init=False)
     _told: str | None = field(default=None, init=False)
     _held: set[int] = field(default_factory=set, init=False)
 
@@ -181,16 +187,18 @@ class Watcher:
                 settle_seconds=self.settle_seconds,
                 is_open=lambda path: path in opened or any(one.startswith(path + "/") for one in opened),
             )
+            self._has_changed = True
             self._remember(changed)
             for one in changed:
                 if one.refused is not None and (refused := self.catalogue.find(one.path)) is not None:
                     if not self._note(refused).exists():
                         LOGGER.info(say_end(replace(refused, state=State.QUARANTINED, reason=one.refused)))
                     self._write_note(refused, one.refused)
-        for path in set(self._looks) - paths:
+        gone = set(self._looks) - paths
+        for path in gone:
             del self._looks[path]
             self._inbox.ended.discard(path)
-        if not self.since:
+        if not self.since and (changed or gone or time.monotonic() >= self._ask_at):
             self._forget_gone(paths)
 
     def _remember(self, changed: list[Any]) -> None:
@@ -209,16 +217,21 @@ class Watcher:
 
     def work(self) -> bool:
         """Go on with what there is to do; return whether anything is being worked on."""
+        now = time.monotonic()
+        if not self._working and not self._has_changed and now < self._ask_at:
+            return False
+        self._ask_at, self._has_changed = now + ASK_SECONDS, False
         self._collect()
         for _ in range(16):  # so that workers do not wait for one large file after the other to be read
             if not self._take((State.STABLE,), 1, self._ingest):
                 break
+            self._has_changed = True
             self._collect()
             if self.pool.n_free:
                 break
         room = self.pool.n_free
         if room:
-            self._take((State.INGESTED, State.PREPARED), room, self._begin)
+            self._has_changed |= self._take((State.INGESTED, State.PREPARED), room, self._begin) > 0
         return bool(self._working)
 
     def _take(self, states: tuple[State, ...], most: int, do: Callable[[Acquisition], None]) -> int:

@@ -37,6 +37,7 @@ def made(monkeypatch):
 
     monkeypatch.setattr(watching, "process", process)
     monkeypatch.setattr(watching, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(watching, "ASK_SECONDS", 0.0)
     return names
 
 
