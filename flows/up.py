@@ -20,6 +20,7 @@ from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.serve import serving
 from eelsflow.store import home, make_directory
 from flows.server import free_port, running_server
+from flows.server_watch import end, watched
 
 MLFLOW_PORT = 5000  # MLflow's own
 POOL = "eelsflow"
@@ -52,6 +53,8 @@ def serve_everything(*, inbox: str | None, out: Path | None, say: Callable[[str]
         if inbox is not None:
             stack.enter_context(_schedules(where, open_inbox(inbox).root, out))
             say(f"{inbox} is looked into on a schedule; maps go to {out / 'maps'}")
+        lost = "everything is stopped; start it again (systemd does)"
+        stack.enter_context(watched(server, lambda: end(server, lost, say=say)))
         say("Ctrl-C stops all of it")
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

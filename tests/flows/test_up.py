@@ -1,0 +1,68 @@
+"""Everything on one machine: it is served, and nothing of it is left, however it ends."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eelsflow.store import read_json
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("EELSFLOW_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "the server is killed"])
+def test_all_of_it_is_served_and_nothing_is_left(how: str, fresh_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    program = subprocess.Popen(
+        [sys.executable, "-m", "eelsflow.cli", "up", "--inbox", str(tmp_path / "inbox")],
+        env={**environment, "EELSFLOW_HOME": str(fresh_home)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stderr is not None
+    watchdog = threading.Timer(150, program.kill)
+    watchdog.start()
+    said = []
+    for line in program.stderr:
+        said.append(line)
+        if "Ctrl-C" in line:
+            break
+    (catalogue,) = re.findall(r"catalogue is at (\S+)", "".join(said))
+    with urllib.request.urlopen(catalogue) as response:
+        assert "No acquisition was seen yet" in response.read().decode()
+    assert len(processes_of(fresh_home)) >= 4  # itself, the server, MLflow and the worker
+
+    began = time.monotonic()
+    if how == "Ctrl-C":
+        program.send_signal(signal.SIGINT)
+    else:
+        os.kill(read_json(fresh_home / "prefect" / "server.json")["pid"], signal.SIGKILL)
+    rest, status = program.stderr.read(), program.wait()
+    program.stderr.close()
+    watchdog.cancel()
+    assert time.monotonic() - began < 60
+    if how == "Ctrl-C":
+        assert status == 0
+    else:
+        assert status == 1
+        assert "is gone; everything is stopped" in rest
+    assert not processes_of(fresh_home)
