@@ -11,7 +11,6 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from eelsflow.catalogue.ledger import Catalogue
@@ -19,7 +18,7 @@ from eelsflow.catalogue.service import make_order, watch
 from eelsflow.catalogue.states import Acquisition, State
 from eelsflow.catalogue.watch import say_end
 from eelsflow.catalogue.workers import Workers
-from flows.server import Server
+from flows.server import current_server
 from flows.server_watch import end, watched
 from tasks.inbox import RUNNING, map_acquisition
 
@@ -106,8 +105,7 @@ def process_inbox(
     order = make_order(inbox, out=out, model=model, edge=edge)
     catalogue = Catalogue()
     ended: list[Acquisition] = []
-    settings = get_current_settings()
-    server = Server(settings.api.url or "", settings.ui_url or "", started=False)
+    server = current_server()
     with watched(server, lambda: end(server, "files that are not done wait for the next run", say=print)):
         waiting = watch(
             order,

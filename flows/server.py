@@ -297,6 +297,14 @@ def _listening_ports(pid: int) -> set[int]:
     return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
+def current_server() -> Server:
+    """Return the server that flows of this process report to."""
+    import prefect.settings
+
+    settings = prefect.settings.get_current_settings()
+    return Server(settings.api.url or "", settings.ui_url or "", started=False)
+
+
 def ask(api_url: str) -> Literal["answers", "refused", "silent"]:
     """Tell whether a server answers at an address; "refused": nobody listens there."""
     try:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
-from prefect.settings import get_current_settings
 
 from eelsflow.store import home
 from eelsflow.study.config import load_study
 from flows.cluster import cluster_client
-from flows.server import Server
+from flows.server import current_server
 from flows.server_watch import end, watched
 from flows.study import study
 
@@ -30,8 +29,7 @@ def study_from_file(
     """
     resolved = load_study(study_file)
     resolved = resolved.quick() if quick else resolved
-    settings = get_current_settings()
-    server = Server(settings.api.url or "", settings.ui_url or "", started=False)
+    server = current_server()
     kept = "what was computed is kept, and the next run goes on from there"
     with (
         watched(server, lambda: end(server, kept, say=print)),

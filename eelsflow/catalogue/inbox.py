@@ -24,8 +24,8 @@ MOST_UNPACKED_BYTES = 1 << 36
 """Of an archive, 64 GiB (ours)."""
 
 MOST_RATIO, RATIO_FROM_BYTES = 150, 1 << 30
-"""An archive that says it unpacks to more than this many times its size, and to more than 1 GiB, is no recording:
-counts of a few electrons pack 50 to 100 times (ours)."""
+"""An archive that says it unpacks to more than this many times its size, and to more than 1 GiB, is no recording
+(ours)."""
 
 
 class Inbox(Protocol):

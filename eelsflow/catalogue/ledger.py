@@ -304,10 +304,8 @@ class Catalogue:
         """Let an acquisition be worked on again from a state on, whatever came of it before."""
         values: dict[str, Any] = {"state": state, "reason": None, "attempts": 0, "losses": 0, "not_before": 0.0}
         values |= {"owner": None, "lease_until": 0.0, "facts": {**acquisition.facts, AGAIN: True}}
-        if state in (State.SEEN, State.STABLE):
+        if state is State.STABLE:
             values |= {"sha256": None, "alias_of": None, "map": None, "model": None, "facts": {AGAIN: True}}
-        if state is State.SEEN:
-            values["unchanged_since"] = self._clock()
         with writing(self._engine) as connection:
             self._change(connection, acquisition.id, values, self._clock(), note=note)
 

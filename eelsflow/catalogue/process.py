@@ -136,13 +136,13 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
             edge=bundle.edge,
             preset=bundle.acquisition_preset,
         )
-        if not store.has(step.digest) and _digest_of_content(path) != acquisition.sha256:
+        if not store.has(step.digest) and digest_file(path) != acquisition.sha256:
             return None  # it changes under our eyes, and is seen anew
         is_new = not store.has(step.digest)
         entry = prepare_acquisition(step, Place(store, LoopExecutor()))
         if isinstance(entry, SetAside):
             raise InputError(entry.reason)
-        if is_new and _digest_of_content(path) != acquisition.sha256:  # it changed while it was read
+        if is_new and digest_file(path) != acquisition.sha256:  # it changed while it was read
             store.discard(step.digest)
             return None
         if acquisition.state is not State.PREPARED and not advance(State.PREPARED):
@@ -182,10 +182,6 @@ def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:
             f"{order.edge}, or the edge {edge.name}"
         )
     return directory, edge
-
-
-def _digest_of_content(path: Path) -> str:
-    return digest_file(path)
 
 
 def map_code() -> str:

@@ -10,13 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from eelsflow.dataset.labels import class_fractions
 from eelsflow.dataset.manifest import Acquisition
 from eelsflow.digest import digest_file
 from eelsflow.errors import UnusableModelError
-from eelsflow.maps.pixels import map_pixels
 from eelsflow.maps.registry import champion_of, register_model
-from eelsflow.maps.score import score_map
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.store import Store, home, make_directory, read_json
 from eelsflow.study import stages
@@ -117,17 +114,8 @@ def _prepared(acquisition: Acquisition, bundle: ModelBundle, place: Place) -> Pa
 def _score(item: _Item) -> dict[str, Any] | None:
     if not item.prepared.exists():
         return None
-    found = map_pixels(item.prepared, ModelBundle.load(item.champion))
-    acquisition = item.acquisition
-    truth = class_fractions(
-        found.class_index.shape,
-        label=acquisition.label,
-        truth=acquisition.truth,
-        classes=found.classes,
-        name=acquisition.name,
-    )
-    score = None if truth is None else score_map(found, np.asarray(truth))
-    return None if score is None else _kept(acquisition.sha256, [score])
+    score = stages.score_prepared(item.prepared, ModelBundle.load(item.champion), item.acquisition)
+    return None if score is None else _kept(item.acquisition.sha256, [score])
 
 
 def keep_champion(directory: Path, *, edge: str, name: str, registered: str) -> Path:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from eelsflow.dataset.aside import SetAside, attempt
 from eelsflow.dataset.labels import class_fractions, label_pixels, read_truth
+from eelsflow.dataset.manifest import Acquisition
 from eelsflow.dataset.outside import Outside, on_axis, read_recorded
 from eelsflow.dataset.outside import place as place_outside
 from eelsflow.dataset.spectra import LabelledSpectra, choose_spectra, gather_spectra, read_table
@@ -423,19 +424,24 @@ def _score_maps(item: tuple[ScoreMaps, Path, Path]) -> None:
         if acquisition.group in training_groups(step.fit, store):
             continue
         prepared = store.path(digest) / "prepared.zarr"
-        found = map_pixels(prepared, bundle)
-        truth = class_fractions(
-            found.class_index.shape,
-            label=acquisition.label,
-            truth=acquisition.truth,
-            classes=bundle.classes,
-            name=acquisition.name,
-        )
-        assert truth is not None  # planned for acquisitions with a truth
-        score = score_map(found, truth)
+        score = score_prepared(prepared, bundle, acquisition)
         if score is not None:
             scores.append({"acquisition": acquisition.name, "group": acquisition.group, **score})
     write_json(directory / "scores.json", {"classes": bundle.classes, "maps": scores})
+
+
+def score_prepared(prepared: Path, bundle: ModelBundle, acquisition: Acquisition) -> dict[str, Any] | None:
+    """Map a prepared acquisition that has a label or a truth, and score the map; None where it shows no class."""
+    found = map_pixels(prepared, bundle)
+    truth = class_fractions(
+        found.class_index.shape,
+        label=acquisition.label,
+        truth=acquisition.truth,
+        classes=bundle.classes,
+        name=acquisition.name,
+    )
+    assert truth is not None  # asked for acquisitions with a truth alone
+    return score_map(found, truth)
 
 
 def judge_outside(step: JudgeOutside, place: Place) -> Path:

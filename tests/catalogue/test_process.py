@@ -1,14 +1,16 @@
 import hashlib
 import json
 import shutil
+import time
 
 import pytest
 
 from eelsflow.catalogue.ledger import AGAIN
 from eelsflow.catalogue.process import Order, choose_model, identify, put_in_place, work_through
 from eelsflow.catalogue.states import Acquisition, State
+from eelsflow.digest import digest_file
 from eelsflow.errors import EdgeOutOfRangeError, InputError, UnusableModelError
-from eelsflow.models.bundle import ModelBundle, describe_model
+from eelsflow.models.bundle import describe_model
 from eelsflow.store import Store, read_json, write_json
 from tests.catalogue.files import write
 
@@ -140,21 +142,24 @@ def test_a_folder_takes_the_place_of_another_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_maps_carry_no_times(good, an_order, saved_model):
+def test_maps_carry_no_times(good, an_order):
     order = an_order()
     one = with_content(put(good, order.out.parent / "inbox"), order)
     work_through(one, order, yes)
     text = json.dumps(read_json(order.folder_for(one) / "summary.json"))
     assert str(order.out.parent) not in text  # nor where they were made
-    assert "2026-" not in text.replace(json.dumps(ModelBundle.load(saved_model).provenance), "")
-    assert Store(order.store)
+    assert time.strftime("%Y-%m") not in text
 
 
 def test_what_was_read_while_it_changed_is_kept_nowhere(good, an_order, monkeypatch):
     order = an_order()
     one = with_content(put(good, order.out.parent / "inbox"), order)
     found = iter([one.sha256, "0" * 64])  # before it is read, and after
-    monkeypatch.setattr("eelsflow.catalogue.process._digest_of_content", lambda path: next(found))
+
+    def changing(path):
+        return next(found) if str(path) == one.path else digest_file(path)
+
+    monkeypatch.setattr("eelsflow.catalogue.process.digest_file", changing)
     assert work_through(one, order, yes) is None
     assert not order.folder_for(one).exists()
     assert Store(order.store).entries() == []

@@ -1,4 +1,3 @@
-import contextlib
 import json
 import os
 import signal
@@ -30,6 +29,7 @@ from flows.server import (
     free_port,
     running_server,
 )
+from tests.flows.processes import processes_of
 
 pytestmark = pytest.mark.server
 
@@ -54,15 +54,6 @@ def start_program(home: Path, action: str) -> subprocess.Popen[str]:
         text=True,
         env=environment | {"EELSFLOW_HOME": str(home)},
     )
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("EELSFLOW_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def test_server_records_mapped_tasks_and_their_logs_from_threads(prefect_server: Server) -> None:

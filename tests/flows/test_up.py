@@ -1,6 +1,5 @@
 """Everything on one machine: it is served, and nothing of it is left, however it ends."""
 
-import contextlib
 import os
 import re
 import signal
@@ -11,21 +10,12 @@ import time
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 
 from eelsflow.store import read_json
+from tests.flows.processes import processes_of
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("EELSFLOW_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "the server is killed"])
