@@ -340,7 +340,10 @@ def watch(
     inbox: Annotated[str, typer.Argument(help="The folder, or s3://BUCKET/FOLDER, that acquisitions are put into.")],
     model: Annotated[str, typer.Option(help="As in `eelsflow classify`; looked for anew for every file.")] = "default",
     out: Annotated[
-        Path | None, typer.Option(help="Where `maps` and `quarantine` are written; eelsflow's home by default.")
+        str | None,
+        typer.Option(
+            help="Where `maps` and `quarantine` go, a folder or s3://BUCKET/FOLDER; eelsflow's home by default."
+        ),
     ] = None,
     edge: Annotated[str | None, typer.Option(help="The edge that files must show; by default the model's.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End when everything that is there is done.")] = False,
@@ -355,7 +358,7 @@ def watch(
 
     order = service.make_order(inbox, out=out, model=model, edge=edge)
     if not once:
-        _say(f"watching {order.inbox}; maps go to {order.out / 'maps'}; Ctrl-C stops it, `eelsflow status` tells more")
+        _say(f"watching {order.inbox}; maps go to {order.place}/maps; Ctrl-C stops it, `eelsflow status` tells more")
     _watch(order, once=once, interval=interval, workers=workers)
 
 
@@ -423,7 +426,7 @@ def backfill(
         ),
     ] = None,
     model: Annotated[str, typer.Option(help="As in `eelsflow watch`.")] = "default",
-    out: Annotated[Path | None, typer.Option(help="As in `eelsflow watch`.")] = None,
+    out: Annotated[str | None, typer.Option(help="As in `eelsflow watch`.")] = None,
     edge: Annotated[str | None, typer.Option(help="As in `eelsflow watch`.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="As in `eelsflow watch`.")] = None,
 ) -> None:
@@ -465,7 +468,10 @@ app.add_typer(store_app, name="store", no_args_is_help=True)
 def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Drop it without asking.")] = False,
 ) -> None:
-    """Drop what no study's results and no map of the catalogue refers to; says what and how much before."""
+    """Drop what no study's results and no map of the catalogue refers to; says what and how much before.
+
+    What is in a bucket that machines share (EELSFLOW_STORE) stays there: others may refer to it.
+    """
     from eelsflow.catalogue.ledger import Catalogue
     from eelsflow.catalogue.prune import find_unused, pruning, say_unused
     from eelsflow.store import Store, home
@@ -479,7 +485,7 @@ def prune(
         agreed = {one.digest for one in found}
         for one in find_unused(store, catalogue):
             if one.digest in agreed:
-                store.discard(one.digest)
+                store.drop(one.digest)
     typer.echo("dropped")
 
 
@@ -489,7 +495,7 @@ def up(
         str | None,
         typer.Option(help="A folder whose new acquisitions are mapped every minute, as by `watch`."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where maps go; eelsflow's home by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="As in `eelsflow watch`.")] = None,
 ) -> None:
     """Start everything on this machine until Ctrl-C: the pages of Prefect, MLflow and the catalogue, and schedules."""
     if not _orchestration_importable():

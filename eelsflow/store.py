@@ -2,6 +2,9 @@
 
 An entry is a directory. It is written under a temporary name and renamed when it is whole, so an entry that
 exists is complete, a killed run leaves nothing that looks finished, and two writers of the same digest are harmless.
+
+Machines that share no folder may share a bucket ($EELSFLOW_STORE): there an entry is one archive, which is there when
+it is whole. It is sent before the entry has its name here, and fetched where it is asked for.
 """
 
 from __future__ import annotations
@@ -10,13 +13,15 @@ import contextlib
 import json
 import os
 import shutil
+import tarfile
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eelsflow.errors import OutputPathError
+from eelsflow.bucket import Bucket, is_url
+from eelsflow.errors import InputError, OutputPathError
 from eelsflow.processes import is_gone, is_here, name_process
 
 UNCLAIMED_SECONDS = 14 * 86400.0
@@ -27,6 +32,23 @@ longest a cluster lets a job run (ours)."""
 def home() -> Path:
     """Return the folder that eelsflow keeps its store, server and registry in: $EELSFLOW_HOME or ~/.eelsflow."""
     return Path(os.environ.get("EELSFLOW_HOME") or Path.home() / ".eelsflow").expanduser().resolve()
+
+
+def shared_bucket() -> str | None:
+    """Return the URL of the bucket that machines share their stores by, $EELSFLOW_STORE; None where there is none.
+
+    Raises
+    ------
+    InputError
+        If it is no URL.
+    """
+    url = os.environ.get("EELSFLOW_STORE")
+    if url and not is_url(url):
+        raise InputError(
+            f"EELSFLOW_STORE is {url!r}, expected the URL of a bucket such as s3://bucket/store; a folder that all "
+            "machines see is named by EELSFLOW_HOME"
+        )
+    return url or None
 
 
 def make_directory(path: Path) -> Path:
@@ -57,7 +79,7 @@ def empty_directory(path: Path) -> Path:
 
 
 class Store:
-    """Entries by digest below `root`.
+    """Entries by digest below `root`; a bucket behind it, if machines share one, see `shared_bucket`.
 
     Parameters
     ----------
@@ -68,6 +90,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = make_directory(Path(root))
         self._entries = make_directory(self.root / "entries")
+        url = shared_bucket()
+        self._bucket = Bucket(url) if url is not None else None
 
     @property
     def generation(self) -> str:
@@ -82,8 +106,11 @@ class Store:
         return path.read_text()
 
     def path(self, digest: str) -> Path:
-        """Return where the entry of this digest is, or would be."""
-        return self._entries / digest[:2] / digest
+        """Return where the entry of this digest is, or would be; what only the bucket has is fetched."""
+        path = self._entries / digest[:2] / digest
+        if self._bucket is not None and not path.is_dir():
+            self._fetch(self._bucket, digest, path)
+        return path
 
     def has(self, digest: str) -> bool:
         """Tell whether the entry is there, and therefore complete."""
@@ -100,12 +127,9 @@ class Store:
         temporary = self.temporary()
         try:
             write(temporary)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.rename(path)
-            except OSError:
-                if not path.is_dir():  # another writer of the same content won the race
-                    raise
+            if self._bucket is not None:
+                self._send(self._bucket, digest, temporary)
+            _name(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return path
@@ -129,14 +153,72 @@ class Store:
         return len(abandoned)
 
     def discard(self, digest: str) -> None:
-        """Remove an entry, so that it is computed again."""
-        if self.has(digest):
+        """Remove an entry, from the bucket too, so that it is computed again."""
+        if self._bucket is not None:
+            self._bucket.remove(_archive(digest))
+        self.drop(digest)
+
+    def drop(self, digest: str) -> None:
+        """Remove an entry from here; what a bucket has of it stays there."""
+        path = self._entries / digest[:2] / digest
+        if path.is_dir():
             (self.root / "generation").unlink(missing_ok=True)
-            shutil.rmtree(self.path(digest))
+            shutil.rmtree(path)
 
     def entries(self) -> list[Path]:
         """Return the directories of all entries."""
         return sorted(self._entries.glob("*/*"))
+
+    def _send(self, bucket: Bucket, digest: str, directory: Path) -> None:
+        work = self.temporary()
+        try:
+            with tarfile.open(work / "entry.tar", "w") as archive:
+                for path in sorted(directory.rglob("*")):
+                    archive.add(path, path.relative_to(directory), recursive=False, filter=_anonymous)
+            bucket.put(work / "entry.tar", _archive(digest))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _fetch(self, bucket: Bucket, digest: str, path: Path) -> None:
+        if not bucket.has(_archive(digest)):
+            return
+        work = self.temporary()
+        try:
+            if bucket.get(_archive(digest), work / "entry.tar"):
+                (work / "entry").mkdir()
+                try:
+                    with tarfile.open(work / "entry.tar") as archive:
+                        archive.extractall(work / "entry", filter="data")  # nothing that leads out of it
+                except tarfile.TarError as error:
+                    raise OutputPathError(
+                        f"{bucket.at(_archive(digest))} is no entry of a store ({error}), and is not used; remove it "
+                        "there, and find out who wrote it"
+                    ) from error
+                _name(work / "entry", path)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _archive(digest: str) -> str:
+    return f"entries/{digest[:2]}/{digest}.tar"
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Leave out of an archive who packed it and when: the same entry is the same bytes."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = 0
+    return member
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give an entry that is whole its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if not path.is_dir():  # another writer of the same content won the race
+            raise
 
 
 def _is_abandoned(work: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -66,7 +65,7 @@ class ShownWorkers:
 def process_inbox(
     inbox: str,
     model: str = "default",
-    out: Path | None = None,
+    out: str | None = None,
     edge: str | None = None,
     settle_seconds: float = SETTLE_SECONDS,
     workers: int | None = None,

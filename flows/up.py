@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from eelsflow.artifacts import tracking_uri
+from eelsflow.bucket import is_url
 from eelsflow.catalogue.inbox import open_inbox
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.serve import serving
@@ -29,7 +30,7 @@ DEPLOYMENTS = Path(__file__).parents[1] / "deployments" / "prefect.yaml"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
-def serve_everything(*, inbox: str | None, out: Path | None, say: Callable[[str], None]) -> None:
+def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str], None]) -> None:
     """Serve until Ctrl-C or SIGTERM, and leave nothing running.
 
     Parameters
@@ -42,7 +43,8 @@ def serve_everything(*, inbox: str | None, out: Path | None, say: Callable[[str]
         Is told where everything is.
     """
     where = home()
-    out = (out or where).expanduser().absolute()  # scheduled runs are started in folders of their own
+    if out is None or not is_url(out):  # scheduled runs are started in folders of their own
+        out = str((where if out is None else Path(out)).expanduser().absolute())
     with contextlib.ExitStack() as stack:
         catalogue = Catalogue()
         server = stack.enter_context(running_server(where))
@@ -52,7 +54,7 @@ def serve_everything(*, inbox: str | None, out: Path | None, say: Callable[[str]
             say(f"MLflow is at {stack.enter_context(_mlflow(where))}, in some seconds")
         if inbox is not None:
             stack.enter_context(_schedules(where, open_inbox(inbox).root, out))
-            say(f"{inbox} is looked into on a schedule; maps go to {out / 'maps'}")
+            say(f"{inbox} is looked into on a schedule; maps go to {out}/maps")
         lost = "everything is stopped; start it again (systemd does)"
         stack.enter_context(watched(server, lambda: end(server, lost, say=say)))
         say("Ctrl-C stops all of it")
@@ -74,10 +76,10 @@ def _mlflow(where: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _schedules(where: Path, inbox: str, out: Path) -> Iterator[None]:
+def _schedules(where: Path, inbox: str, out: str) -> Iterator[None]:
     """Deploy what is scheduled, and run a worker for it."""
     log = make_directory(where / "prefect") / "worker.log"
-    environment = {"EELSFLOW_INBOX": inbox, "EELSFLOW_OUT": str(out), "EELSFLOW_HOME": str(where)}
+    environment = {"EELSFLOW_INBOX": inbox, "EELSFLOW_OUT": out, "EELSFLOW_HOME": str(where)}
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     for arguments in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],

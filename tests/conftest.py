@@ -2,13 +2,17 @@
 
 import shutil
 import sys
+import tempfile
+import uuid
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import yaml
 from hypothesis import settings
 
+from deployments.services import BUCKET, NotInstalledError, object_store, postgresql
 from eelsflow.edges import SHIPPED
 
 # No deadline: machines are shared and noisy, and the first example pays for imports. Always the same examples, so that
@@ -26,6 +30,34 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"real spectra are not at {REAL_DATA}; they are not part of the repository")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory):
+    """A PostgreSQL server, as USER@HOST:PORT; the test is skipped where it is not installed."""
+    with tempfile.TemporaryDirectory(prefix="eelsflow-") as folder:  # its user cannot look into the tests' folders
+        Path(folder).chmod(0o755)
+        try:
+            with postgresql(Path(folder) / "server") as server:
+                yield server
+        except NotInstalledError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def object_store_server():
+    """The environment by which an S3 endpoint is found, whose bucket is `deployments.services.BUCKET`."""
+    with object_store() as environment:
+        yield environment
+
+
+@pytest.fixture
+def bucket_url(object_store_server, monkeypatch):
+    """A folder of its own in an S3 bucket, that this process can use."""
+    for name, value in object_store_server.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

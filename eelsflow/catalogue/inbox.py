@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import psutil
 
+from eelsflow.bucket import is_url, open_file_system
 from eelsflow.catalogue.ledger import Found
 from eelsflow.digest import members
-from eelsflow.errors import InputError, MissingDependencyError, UnreadableFileError
+from eelsflow.errors import InputError, UnreadableFileError
 from eelsflow.io.formats import format_of, is_readable_name
 
 LOOK_AGAIN_SECONDS = 60.0
@@ -61,7 +62,7 @@ def open_inbox(place: str | Path) -> Inbox:
     MissingDependencyError
         If its file system needs a package that is not installed.
     """
-    if "://" in str(place) and not str(place).startswith("file://"):
+    if is_url(place):
         return RemoteInbox(str(place))
     return LocalInbox(Path(str(place).removeprefix("file://")))
 
@@ -208,20 +209,10 @@ class RemoteInbox:
     """A folder of a file system that fsspec knows, such as ``s3://bucket/inbox``; objects appear whole there."""
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         self.root = url.rstrip("/")
         self.ended: set[str] = set()
         self._scheme = url.partition("://")[0]
-        try:
-            self._files: Any = fsspec.url_to_fs(url)[0]
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"an inbox at {self._scheme}:// needs a package that is not installed ({error}); for S3: "
-                "pip install 'eelsflow[s3]'"
-            ) from error
-        except ValueError as error:
-            raise InputError(f"{url} is no address that files can be read from: {error}") from error
+        self._files = open_file_system(url)
 
     def list(self) -> list[Found]:
         """Return the readable objects as they are now; folders with readable names (zarr stores) count as one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,7 @@ class Catalogue:
             make_directory(home())
         self.url = url or catalogue_url()
         self._engine = connect(self.url)
+        weakref.finalize(self, self._engine.dispose)  # a database server counts the connections that are left open
         self._clock = clock
         self.owner = f"{name_process()}_{uuid.uuid4().hex[:12]}"
 
@@ -123,8 +125,11 @@ class Catalogue:
     def set(self, name: str, value: str) -> None:
         """Keep a setting."""
         with writing(self._engine) as connection:
-            connection.execute(sa.delete(SETTINGS).where(SETTINGS.c.name == name))
-            connection.execute(sa.insert(SETTINGS).values(name=name, value=value))
+            if (
+                _insert(connection, sa.insert(SETTINGS).values(name=name, value=value).returning(SETTINGS.c.name))
+                is None
+            ):
+                connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == name).values(value=value))
 
     # ------------------------------------------------------------------ what is in an inbox
 
@@ -167,11 +172,11 @@ class Catalogue:
             "reason": one.refused,
         }  # fmt: skip
         if row is None:
-            query: Any = sa.insert(ACQUISITIONS).values(values).returning(ACQUISITIONS.c.id)
+            number = _insert(connection, sa.insert(ACQUISITIONS).values(values).returning(ACQUISITIONS.c.id))
         else:
             here = ACQUISITIONS.c.id == row.id, *_as_it_was(row)
             query = sa.update(ACQUISITIONS).where(*here).values(values).returning(ACQUISITIONS.c.id)
-        number = connection.execute(query).scalar_one_or_none()
+            number = connection.execute(query).scalar_one_or_none()
         if number is not None:  # else another watcher has seen it meanwhile
             connection.execute(sa.insert(EVENTS).values(acquisition=number, at=now, state=state, note=one.refused))
 
@@ -181,7 +186,9 @@ class Catalogue:
         row = {**_FRESH, "path": one.path, "size": one.size, "version": one.version, "unchanged_since": now}
         row |= {"first_seen": now, "changed": now, "state": state, **values}
         with writing(self._engine) as connection:
-            number = connection.execute(sa.insert(ACQUISITIONS).values(row).returning(ACQUISITIONS.c.id)).scalar_one()
+            number = _insert(connection, sa.insert(ACQUISITIONS).values(row).returning(ACQUISITIONS.c.id))
+            if number is None:  # another watcher has taken it over meanwhile
+                return
             note = "taken over from the ledger of an older release"
             connection.execute(sa.insert(EVENTS).values(acquisition=number, at=now, state=state, note=note))
 
@@ -337,6 +344,15 @@ class Catalogue:
         earlier = [one for one in others if one.id < acquisition.id and one.state is not State.QUARANTINED]
         elsewhere = [one for one in others if one.owner not in (None, self.owner) and not is_gone(one.owner or "")]
         return next(iter(ended or earlier or elsewhere), None)
+
+
+def _insert(connection: sa.Connection, query: Any) -> Any:
+    """Insert a row and return what the query returns of it; None where another has inserted the same one."""
+    try:
+        with connection.begin_nested():
+            return connection.execute(query).scalar_one()
+    except sa.exc.IntegrityError:
+        return None
 
 
 def _as_it_was(row: Any) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from eelsflow.bucket import is_url
 from eelsflow.catalogue.history import recorded_in
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.states import Acquisition, State
@@ -91,7 +92,7 @@ def show_drift(catalogue: Catalogue) -> str:
 def _card(one: Acquisition) -> dict[str, Any]:
     facts = one.facts
     force = ["--force", "ingested"] if one.state is State.CLASSIFIED else []
-    has_map = one.map is not None and (Path(one.map) / "map.png").is_file()
+    has_map = one.map is not None and (is_url(one.map) or (Path(one.map) / "map.png").is_file())
     return {
         "id": one.id,
         "name": one.name,

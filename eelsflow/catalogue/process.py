@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from eelsflow.bucket import Bucket
 from eelsflow.catalogue.inbox import open_inbox, refuse_unsafe
 from eelsflow.catalogue.ledger import AGAIN, Catalogue
 from eelsflow.catalogue.states import Acquisition, State
@@ -47,6 +48,9 @@ class Order:
         As in `eelsflow.maps.classify_file`; the model is looked for anew for every file.
     store
         Root of the content-addressed store.
+    bucket
+        URL of a folder to which maps and quarantine are copied, and which the catalogue then names; None: they stay
+        below `out`.
     """
 
     inbox: str
@@ -54,11 +58,20 @@ class Order:
     store: Path
     model: str = "default"
     edge: str | None = None
+    bucket: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where a person finds the results."""
+        return self.bucket or str(self.out)
 
     def folder_for(self, acquisition: Acquisition) -> Path:
         """Return where the maps of a file are."""
         return self.out / "maps" / acquisition.result_name
 
+
+SUMMARY = "summary.json"
+"""Written last: where it is, a map is whole."""
 
 Advance = Callable[..., bool]
 """Records that the acquisition has come to a state; tells whether it is still this worker's."""
@@ -151,7 +164,8 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         folder = order.folder_for(acquisition)
         if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):
             _write(entry, bundle, folder, title=acquisition.name, sha256=acquisition.sha256, made_by=made_by)
-        return {"map": str(folder), "model": model_digest, "facts": describe(folder, entry)}
+        where = str(folder) if order.bucket is None else _publish(folder, order.bucket)
+        return {"map": where, "model": model_digest, "facts": describe(folder, entry)}
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -207,7 +221,7 @@ def _catalogue(url: str) -> Catalogue:
 def _is_made(folder: Path, made_by: dict[str, str]) -> bool:
     """Tell whether the map is there already, by this model and code: a crash came before it was recorded."""
     try:
-        return bool(read_json(folder / "summary.json")["made_by"] == made_by)
+        return bool(read_json(folder / SUMMARY)["made_by"] == made_by)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -219,10 +233,18 @@ def _write(entry: Path, bundle: ModelBundle, folder: Path, *, title: str, sha256
     unfinished.mkdir()
     try:
         summary = map_product(entry / "prepared.zarr", bundle, unfinished, title=title)
-        write_json(unfinished / "summary.json", summary | {"file_sha256": sha256, "made_by": made_by})
+        write_json(unfinished / SUMMARY, summary | {"file_sha256": sha256, "made_by": made_by})
         put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _publish(folder: Path, url: str) -> str:
+    """Copy a map into a bucket, unless the same one is there; return where it is."""
+    bucket, name = Bucket(url), f"maps/{folder.name}"
+    if bucket.read(f"{name}/{SUMMARY}") != (folder / SUMMARY).read_bytes():
+        bucket.put_folder(folder, name, last=SUMMARY)
+    return bucket.at(name)
 
 
 def put_in_place(unfinished: Path, folder: Path) -> None:
@@ -247,7 +269,7 @@ def put_in_place(unfinished: Path, folder: Path) -> None:
 
 def describe(folder: Path, entry: Path) -> dict[str, Any]:
     """Return the figures of a map that lists, pages and drift need."""
-    summary, prepared = read_json(folder / "summary.json"), read_json(entry / "summary.json")
+    summary, prepared = read_json(folder / SUMMARY), read_json(entry / "summary.json")
     return {
         "pixels": summary["pixels"],
         "background_pixels": summary["background_pixels"],

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import sqlalchemy as sa
 
+from eelsflow.bucket import read_from
 from eelsflow.catalogue import page
 from eelsflow.catalogue.history import history_figure, recorded_in
 from eelsflow.catalogue.ledger import Catalogue
+from eelsflow.errors import OutputPathError
 
 PREFERRED_PORT = 4280
 SERVED = {"map.png": "image/png", "spectra.png": "image/png", "index.html": "text/html; charset=utf-8"}
@@ -70,7 +71,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             self._show()
-        except (sa.exc.OperationalError, OSError) as error:  # the database or a map is not to be had just now
+        except (
+            sa.exc.OperationalError,
+            OSError,
+            OutputPathError,
+        ) as error:  # the database or a map is not to be had just now
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not to be had just now: {error}\n".encode(), "text/plain")
 
     def _show(self) -> None:
@@ -95,11 +100,13 @@ class _Handler(BaseHTTPRequestHandler):
         if one is not None and name is None:
             self._page(page.show_one(self.catalogue, one))
             return
-        path = Path(one.map) / name if one is not None and one.map is not None and name in SERVED else None
-        if path is None or name is None or not path.is_file():
+        content = None
+        if one is not None and one.map is not None and name in SERVED:
+            content = read_from(one.map, name)
+        if content is None or name is None:
             self._answer(HTTPStatus.NOT_FOUND, b"nothing is here\n", "text/plain")
         else:
-            self._answer(HTTPStatus.OK, path.read_bytes(), SERVED[name])
+            self._answer(HTTPStatus.OK, content, SERVED[name])
 
     def _drift(self) -> bytes:
         newest = max((one.changed for one in self.catalogue.select()), default=0.0)

@@ -11,11 +11,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from eelsflow.bucket import is_url
 from eelsflow.catalogue.inbox import look_at, open_inbox
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.process import Order
 from eelsflow.catalogue.states import ENDED, Acquisition, State
 from eelsflow.catalogue.watch import Pool, Watcher
+from eelsflow.digest import digest_of
 from eelsflow.errors import InputError
 from eelsflow.store import Store, home, read_json
 
@@ -34,10 +36,16 @@ class Stage(StrEnum):
 _FROM = {Stage.INGESTED: State.STABLE, Stage.PREPARED: State.INGESTED, Stage.CLASSIFIED: State.PREPARED}
 
 
-def make_order(inbox: str, *, out: Path | None = None, model: str = "default", edge: str | None = None) -> Order:
-    """Return what is done with the files of an inbox; results go below eelsflow's home by default."""
-    out = (out or home()).expanduser().absolute()
-    return Order(inbox=open_inbox(inbox).root, out=out, store=home() / "store", model=model, edge=edge)
+def make_order(inbox: str, *, out: str | Path | None = None, model: str = "default", edge: str | None = None) -> Order:
+    """Return what is done with the files of an inbox.
+
+    Results go below `out`, by default eelsflow's home; where `out` is the URL of a bucket, they are copied there.
+    """
+    bucket = str(out).rstrip("/") if out is not None and is_url(out) else None
+    folder = home() if out is None or bucket is not None else Path(out).expanduser().absolute()
+    return Order(
+        inbox=open_inbox(inbox).root, out=folder, store=home() / "store", model=model, edge=edge, bucket=bucket
+    )
 
 
 def watch(
@@ -151,7 +159,7 @@ def format_status(rows: Sequence[dict[str, Any]]) -> str:
 
 def import_ledger(out: Path, catalogue: Catalogue) -> int:
     """Take over what an older release has written down in ``OUT/ledger``, once; return how many entries."""
-    folder, mark = out / "ledger", f"ledger {out}"
+    folder, mark = out / "ledger", f"ledger {digest_of(str(out))[:24]}"
     if not folder.is_dir() or catalogue.setting(mark) is not None:
         return 0
     last: dict[str, dict[str, Any]] = {}

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
+from eelsflow.bucket import Bucket
 from eelsflow.catalogue.inbox import LOOK_AGAIN_SECONDS, Inbox, open_inbox
 from eelsflow.catalogue.ledger import AGAIN, LEASE_SECONDS, Catalogue
 from eelsflow.catalogue.process import Order, identify, process
@@ -374,6 +375,14 @@ class Watcher:
         unfinished = note.with_name(f".{note.name}")
         unfinished.write_text(f"{one.path}\nsha256 {one.sha256 or 'not known'}\n\n{reason}\n")
         unfinished.replace(note)
+        if self.order.bucket is not None:
+            Bucket(self.order.bucket).put(note, f"quarantine/{note.name}")
+
+    def _remove_note(self, one: Acquisition) -> None:
+        note = self._note(one)
+        if self.order.bucket is not None:  # another machine may have put it there
+            Bucket(self.order.bucket).remove(f"quarantine/{note.name}")
+        note.unlink(missing_ok=True)
 
     def _note(self, one: Acquisition) -> Path:
         return self.order.out / "quarantine" / f"{one.result_name}.txt"
@@ -382,7 +391,7 @@ class Watcher:
         if not self.catalogue.advance(one, state, **values):
             return
         if state is State.CLASSIFIED:
-            self._note(one).unlink(missing_ok=True)
+            self._remove_note(one)
         ended = self.catalogue.find(one.path) or one
         if AGAIN in one.facts:
             self.catalogue.follow(ended)

@@ -1,8 +1,12 @@
+from itertools import count
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from eelsflow.catalogue.ledger import Catalogue
+
+_NUMBERS = count()
 
 
 class Clock:
@@ -20,9 +24,15 @@ def clock():
     return Clock()
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'catalogue.db'}"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """The address of an empty catalogue, on either database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'catalogue.db'}"
+    server, name = request.getfixturevalue("postgresql_server"), f"catalogue_{next(_NUMBERS)}"
+    with psycopg.connect(f"postgresql://{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"postgresql+psycopg://{server}/{name}"
 
 
 @pytest.fixture

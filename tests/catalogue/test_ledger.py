@@ -1,12 +1,13 @@
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from eelsflow.catalogue.ledger import AGAIN, LEASE_SECONDS, Catalogue
+from eelsflow.catalogue.ledger import AGAIN, LEASE_SECONDS, Catalogue, Found
 from eelsflow.catalogue.states import State
 from eelsflow.catalogue.tables import METADATA, connect
 from eelsflow.errors import InputError
@@ -16,13 +17,15 @@ PATH = "/in/a.dm3"
 
 
 def test_migrations_make_the_tables_that_the_code_uses(url):
-    with connect(url).connect() as connection:
+    engine = connect(url)
+    with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    engine.dispose()
 
 
-def test_programs_that_start_at_once_set_one_catalogue_up(tmp_path):
-    code = f"from eelsflow.catalogue.ledger import Catalogue; Catalogue('sqlite:///{tmp_path / 'new.db'}')"
-    programs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+def test_programs_that_start_at_once_set_one_catalogue_up(url):
+    code = "import sys; from eelsflow.catalogue.ledger import Catalogue; Catalogue(sys.argv[1])"
+    programs = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(3)]
     assert [program.wait(60) for program in programs] == [0, 0, 0]
 
 
@@ -206,6 +209,24 @@ def test_a_name_never_leads_out_of_the_folder_of_maps(catalogue):
         assert len(one.result_name) < 100
 
 
+def test_two_watchers_that_see_the_same_new_files_at_once_record_each_once(url):
+    watchers, at_once = [Catalogue(url) for _ in range(3)], threading.Barrier(3)
+    found = [Found(f"/in/{number}.dm3", 5, "v") for number in range(60)]
+
+    def see(catalogue):
+        at_once.wait()
+        for one in found:
+            catalogue.observe([one], settle_seconds=5.0, is_open=lambda _: False)
+        catalogue.set("who", "somebody")
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(see, watchers))
+    rows = watchers[0].select()
+    assert sorted(row.path for row in rows) == sorted(one.path for one in found)
+    assert {len(watchers[0].history(row.id)) for row in rows} == {1}
+    assert watchers[0].setting("who") == "somebody"
+
+
 def test_writers_wait_for_each_other(url):
     """Readers that become writers would be refused by SQLite at once; here every writer begins as one."""
     code = (
@@ -214,9 +235,5 @@ def test_writers_wait_for_each_other(url):
     )
     programs = [subprocess.Popen([sys.executable, "-c", code, url, name]) for name in "abc"]
     assert [program.wait(60) for program in programs] == [0, 0, 0]
-    with sa.create_engine(url).connect() as connection:
-        assert connection.execute(sa.text("SELECT name, value FROM settings ORDER BY name")).all() == [
-            ("a", "39"),
-            ("b", "39"),
-            ("c", "39"),
-        ]
+    catalogue = Catalogue(url)
+    assert [catalogue.setting(name) for name in "abc"] == ["39", "39", "39"]
