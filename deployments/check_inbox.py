@@ -1,12 +1,19 @@
 """Send files of every kind through `eelsflow watch`, kill what can be killed, and count what came out.
 
-    python deployments/check_inbox.py --model RESULTS [--files 190] [--kills 40] [--full-disk] [--work DIR]
+    python deployments/check_inbox.py --model RESULTS [--files 190] [--kills 20]
 
 Good files, one that is written slowly, one with the content of another, and eight bad ones are put into an inbox while
-the watcher runs: first undisturbed, then with `kill -9` of the watcher and of its workers at random moments. Both must
-end with the same catalogue and byte-identical maps: none lost, none twice. Where this is run by root, the watcher runs
-as the user "nobody", since nothing is unreadable for root. With --full-disk (root alone) the results lie on a small
-file system that is full for a while. Exit status 0: all of it holds; 1: what does not is printed.
+the watcher runs: first undisturbed, then with `kill -9` of the watcher and of its workers at random moments. All must
+end with the same catalogue and byte-identical maps: none lost, none twice. Further runs:
+
+--services    The catalogue on PostgreSQL, store and results in a bucket of an S3 endpoint, the work on a Dask cluster;
+              killed are the watcher, the scheduler and the Dask workers.
+--scheduled   `eelsflow up --inbox`, begun again whenever it ends, as systemd does; killed are Prefect's server and
+              worker, the scheduled run, and `eelsflow up`. A run a minute, so it takes a while.
+--full-disk   Root alone: results lie on a small file system that is full for a while.
+
+Where this is run by root, the watcher runs as the user "nobody", since nothing is unreadable for root. Exit status 0:
+all of it holds; 1: what does not is printed.
 """
 
 from __future__ import annotations
@@ -25,16 +32,25 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
+from deployments.services import BUCKET, DaskCluster, object_store, postgresql
+from eelsflow.bucket import Bucket
+
 NOBODY = 65534
 AS_NOBODY = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
 SHAPE = (8, 8)
+REGISTER = """
+import sys
+from eelsflow.maps.registry import find_model, register_model
+register_model(find_model(sys.argv[1]), name="check", registered="2026-01-01T00:00:00+00:00", champion=True)
+"""
 BAD = {  # name: part of the reason that is expected
     "truncated.hspy": "",
     "random.dm3": "not a readable DigitalMicrograph file",
@@ -52,8 +68,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Send files through `eelsflow watch`, and kill it meanwhile.")
     parser.add_argument("--model", type=Path, required=True, help="a study's results or a model directory")
     parser.add_argument("--files", type=int, default=190, help="good files")
-    parser.add_argument("--kills", type=int, default=40, help="of the watcher and its workers, in the second run")
-    parser.add_argument("--full-disk", action="store_true", help="a third run, on a file system that gets full")
+    parser.add_argument("--kills", type=int, default=20, help="in each run that is disturbed so")
+    parser.add_argument("--services", action="store_true", help="a run on PostgreSQL, S3 and Dask")
+    parser.add_argument("--scheduled", action="store_true", help="a run by the schedule of a Prefect server")
+    parser.add_argument("--full-disk", action="store_true", help="a run on a file system that gets full")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--work", type=Path, help="where; a temporary folder by default")
     options = parser.parse_args()
@@ -66,15 +84,21 @@ def main() -> int:
         if os.geteuid() == 0 and not can_be_nobody():
             print('"nobody" cannot run this Python: everything runs as root, for whom no file is unreadable')
             del BAD["locked.hspy"], files["locked.hspy"]
-        runs: dict[str, int] = {"undisturbed": 0, "killed": options.kills}
+        runs = [
+            Run(work / "undisturbed", model, files),
+            Run(work / "killed", model, files, options.kills, options.seed),
+        ]
+        if options.services:
+            runs.append(RunOnServices(work / "services", model, files, options.kills, options.seed))
+        if options.scheduled:
+            runs.append(RunBySchedule(work / "scheduled", model, files, options.kills, options.seed))
         if options.full_disk:
-            runs["full disk"] = 0
+            runs.append(RunOnFullDisk(work / "full-disk", model, files))
         outcomes = {}
-        for name, kills in runs.items():
-            run = Run(work / name.replace(" ", "-"), model, files, kills=kills, seed=options.seed)
-            with small_disk(run.home) if name == "full disk" else contextlib.nullcontext() as fill:
-                outcomes[name] = run.outcome(fill)
-                print(f"{name}: {run.say(outcomes[name])}", flush=True)
+        for run in runs:
+            with run.surroundings():
+                outcomes[run.name] = run.outcome()
+            print(f"{run.name}: {run.say(outcomes[run.name])}", flush=True)
         return judge(outcomes, options.files)
 
 
@@ -156,93 +180,102 @@ def write_hspy(path: Path, counts: Any, like: Any, *, start: float | None = None
 class Run:
     """A watcher, an inbox of its own, and who disturbs them."""
 
-    def __init__(self, folder: Path, model: Path, files: dict[str, Path], *, kills: int, seed: int) -> None:
+    pause_seconds = 8.0  # at most, between two kills
+    ends_by_itself = False  # and is begun again then
+
+    def __init__(self, folder: Path, model: Path, files: dict[str, Path], kills: int = 0, seed: int = 0) -> None:
         shutil.rmtree(folder, ignore_errors=True)
+        self.name = folder.name
         self.home, self.inbox, self.model = folder / "home", folder / "inbox", model
         for path in (self.home, self.inbox):
             path.mkdir(parents=True)
         self.files, self.kills, self.random = files, kills, random.Random(seed)
         self.killed: list[str] = []
         self.log = folder / "watch.log"
-        self._own(self.home)
+        caches = folder.parent / "caches"  # compiled code and fonts: made once, by whoever is first
+        caches.mkdir(exist_ok=True)
+        for path in (self.home, caches):
+            if os.geteuid() == 0:
+                os.chown(path, NOBODY, NOBODY)
+        self.environment = {
+            **os.environ, "EELSFLOW_HOME": str(self.home), "HOME": str(self.home), "MPLCONFIGDIR": str(caches),
+            "NUMBA_CACHE_DIR": str(caches),
+        }  # fmt: skip
+        self.as_user = AS_NOBODY if "locked.hspy" in BAD and os.geteuid() == 0 else []
+        self.arguments = ["watch", str(self.inbox), "--model", str(model), "--interval", "1"]
 
-    def _own(self, path: Path) -> None:
-        if os.geteuid() == 0:
-            os.chown(path, NOBODY, NOBODY)
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Provide what the watcher needs around it."""
+        yield
+
+    def disturb(self, n_maps: int) -> bool:
+        """Do what is not killing, told how many maps there are; return whether there is more to come."""
+        return False
 
     def _command(self, *arguments: str) -> list[str]:
-        command = [sys.executable, "-m", "eelsflow.cli", *arguments]
-        return [*AS_NOBODY, *command] if "locked.hspy" in BAD and os.geteuid() == 0 else command
-
-    @property
-    def _environment(self) -> dict[str, str]:
-        caches = self.home.parent.parent / "caches"  # compiled code and fonts: made once, by whoever is first
-        if not caches.exists():
-            caches.mkdir()
-            self._own(caches)
-        own = {"EELSFLOW_HOME": str(self.home), "HOME": str(self.home)}
-        return {**os.environ, **own, "MPLCONFIGDIR": str(caches), "NUMBA_CACHE_DIR": str(caches)}
+        return [*self.as_user, sys.executable, "-m", "eelsflow.cli", *arguments]
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the watcher."""
-        arguments = ["watch", str(self.inbox), "--model", str(self.model), "--interval", "1"]
         with self.log.open("ab") as log:
-            return subprocess.Popen(self._command(*arguments), env=self._environment, stdout=log, stderr=log)
+            return subprocess.Popen(self._command(*self.arguments), env=self.environment, stdout=log, stderr=log)
 
     def status(self) -> list[dict[str, Any]]:
         """Ask what became of everything."""
         done = subprocess.run(
-            self._command("status", "--json"), env=self._environment, capture_output=True, text=True, check=False
+            self._command("status", "--json"), env=self.environment, capture_output=True, text=True, check=False
         )
         return json.loads(done.stdout) if done.returncode == 0 else []
 
-    def outcome(self, fill: Callable[[bool], None] | None) -> dict[str, Any]:
+    def outcome(self) -> dict[str, Any]:
         """Put the files into the inbox and wait until each has come to an end."""
         began = time.monotonic()
         feeding = threading.Thread(target=self._feed)
         feeding.start()
         watcher = self.start()
         kills_left, expected = self.kills, len(self.files)
-        full_until = None
         try:
             while True:
-                time.sleep(self.random.uniform(0.2, 8.0) if kills_left else 1.0)
+                time.sleep(self.random.uniform(0.2, self.pause_seconds) if kills_left else 1.0)
                 if watcher.poll() is not None:
-                    raise SystemExit(f"the watcher ended by itself:\n{self.log.read_text()[-3000:]}")
+                    if not self.ends_by_itself:
+                        raise SystemExit(f"the watcher ended by itself:\n{self.log.read_text()[-3000:]}")
+                    watcher = self.start()
                 if kills_left:
-                    watcher = self._kill_one(watcher)
-                    kills_left -= 1
+                    name = self._kill_one(watcher)
+                    if name is not None:
+                        self.killed.append(name)
+                        kills_left -= 1
+                    if name == "watcher":
+                        watcher.wait()
+                        watcher = self.start()
                     continue
-                if fill is not None and full_until is None and len(self.maps()) > expected // 8:
-                    fill(True)
-                    full_until = time.monotonic() + 20
-                if fill is not None and full_until and time.monotonic() > full_until:
-                    fill(False)
-                    fill = None
-                rows = self.status()
-                ended = sum(row["state"] in ("classified", "quarantined") for row in rows)
-                if ended >= expected and not feeding.is_alive() and fill is None:
+                n_ended = sum(row["state"] in ("classified", "quarantined") for row in self.status())
+                more = self.disturb(len(self.maps()))
+                if n_ended >= expected and not feeding.is_alive() and not more:
                     break
-                if time.monotonic() - began > 60 + 6 * expected + 10 * self.kills:
-                    raise SystemExit(f"{ended} of {expected} ended:\n{self.log.read_text()[-3000:]}")
+                if time.monotonic() - began > 300 + 6 * expected + 2 * self.pause_seconds * self.kills:
+                    raise SystemExit(f"{n_ended} of {expected} ended:\n{self.log.read_text()[-3000:]}")
         finally:
-            family = [watcher, *psutil.Process(watcher.pid).children(recursive=True)] if watcher.poll() is None else []
             watcher.send_signal(signal.SIGINT)
-            watcher.wait(30)
-        left = [one.pid for one in family[1:] if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+            watcher.wait(90)
         return {
             "rows": {Path(row["path"]).name: row for row in self.status()},
             "maps": self.maps(),
-            "notes": sorted(path.name for path in (self.home / "quarantine").glob("*.txt")),
+            "notes": self.notes(),
             "seconds": time.monotonic() - began,
-            "left": left,
-            "kills": list(self.killed),
+            "left": self._left_behind(),
         }
 
     def maps(self) -> dict[str, str]:
         """Return the digest of each map."""
         folder = self.home / "maps"
         return {path.name: digest(path) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+    def notes(self) -> list[str]:
+        """Return the names of the notes in the quarantine."""
+        return sorted(path.name for path in (self.home / "quarantine").glob("*.txt"))
 
     def _feed(self) -> None:
         rng = random.Random(1)
@@ -260,27 +293,163 @@ class Run:
             time.sleep(rng.uniform(0, 0.1))
         slowly.join()
 
-    def _kill_one(self, watcher: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        workers = psutil.Process(watcher.pid).children(recursive=True)
-        workers = [one for one in workers if "spawn_main" in " ".join(one.cmdline())]
+    def _kill_one(self, watcher: subprocess.Popen[bytes]) -> str | None:
+        """Kill something; return what it was."""
+        workers = processes_like(watcher, "spawn_main")
         if workers and self.random.random() < 0.5:
             self.random.choice(workers).kill()
-            self.killed.append("worker")
-            return watcher
+            return "worker"
         watcher.kill()
-        watcher.wait()
-        self.killed.append("watcher")
-        return self.start()
+        return "watcher"
+
+    def _left_behind(self) -> list[str]:
+        deadline = time.monotonic() + 15
+        while (left := processes_of(self.home)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return left
 
     def say(self, outcome: dict[str, Any]) -> str:
         """Say in a line what came out."""
         rows = outcome["rows"].values()
         states = [row["state"] for row in rows]
-        kills = ", ".join(f"{outcome['kills'].count(what)} {what}s" for what in ("watcher", "worker"))
+        kills = Counter(self.killed)
         return (
             f"{len(outcome['maps'])} maps, {states.count('quarantined')} quarantined, "
-            f"{sum(row['alias_of'] is not None for row in rows)} alias, {outcome['seconds']:.0f} s, killed {kills}"
+            f"{sum(row['alias_of'] is not None for row in rows)} alias, {outcome['seconds']:.0f} s"
+            + (f", {len(self.killed)} kills (" if kills else "")
+            + ", ".join(f"{what} {number}" for what, number in sorted(kills.items()))
+            + ")" * bool(kills)
         )
+
+
+class RunOnServices(Run):
+    """The catalogue on PostgreSQL, store and results in a bucket, and the work on a Dask cluster."""
+
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Start the services."""
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(postgresql(self.home.parent / "postgresql", "catalogue"))
+            bucket = stack.enter_context(object_store())
+            self.environment |= bucket | {
+                "EELSFLOW_CATALOGUE": f"postgresql+psycopg://{server}/catalogue",
+                "EELSFLOW_STORE": f"s3://{BUCKET}/store",
+            }
+            os.environ.update(bucket)
+            self.cluster = stack.enter_context(DaskCluster(2, self.environment, self.as_user))
+            results = f"s3://{BUCKET}/results"
+            self._results = Bucket(results)
+            self.arguments += ["--out", results, "--cluster", self.cluster.address]
+            yield
+
+    def _kill_one(self, watcher: subprocess.Popen[bytes]) -> str | None:
+        name = self.random.choice(["watcher", *self.cluster.processes])
+        if name == "watcher":
+            watcher.kill()
+        else:
+            self.cluster.kill(name)
+        return name.rstrip(" 0123456789")
+
+    def maps(self) -> dict[str, str]:
+        """Return the digest of each map that is in the bucket."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._results.get_folder("maps", Path(folder))
+            return {path.name: digest(path) for path in sorted(Path(folder).iterdir())}
+
+    def notes(self) -> list[str]:
+        """Return the names of the notes in the bucket."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._results.get_folder("quarantine", Path(folder))
+            return sorted(path.name for path in Path(folder).iterdir())
+
+    def _left_behind(self) -> list[str]:
+        self.cluster.__exit__()
+        return super()._left_behind()
+
+
+class RunBySchedule(Run):
+    """The flow of a Prefect server's schedule, everything started by `eelsflow up`."""
+
+    pause_seconds = 40.0
+    ends_by_itself = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.arguments = ["up", "--inbox", str(self.inbox)]
+
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Make the model the one that is taken where none is named."""
+        program = [*self.as_user, sys.executable, "-c", REGISTER, str(self.model)]
+        subprocess.run(program, env=self.environment, check=True)
+        yield
+
+    def _kill_one(self, watcher: subprocess.Popen[bytes]) -> str | None:
+        choices = {
+            "Prefect server": processes_like(watcher, "server_process.py"),
+            "Prefect worker": processes_like(watcher, "worker start"),
+            "scheduled run": processes_like(watcher, "prefect.engine", "flow-run execute"),
+        }
+        name = self.random.choice(["watcher", *choices])
+        if name == "watcher":
+            watcher.kill()
+        elif choices[name]:
+            self.random.choice(choices[name]).kill()
+        else:
+            return None
+        return name
+
+
+class RunOnFullDisk(Run):
+    """Results on a file system that is full for a while."""
+
+    _full_until: float | None = None
+    _is_over = False
+
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Put the home folder on a small file system."""
+        options = ["-t", "tmpfs", "-o", "size=256m,mode=777", "tmpfs", str(self.home)]
+        subprocess.run(["mount", *options], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", str(self.home)], check=True)
+
+    def disturb(self, n_maps: int) -> bool:
+        """Fill the file system when some maps are there, and free it again."""
+        ballast = self.home / "ballast"
+        if self._full_until is None and n_maps > len(self.files) // 8:
+            self._full_until = time.monotonic() + 20
+            with contextlib.suppress(OSError), ballast.open("wb") as stream:
+                while True:
+                    stream.write(bytes(1 << 16))
+                    stream.flush()
+        if self._full_until and time.monotonic() > self._full_until and not self._is_over:
+            ballast.unlink()
+            self._is_over = True
+        return not self._is_over
+
+
+def processes_like(parent: subprocess.Popen[bytes], *parts: str) -> list[psutil.Process]:
+    """Return the descendants of a process whose command line holds one of some parts."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in psutil.Process(parent.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(part in " ".join(one.cmdline()) for part in parts):
+                    found.append(one)
+    return found
+
+
+def processes_of(home: Path) -> list[str]:
+    """Return the command lines of the processes that work in a home folder."""
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if one.environ().get("EELSFLOW_HOME") == str(home) and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{one.pid} {' '.join(one.cmdline())[:120]}")
+    return found
 
 
 def can_be_nobody() -> bool:
@@ -307,27 +476,6 @@ def digest(folder: Path) -> str:
             sha.update(f"{path.relative_to(folder)}\0".encode())
             sha.update(path.read_bytes())
     return sha.hexdigest()
-
-
-@contextlib.contextmanager
-def small_disk(home: Path) -> Iterator[Callable[[bool], None]]:
-    """Put a home folder on a small file system; what is provided makes it full, and free again."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m,mode=777", "tmpfs", str(home)], check=True)
-
-    def fill(full: bool) -> None:
-        ballast = home / "ballast"
-        if not full:
-            ballast.unlink()
-            return
-        with contextlib.suppress(OSError), ballast.open("wb") as stream:
-            while True:
-                stream.write(bytes(1 << 16))
-                stream.flush()
-
-    try:
-        yield fill
-    finally:
-        subprocess.run(["umount", "--lazy", str(home)], check=True)
 
 
 def judge(outcomes: dict[str, dict[str, Any]], n_good: int) -> int:

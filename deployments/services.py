@@ -1,6 +1,6 @@
-"""What eelsflow can lean on in production, started for the time of a check: PostgreSQL, and an object store.
+"""What eelsflow can lean on in production, started for the time of a check.
 
-    with postgresql(folder) as url, object_store() as environment:
+    with postgresql(folder) as server, object_store() as environment, DaskCluster(2) as cluster:
         ...
 
 PostgreSQL is Debian's package; the object store is moto's server, which answers as S3 does and keeps nothing.
@@ -14,11 +14,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 BUCKET = "eelsflow"
 START_SECONDS = 60
@@ -123,6 +125,60 @@ def object_store() -> Iterator[dict[str, str]]:
     finally:
         process.terminate()
         process.wait(START_SECONDS)
+
+
+class DaskCluster:
+    """A Dask scheduler and workers in processes of their own, each of which can be killed, and is started again.
+
+    Parameters
+    ----------
+    n_workers
+        Of one thread each.
+    environment
+        Of the processes; by default this one's.
+    as_user
+        What is put before their commands.
+    """
+
+    def __init__(self, n_workers: int, environment: dict[str, str] | None = None, as_user: Sequence[str] = ()) -> None:
+        port = _free_port()
+        self.address = f"tcp://127.0.0.1:{port}"
+        program = [*as_user, sys.executable, "-m"]
+        options = ["--no-dashboard", "--host", "127.0.0.1"]
+        self._commands = {"scheduler": [*program, "distributed.cli.dask_scheduler", "--port", str(port), *options]}
+        worker = [*program, "distributed.cli.dask_worker", self.address, "--nthreads", "1", *options]
+        for number in range(n_workers):
+            self._commands[f"dask worker {number}"] = [*worker, "--no-nanny", "--local-directory", "/tmp"]
+        self._environment = environment
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._left = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join()
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    def kill(self, name: str) -> None:
+        """End a process with ``kill -9``; it is started again within half a second."""
+        with self._lock:
+            self.processes[name].kill()
+
+    def _keep(self) -> None:
+        while not self._left.wait(0.5 if self.processes else 0):
+            with self._lock:
+                for name, command in self._commands.items():
+                    if name not in self.processes or self.processes[name].poll() is not None:
+                        self.processes[name] = subprocess.Popen(
+                            command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                        )
 
 
 def _answers(url: str) -> bool:

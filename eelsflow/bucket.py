@@ -115,6 +115,16 @@ class Bucket:
         for key in sorted(wanted, key=lambda key: (key == f"{name}/{last}", key)):
             self.put(wanted[key], key)
 
+    def get_folder(self, name: str, folder: Path) -> None:
+        """Copy what is below a name into a folder that is there."""
+        with self._said("read from"):
+            self._files.invalidate_cache()
+            base = len(self._files._strip_protocol(self.at(name))) + 1
+            found = [path[base:] for path in self._files.find(self.at(name))]
+        for path in found:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            self.get(f"{name}/{path}", folder / path)
+
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
         with self._said("write to"), contextlib.suppress(FileNotFoundError):

@@ -351,6 +351,10 @@ def watch(
         float, typer.Option(min=0.1, help="Seconds between two looks; a file is taken when it is the same at two.")
     ] = 5.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Files worked on at once; by default one a core.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Work on a Dask cluster, at the address of its scheduler such as tcp://HOST:8786."),
+    ] = None,
 ) -> None:
     """Take every new acquisition of a folder to its map, once; until Ctrl-C."""
     _one_thread_each()
@@ -359,15 +363,22 @@ def watch(
     order = service.make_order(inbox, out=out, model=model, edge=edge)
     if not once:
         _say(f"watching {order.inbox}; maps go to {order.place}/maps; Ctrl-C stops it, `eelsflow status` tells more")
-    _watch(order, once=once, interval=interval, workers=workers)
+    _watch(order, once=once, interval=interval, workers=workers, cluster=cluster)
 
 
-def _watch(order: Any, *, once: bool, interval: float, workers: int | None, since: float = 0.0) -> None:
+def _watch(
+    order: Any,
+    *,
+    once: bool,
+    interval: float,
+    workers: int | None,
+    cluster: str | None = None,
+    since: float = 0.0,
+) -> None:
     from eelsflow.catalogue import service
-    from eelsflow.catalogue.workers import Workers
 
     with _until_stopped() as stop, _log_lines("eelsflow.watch"):
-        pool = Workers(workers or len(os.sched_getaffinity(0)))
+        pool = service.open_pool(workers=workers, cluster=cluster)
         waiting = service.watch(order, pool=pool, interval=interval, once=once, since=since, stop=stop)
     if once and waiting:
         raise UnusableModelError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -13,10 +13,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from eelsflow.catalogue.ledger import Catalogue
-from eelsflow.catalogue.service import make_order, watch
+from eelsflow.catalogue.service import make_order, open_pool, watch
 from eelsflow.catalogue.states import Acquisition, State
-from eelsflow.catalogue.watch import say_end
-from eelsflow.catalogue.workers import Workers
+from eelsflow.catalogue.watch import Pool, say_end
 from flows.server import current_server
 from flows.server_watch import end, watched
 from tasks.inbox import RUNNING, map_acquisition
@@ -25,12 +24,16 @@ SETTLE_SECONDS = 5.0
 
 
 class ShownWorkers:
-    """Workers of the library, each of whose acquisitions is a task run that tells what became of it."""
+    """A pool of the library, each of whose acquisitions is a task run that tells what became of it."""
 
-    def __init__(self, n_workers: int) -> None:
-        self._workers = Workers(n_workers)
-        self.n_workers = n_workers
+    def __init__(self, pool: Pool) -> None:
+        self._workers = pool
         self._shown: list[Any] = []
+
+    @property
+    def n_workers(self) -> int:
+        """How many acquisitions are worked on at once."""
+        return self._workers.n_workers
 
     @property
     def n_free(self) -> int:
@@ -65,10 +68,11 @@ class ShownWorkers:
 def process_inbox(
     inbox: str,
     model: str = "default",
-    out: str | None = None,
+    out: str | Path | None = None,
     edge: str | None = None,
     settle_seconds: float = SETTLE_SECONDS,
     workers: int | None = None,
+    cluster: str | None = None,
 ) -> list[dict[str, Any]]:
     """Take every acquisition of a folder that is not done yet to its map, as `eelsflow watch --once` does.
 
@@ -89,6 +93,8 @@ def process_inbox(
         A file is taken when it looks the same twice, so long apart; s.
     workers
         Acquisitions worked on at once; by default one a core.
+    cluster
+        Address of a Dask scheduler, on whose workers they are worked on instead.
 
     Returns
     -------
@@ -108,7 +114,7 @@ def process_inbox(
     with watched(server, lambda: end(server, "files that are not done wait for the next run", say=print)):
         waiting = watch(
             order,
-            pool=ShownWorkers(workers or len(os.sched_getaffinity(0))),
+            pool=ShownWorkers(open_pool(workers=workers, cluster=cluster)),
             interval=settle_seconds,
             once=True,
             stop=Event(),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import re
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_image_artifact
 
+from eelsflow.bucket import read_from
 from tasks.options import task_options
 
 RUNNING: dict[int, Future[Any]] = {}
@@ -24,7 +24,7 @@ def map_acquisition(number: int, name: str) -> str | None:
     if outcome is None:
         get_run_logger().info("%s changes while it is read, and is looked at again", name)
         return None
-    folder, facts = Path(outcome["map"]), outcome["facts"]
+    where, facts = outcome["map"], outcome["facts"]
     classes = ", ".join(f"{one} {pixels:,}" for one, pixels in facts["classes"].items())
     offset = facts["energy_offset"]["value"]
     get_run_logger().info(
@@ -37,10 +37,11 @@ def map_acquisition(number: int, name: str) -> str | None:
     )
     for warning in facts["warnings"]:
         get_run_logger().warning("%s: %s", name, warning)
-    picture = base64.b64encode((folder / "map.png").read_bytes()).decode()
-    create_image_artifact(
-        key=re.sub(r"[^a-z0-9]+", "-", f"map-{folder.name}".lower()).strip("-"),
-        image_url=f"data:image/png;base64,{picture}",
-        description=f"{name}: {classes}",
-    )
-    return str(folder)
+    picture = read_from(where, "map.png")
+    if picture is not None:
+        create_image_artifact(
+            key=re.sub(r"[^a-z0-9]+", "-", f"map-{where.rpartition('/')[2]}".lower()).strip("-"),
+            image_url=f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+            description=f"{name}: {classes}",
+        )
+    return str(where)

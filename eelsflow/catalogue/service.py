@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -12,11 +13,13 @@ from threading import Event
 from typing import Any
 
 from eelsflow.bucket import is_url
+from eelsflow.catalogue.cluster_workers import ClusterWorkers
 from eelsflow.catalogue.inbox import look_at, open_inbox
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.process import Order
 from eelsflow.catalogue.states import ENDED, Acquisition, State
 from eelsflow.catalogue.watch import Pool, Watcher
+from eelsflow.catalogue.workers import Workers
 from eelsflow.digest import digest_of
 from eelsflow.errors import InputError
 from eelsflow.store import Store, home, read_json
@@ -46,6 +49,24 @@ def make_order(inbox: str, *, out: str | Path | None = None, model: str = "defau
     return Order(
         inbox=open_inbox(inbox).root, out=folder, store=home() / "store", model=model, edge=edge, bucket=bucket
     )
+
+
+def open_pool(*, workers: int | None = None, cluster: str | None = None) -> Pool:
+    """Return where acquisitions are worked on: processes of this machine, by default one a core, or a Dask cluster.
+
+    Raises
+    ------
+    InputError
+        If both are asked for.
+    """
+    if cluster is None:
+        return Workers(workers or len(os.sched_getaffinity(0)))
+    if workers is not None:
+        raise InputError(
+            f"{workers} workers of this machine and the cluster at {cluster} are asked for; a cluster has as many as "
+            "were started there, so name one of the two"
+        )
+    return ClusterWorkers(cluster)
 
 
 def watch(

@@ -59,7 +59,10 @@ LEAST_FREE_BYTES = 16 << 20
 class Pool(Protocol):
     """Where acquisitions are worked on."""
 
-    n_workers: int
+    @property
+    def n_workers(self) -> int:
+        """How many acquisitions are worked on at once."""
+        ...
 
     @property
     def n_free(self) -> int:
