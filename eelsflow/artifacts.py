@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
@@ -43,6 +44,20 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
 
 
+def artifact_root() -> str | None:
+    """Return below which URL files are kept: $MLFLOW_DEFAULT_ARTIFACT_ROOT, else a folder of eelsflow's home.
+
+    None where an MLflow server is configured, which knows it.
+    """
+    if configured := os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT"):
+        return configured.rstrip("/")
+    return None if tracking_uri().startswith("http") else _local_artifacts().as_uri()
+
+
+def _local_artifacts() -> Path:
+    return home() / "mlflow" / "artifacts"
+
+
 def open_client() -> MlflowClient:
     """Connect to the artifact store, creating the local one where it does not exist.
 
@@ -62,20 +77,20 @@ def open_client() -> MlflowClient:
             "MLflow is not installed, so models and figures have no artifact store; "
             "install eelsflow[orchestration], or run with --runner loop"
         ) from error
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        make_directory(home() / "mlflow" / "artifacts")
+    if artifact_root() == _local_artifacts().as_uri():
+        make_directory(_local_artifacts())
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=tracking_uri())
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Return the id of an experiment, which is made where it is not there."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    location = None
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        location = (home() / "mlflow" / "artifacts" / name).as_uri()
+    root = artifact_root()
+    location = None if root is None else f"{root}/{quote(name)}"
     return str(client.create_experiment(name, artifact_location=location))
 
 
@@ -116,7 +131,7 @@ def log_models(study: str, *, digest: str, models: Iterable[LoggedModel], tags: 
     from mlflow.entities import Metric, Param, RunTag
 
     client = open_client()
-    experiment = _experiment(client, study)
+    experiment = experiment_id(client, study)
     runs = _runs_of(client, experiment)
     parent = runs[digest][0] if digest in runs else str(
         client.create_run(experiment, run_name=f"{study} study", tags={DIGEST_TAG: digest, **tags}).info.run_id
@@ -171,7 +186,7 @@ def log_results(study: str, run: str, directory: Path) -> dict[str, str]:
         if not path.name.startswith("."):
             _log_path(client, run, path)
     client.set_terminated(run, "FINISHED")
-    experiment = _experiment(client, study)
+    experiment = experiment_id(client, study)
     link = _page(tracking_uri(), experiment, run)
     return {"experiment": experiment, "run": run, "uri": tracking_uri(), "link": link}
 

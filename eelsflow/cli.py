@@ -310,6 +310,8 @@ def classify(
     if low_loss is not None and len(files) > 1:
         raise InputError(f"--low-loss belongs to one acquisition and {len(files)} are given; classify them one by one")
     make_directory(out)
+    if model == "default":
+        _follow_champions()
     failures = []
     with _progress("classify") as on_step:
         for number, file in enumerate(files):
@@ -325,6 +327,16 @@ def classify(
                 _say(f"warning: {file.name}: {warning}")
     if failures:
         raise InputError("\n".join(failures))
+
+
+def _follow_champions() -> None:
+    from eelsflow.study.champion import follow_champions
+
+    try:
+        for change in follow_champions():
+            _say(change)
+    except Exception as error:  # a server that is away must not keep the model that is here from its work
+        _say(f"warning: MLflow's registry cannot be asked who is champion ({error}); the one known here is used")
 
 
 @app.command()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 from eelsflow.bucket import is_url
@@ -23,6 +25,12 @@ from eelsflow.catalogue.workers import Workers
 from eelsflow.digest import digest_of
 from eelsflow.errors import InputError
 from eelsflow.store import Store, home, read_json
+from eelsflow.study.champion import follow_champions
+
+LOGGER = logging.getLogger("eelsflow.watch")
+
+FOLLOW_SECONDS = 60.0
+"""How often MLflow's registry is asked who is champion (ours)."""
 
 INTERVAL_SECONDS = 5.0
 """Between two looks into an inbox, and therefore before a file is taken (ours)."""
@@ -104,7 +112,40 @@ def watch(
     Store(order.store).remove_abandoned()
     import_ledger(order.out, catalogue)
     watcher = Watcher(catalogue, order, pool, settle_seconds=interval, since=since, on_end=on_end)
-    return watcher.run(interval=interval, stop=stop or Event(), once=once)
+    with _following_champions(order):
+        return watcher.run(interval=interval, stop=stop or Event(), once=once)
+
+
+@contextlib.contextmanager
+def _following_champions(order: Order) -> Iterator[None]:
+    """Map by the champion that MLflow's registry names, now and whenever a person moves its alias there."""
+    if order.model != "default":
+        yield
+        return
+    left = Event()
+    told: set[str] = set()
+
+    def follow() -> None:
+        try:
+            for change in follow_champions():
+                LOGGER.info("%s", change)
+            told.clear()
+        except Exception as error:  # a server that is away must not keep the model that is here from its work
+            text = str(error).partition("\n")[0]
+            if text not in told:
+                LOGGER.warning("MLflow's registry cannot be asked who is champion (%s); the one known is used", text)
+                told.add(text)
+
+    def keep_following() -> None:
+        while not left.wait(FOLLOW_SECONDS):
+            follow()
+
+    follow()
+    Thread(target=keep_following, name="champions", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 def send_back(order: Order, catalogue: Catalogue, *, since: float, force: Stage | None, path: str | None) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eelsflow.champions import fetch_champion, has_registry, read_champions, set_champion
 from eelsflow.dataset.manifest import Acquisition
 from eelsflow.digest import digest_file
 from eelsflow.errors import UnusableModelError
@@ -119,11 +122,40 @@ def _score(item: _Item) -> dict[str, Any] | None:
 
 
 def keep_champion(directory: Path, *, edge: str, name: str, registered: str) -> Path:
-    """Make a model the champion of its edge; return where it is kept, whatever becomes of the study's results."""
-    kept = make_directory(home() / "models" / edge) / digest_file(directory)[:16]
+    """Make a model the champion of its edge; return where it is kept, whatever becomes of the study's results.
+
+    Where MLflow is installed, its alias is given to the model first: what is read there is what maps acquisitions.
+    """
+    if importlib.util.find_spec("mlflow") is not None:
+        set_champion(directory, edge=edge, name=name)
+    kept = _folder_of(edge, digest_file(directory))
     if not kept.exists():
         unfinished = Store(home() / "store").temporary()
         shutil.copytree(directory, unfinished, dirs_exist_ok=True)
         unfinished.rename(kept)
     register_model(kept, name=name, registered=registered, champion=True)
     return kept
+
+
+def follow_champions() -> list[str]:
+    """Make those the champions here that have the alias in MLflow's registry; return what changed, in sentences."""
+    if not has_registry():
+        return []
+    changed = []
+    for champion in read_champions():
+        kept = _folder_of(champion.edge, champion.digest)
+        if champion_of(champion.edge) == kept:
+            continue
+        if not kept.exists():
+            work = Store(home() / "store").temporary()
+            fetch_champion(champion, work / "model")
+            (work / "model").rename(kept)
+            work.rmdir()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        register_model(kept, name=champion.name, registered=now, champion=True)
+        changed.append(f"the champion of {champion.edge} is {champion.name} now, as MLflow's registry says")
+    return changed
+
+
+def _folder_of(edge: str, digest: str) -> Path:
+    return make_directory(home() / "models" / edge) / digest[:16]

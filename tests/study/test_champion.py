@@ -1,9 +1,15 @@
+import shutil
+
 import pytest
 
+from eelsflow.artifacts import open_client
+from eelsflow.digest import digest_file
+from eelsflow.errors import UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.maps.registry import champion_of, find_model
 from eelsflow.models.bundle import ModelBundle, describe_model
 from eelsflow.store import Store, read_json
+from eelsflow.study.champion import follow_champions, keep_champion
 from eelsflow.study.config import load_study
 from eelsflow.study.run import run_study
 from eelsflow.study.stages import Place
@@ -15,6 +21,7 @@ pytestmark = pytest.mark.slow
 def promote(manifest_study, tmp_path, monkeypatch):
     """Run the same study with --promote; the second run computes nothing again."""
     monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
+    monkeypatch.setattr("eelsflow.study.champion.set_champion", lambda *_, **__: "1")  # has tests of its own below
     monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
     place = Place(Store(tmp_path / "store"), LoopExecutor())
     study = load_study(manifest_study(split={"by": "group", "folds": 2, "seeds": 2}))
@@ -88,3 +95,62 @@ def test_a_champion_that_is_damaged_or_of_other_classes_stands_in_nobody_s_way(p
     verdict = promote()
     assert verdict["promote"]
     assert "cannot be used any more" in verdict["reason"]
+
+
+@pytest.fixture
+def shared_registry(tmp_path, monkeypatch):
+    """A registry that two homes share; provides a function that changes from one to the other."""
+    pytest.importorskip("mlflow", reason="the registry needs the extra 'orchestration'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", (tmp_path / "artifacts").as_uri())
+
+    def at(home):
+        monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / home))
+
+    at("one")
+    return at
+
+
+def model_named(saved_model, folder, name):
+    shutil.copytree(saved_model, folder)
+    describe_model(folder, name=name)
+    return folder
+
+
+def test_the_alias_in_the_registry_says_who_is_champion_on_every_machine(shared_registry, saved_model, tmp_path):
+    first, second = (model_named(saved_model, tmp_path / name, name) for name in ("first", "second"))
+    for model in (first, second):
+        keep_champion(model, edge="O_K", name=model.name, registered="2026-01-01T00:00:00+00:00")
+    assert follow_champions() == []
+
+    shared_registry("other")
+    assert champion_of("O_K") is None
+    assert follow_champions() == ["the champion of O_K is second now, as MLflow's registry says"]
+    assert digest_file(champion_of("O_K")) == digest_file(second)
+
+    open_client().set_registered_model_alias("eelsflow-O_K", "champion", "1")  # as a person does in MLflow's pages
+    for home in ("other", "one"):
+        shared_registry(home)
+        assert len(follow_champions()) == 1
+        assert digest_file(champion_of("O_K")) == digest_file(first)
+        assert follow_champions() == []
+
+    keep_champion(second, edge="O_K", name="second", registered="2026-01-02T00:00:00+00:00")
+    assert len(open_client().search_model_versions("name = 'eelsflow-O_K'")) == 2  # the same bytes are one version
+
+
+def test_a_champion_whose_files_were_changed_is_not_used(shared_registry, saved_model, tmp_path):
+    model = model_named(saved_model, tmp_path / "first", "first")
+    keep_champion(model, edge="O_K", name="first", registered="2026-01-01T00:00:00+00:00")
+    next((tmp_path / "artifacts").rglob("model.json")).write_text("{}")
+    shared_registry("other")
+    with pytest.raises(UnusableModelError, match="were changed in the artifact store"):
+        follow_champions()
+    assert champion_of("O_K") is None
+
+
+def test_where_mlflow_was_never_used_nobody_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("eelsflow.study.champion.read_champions", lambda: pytest.fail("asked"))
+    assert follow_champions() == []
