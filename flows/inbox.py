@@ -18,6 +18,7 @@ from eelsflow.catalogue.states import Acquisition, State
 from eelsflow.catalogue.watch import Pool, say_end
 from flows.server import current_server
 from flows.server_watch import end, watched
+from flows.tell import tell_of_failure
 from tasks.inbox import RUNNING, map_acquisition
 
 SETTLE_SECONDS = 5.0
@@ -64,6 +65,7 @@ class ShownWorkers:
     flow_run_name="inbox {inbox}",
     task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for the workers, of which there are fewer
     persist_result=False,
+    on_failure=[tell_of_failure],
 )
 def process_inbox(
     inbox: str,

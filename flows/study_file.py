@@ -12,9 +12,12 @@ from flows.cluster import cluster_client
 from flows.server import current_server
 from flows.server_watch import end, watched
 from flows.study import study
+from flows.tell import tell_of_failure
 
 
-@flow(name="eelsflow-study-file", flow_run_name="study {study_file}", persist_result=False)
+@flow(
+    name="eelsflow-study-file", flow_run_name="study {study_file}", persist_result=False, on_failure=[tell_of_failure]
+)
 def study_from_file(
     study_file: Path, out: Path, quick: bool = False, promote: bool = False, strict: bool = False
 ) -> None:

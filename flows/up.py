@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from eelsflow.artifacts import tracking_uri
+from eelsflow.artifacts import artifact_root, tracking_uri
 from eelsflow.bucket import is_url
 from eelsflow.catalogue.inbox import open_inbox
 from eelsflow.catalogue.ledger import Catalogue
@@ -22,6 +22,7 @@ from eelsflow.catalogue.serve import serving
 from eelsflow.store import home, make_directory
 from flows.server import free_port, running_server
 from flows.server_watch import end, watched
+from flows.tell import configure_crash_automation
 
 MLFLOW_PORT = 5000  # MLflow's own
 POOL = "eelsflow"
@@ -48,6 +49,7 @@ def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str],
     with contextlib.ExitStack() as stack:
         catalogue = Catalogue()
         server = stack.enter_context(running_server(where))
+        configure_crash_automation()
         say(f"Prefect is at {server.ui_url} (API: {server.api_url})")
         say(f"the catalogue is at {stack.enter_context(serving(catalogue))}")
         if not tracking_uri().startswith("http"):
@@ -67,10 +69,12 @@ def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str],
 
 @contextlib.contextmanager
 def _mlflow(where: Path) -> Iterator[str]:
-    make_directory(where / "mlflow" / "artifacts")
+    root = artifact_root() or ""
+    if root.startswith("file://"):
+        make_directory(where / "mlflow" / "artifacts")
     port = free_port(MLFLOW_PORT)
     options = ["--backend-store-uri", tracking_uri(), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    options += ["--default-artifact-root", (where / "mlflow" / "artifacts").as_uri()]
+    options += ["--default-artifact-root", root]
     with _child([sys.executable, "-m", "mlflow", "server", *options], where / "mlflow" / "server.log"):
         yield f"http://127.0.0.1:{port}"
 

@@ -20,17 +20,18 @@ from eelsflow.catalogue.inbox import look_at, open_inbox
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.process import Order
 from eelsflow.catalogue.states import ENDED, Acquisition, State
-from eelsflow.catalogue.watch import Pool, Watcher
+from eelsflow.catalogue.watch import Pool, Watcher, say_end
 from eelsflow.catalogue.workers import Workers
 from eelsflow.digest import digest_of
 from eelsflow.errors import InputError
+from eelsflow.notify import Notices
 from eelsflow.store import Store, home, read_json
 from eelsflow.study.champion import follow_champions
 
 LOGGER = logging.getLogger("eelsflow.watch")
 
-FOLLOW_SECONDS = 60.0
-"""How often MLflow's registry is asked who is champion (ours)."""
+MINUTE_SECONDS = 60.0
+"""How often MLflow's registry is asked who is champion, and people are told what wants a look (ours)."""
 
 INTERVAL_SECONDS = 5.0
 """Between two looks into an inbox, and therefore before a file is taken (ours)."""
@@ -111,37 +112,56 @@ def watch(
     catalogue = catalogue or Catalogue()
     Store(order.store).remove_abandoned()
     import_ledger(order.out, catalogue)
-    watcher = Watcher(catalogue, order, pool, settle_seconds=interval, since=since, on_end=on_end)
-    with _following_champions(order):
-        return watcher.run(interval=interval, stop=stop or Event(), once=once)
+    notices = Notices()
+
+    def ended(one: Acquisition) -> None:
+        if one.alias_of is None and (one.state is State.QUARANTINED or one.facts.get("drift")):
+            notices.add("; ".join([say_end(one), *(f"drift: {text}" for text in one.facts.get("drift", []))]))
+        if on_end is not None:
+            on_end(one)
+
+    watcher = Watcher(catalogue, order, pool, settle_seconds=interval, since=since, on_end=ended)
+    follow = _Follower(order)
+    with _every_minute(follow, notices.flush):
+        follow()
+        try:
+            return watcher.run(interval=interval, stop=stop or Event(), once=once)
+        finally:
+            notices.flush(now=True)
 
 
-@contextlib.contextmanager
-def _following_champions(order: Order) -> Iterator[None]:
-    """Map by the champion that MLflow's registry names, now and whenever a person moves its alias there."""
-    if order.model != "default":
-        yield
-        return
-    left = Event()
-    told: set[str] = set()
+class _Follower:
+    """Lets files be mapped by the champion that MLflow's registry names, whenever it is called."""
 
-    def follow() -> None:
+    def __init__(self, order: Order) -> None:
+        self._is_wanted = order.model == "default"
+        self._told: str | None = None
+
+    def __call__(self) -> None:
+        if not self._is_wanted:
+            return
         try:
             for change in follow_champions():
                 LOGGER.info("%s", change)
-            told.clear()
+            self._told = None
         except Exception as error:  # a server that is away must not keep the model that is here from its work
             text = str(error).partition("\n")[0]
-            if text not in told:
+            if text != self._told:
                 LOGGER.warning("MLflow's registry cannot be asked who is champion (%s); the one known is used", text)
-                told.add(text)
+                self._told = text
 
-    def keep_following() -> None:
-        while not left.wait(FOLLOW_SECONDS):
-            follow()
 
-    follow()
-    Thread(target=keep_following, name="champions", daemon=True).start()
+@contextlib.contextmanager
+def _every_minute(*work: Callable[[], None]) -> Iterator[None]:
+    """Do some things in a thread once a minute, for the time of a ``with`` block."""
+    left = Event()
+
+    def keep_on() -> None:
+        while not left.wait(MINUTE_SECONDS):
+            for do in work:
+                do()
+
+    Thread(target=keep_on, name="every-minute", daemon=True).start()
     try:
         yield
     finally:

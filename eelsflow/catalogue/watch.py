@@ -195,9 +195,10 @@ class Watcher:
             self._remember(changed)
             for one in changed:
                 if one.refused is not None and (refused := self.catalogue.find(one.path)) is not None:
-                    if not self._note(refused).exists():
-                        LOGGER.info(say_end(replace(refused, state=State.QUARANTINED, reason=one.refused)))
+                    is_new = not self._note(refused).exists()
                     self._write_note(refused, one.refused)
+                    if is_new:
+                        self._tell(replace(refused, state=State.QUARANTINED, reason=one.refused))
         gone = set(self._looks) - paths
         for path in gone:
             del self._looks[path]
@@ -398,6 +399,9 @@ class Watcher:
         ended = self.catalogue.find(one.path) or one
         if AGAIN in one.facts:
             self.catalogue.follow(ended)
+        self._tell(ended)
+
+    def _tell(self, ended: Acquisition) -> None:
         LOGGER.info(say_end(ended))
         if self.on_end is not None:
             self.on_end(ended)
