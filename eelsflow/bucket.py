@@ -74,6 +74,12 @@ class Bucket:
             self._files.invalidate_cache()
             return bool(self._files.isfile(self.at(name)))
 
+    def is_empty(self) -> bool:
+        """Tell whether nothing is below the folder."""
+        with self._said("read from"):
+            self._files.invalidate_cache()
+            return not self._files.find(self.url)
+
     def read(self, name: str) -> bytes | None:
         """Return what an object holds; None where it is not there."""
         with self._said("read from"), contextlib.suppress(FileNotFoundError):
