@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from eelsflow.errors import InputError, MissingDependencyError
 from eelsflow.executors import keep_freed_memory, never_pause
 from eelsflow.store import make_directory
+from flows.dask_tls import check_protocol, no_answer, tls_settings, with_tls
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -51,7 +52,7 @@ def cluster_client(
     config
         ``"local"``; the address of a scheduler, such as ``"tcp://host:8786"``; or ``{"slurm": {...}}`` or
         ``{"kubernetes": {...}}`` with the keywords of dask-jobqueue's ``SLURMCluster`` or dask-kubernetes'
-        ``KubeCluster``, and ``n_workers``.
+        ``KubeCluster``, and ``n_workers``. With ``EELSFLOW_DASK_TLS`` all speak TLS (`flows.dask_tls`).
     home
         The home folder of eelsflow; a local cluster spills to its folder ``dask``.
     n_workers, memory_limit, resources
@@ -71,6 +72,8 @@ def cluster_client(
     with contextlib.ExitStack() as stack:
         # Blocks are sent with what is known of them: spikes, scores, guides. Dask advises against it from 10 MB on.
         stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "10GB"}))
+        stack.enter_context(dask.config.set(tls_settings()))
+        check_protocol(config)
         scheduler: Any
         if config == "local":
             scheduler = stack.enter_context(_local_cluster(home, n_workers, memory_limit, resources))
@@ -83,10 +86,7 @@ def cluster_client(
             client = Client(scheduler, timeout=CONNECT_SECONDS, name="eelsflow")
             stack.callback(client.close)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"no Dask scheduler answers at {scheduler!r} ({error}); "
-                "start one with `dask scheduler`, or use `cluster: local`"
-            ) from error
+            raise InputError(no_answer(scheduler, error)) from error
         if config == "local":
             # Ctrl-C reaches the whole group of processes; the client stops the workers, they need not say anything.
             client.register_worker_callbacks(functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN))
@@ -95,7 +95,14 @@ def cluster_client(
                 logger = logging.getLogger(f"distributed.worker{name}")
                 client.register_worker_callbacks(functools.partial(logging.Logger.setLevel, logger, level))
         if isinstance(config, str):
-            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            try:
+                client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            except TimeoutError as error:
+                raise InputError(
+                    f"the Dask scheduler at {client.scheduler.address} has no worker after {CONNECT_SECONDS} s; "
+                    "expected one at least, because they do the work: start `dask worker` with the address, and see "
+                    "what it prints if it does not stay"
+                ) from error
         _check_versions(client)
         client.register_worker_callbacks(keep_freed_memory)
         if not isinstance(config, str) or config == "local":  # others may use a cluster that was there before
@@ -169,6 +176,8 @@ def _queued_cluster(config: Mapping[str, Any]) -> Iterator[Any]:
         ) from error
     options = dict(config[kind] or {})
     n_workers = options.pop("n_workers", 1)
+    if kind == "slurm":
+        options = with_tls(options)
     with factory(**options) as cluster:
         cluster.scale(n_workers)
         yield cluster

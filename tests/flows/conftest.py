@@ -1,7 +1,9 @@
-"""One Prefect server for all tests of flows."""
+"""One Prefect server for all tests of flows, and certificates."""
 
 import contextlib
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +46,17 @@ def environment() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         yield patch
     _refresh_settings()
+
+
+MAKE_CERTIFICATES = Path(__file__).parents[2] / "deployments" / "make_certificates.sh"
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of certificates for TLS between parts of Dask; those of others are in its folder ``others``."""
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates are made by openssl, which is not installed")
+    folder = tmp_path_factory.mktemp("certificates")
+    for each in (folder, folder / "others"):
+        subprocess.run([MAKE_CERTIFICATES, each], check=True, capture_output=True)
+    return folder

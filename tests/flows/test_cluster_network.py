@@ -1,0 +1,158 @@
+"""A scheduler and workers on machines of their own, with TLS between all of them, and a cable that is pulled."""
+
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eelsflow.errors import InputError
+from eelsflow.executors import LoopExecutor
+from eelsflow.store import Store, read_json
+from eelsflow.study.config import load_study
+from eelsflow.study.run import run_study as run_loop
+from eelsflow.study.stages import Place
+from flows.cluster import cluster_client
+from flows.dask_tls import SWITCH
+from flows.server import Server
+from flows.study import run_study
+from flows.study import study as study_flow
+from tests.flows.network import Network, why_not
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+WORKERS = ("worker-a", "worker-b")
+NOTICED_SECONDS = 60
+"""What a cut cable may cost a study. Dask's own settings: TCP gives up after 30 s, then what was lost is done again."""
+
+
+@pytest.fixture
+def network(
+    certificates: Path, server_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Network]:
+    if reason := why_not():
+        pytest.skip(reason)
+    monkeypatch.setenv(SWITCH, str(certificates))
+    monkeypatch.setenv("EELSFLOW_HOME", str(server_home))
+    tls = [
+        f"--tls-{name}={certificates / file}.pem"
+        for name, file in (("ca-file", "ca"), ("cert", "cert"), ("key", "key"))
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != SWITCH}
+    environment |= {"OMP_NUM_THREADS": "1", "DASK_TEMPORARY_DIRECTORY": str(tmp_path / "dask")}
+    dask = [sys.executable, "-m", "dask"]
+    with Network(tmp_path) as network:
+        address = f"tls://{network.add('scheduler')}:8786"
+        network.start("scheduler", [*dask, "scheduler", *tls, "--dashboard-address", "127.0.0.1:8787"], environment)
+        for name in WORKERS:
+            network.add(name)
+            one = ["worker", address, "--name", name, "--nthreads", "1", "--dashboard-address", "127.0.0.1:0"]
+            network.start(name, [*dask, *one, *tls], environment)
+        for name in WORKERS:
+            network.wait_for(name, "Registered to")
+        yield network
+
+
+@pytest.fixture
+def address(network: Network) -> str:
+    return f"tls://{network.address('scheduler')}:8786"
+
+
+@pytest.fixture
+def study_file(network: Network, address: str, table_study: Any) -> Path:
+    split = {"by": "group", "folds": 3, "seeds": 2}
+    return table_study(models=["svm-linear", "svm-rbf", "svm-sgd"], split=split, cluster=address)
+
+
+@pytest.fixture
+def loop_results(study_file: Path, tmp_path: Path) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
+        place = Place(Store(tmp_path / "loop-store"), LoopExecutor())
+        return run_loop(load_study(study_file), tmp_path / "loop", place=place)
+
+
+def numbers(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return all that is known of the models but times."""
+    return [{name: row[name] for name in row if "seconds" not in name} for row in results["models"]]
+
+
+def test_only_those_with_a_certificate_get_in(
+    network: Network, address: str, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.create_default_context(cafile=certificates / "ca.pem")
+    context.check_hostname = False
+    found = []
+    for name in ("scheduler", *WORKERS):
+        for line in network.run(name, "ss", "-Hltn").splitlines():
+            host, _, port = line.split()[3].rpartition(":")
+            if not host.startswith("127."):
+                found.append(name)
+                with (
+                    socket.create_connection((network.address(name), int(port)), timeout=10) as open_,
+                    pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"),
+                    context.wrap_socket(open_) as encrypted,
+                ):
+                    encrypted.recv(1)
+    assert set(found) == {"scheduler", *WORKERS}
+
+    monkeypatch.delenv(SWITCH)
+    with pytest.raises(InputError, match=f"{SWITCH} is not set"), cluster_client(address, home=tmp_path):
+        pass
+    monkeypatch.setenv(SWITCH, str(certificates / "others"))
+    with pytest.raises(InputError, match="of the same authority"), cluster_client(address, home=tmp_path):
+        pass
+
+
+def test_a_study_gives_the_numbers_of_the_loop(
+    prefect_server: Server, network: Network, study_file: Path, loop_results: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    study = load_study(study_file)
+    run_study(study, out, store=Store(tmp_path / "store"), on_step=None, promote=False, strict=False, say=print)
+    assert numbers(read_json(out / "results.json")) == numbers(loop_results)
+
+
+def test_a_study_gives_the_numbers_of_the_loop_though_a_worker_is_cut_off(
+    prefect_server: Server,
+    network: Network,
+    address: str,
+    study_file: Path,
+    loop_results: dict[str, Any],
+    server_home: Path,
+    tmp_path: Path,
+) -> None:
+    lost = WORKERS[0]
+    store = Store(tmp_path / "store")
+    stuck: list[Any] = []
+    with cluster_client(address, home=server_home) as client:
+        workers = {about["id"]: one for one, about in client.scheduler_info()["workers"].items()}
+
+        def pull() -> None:
+            # In the middle: data set and features are there, models are being fitted.
+            while len(list(store.root.glob("entries/*/*"))) < 8 or not client.processing()[workers[lost]]:
+                time.sleep(0.02)
+            network.cut(lost)
+            time.sleep(5)
+            stuck.extend(client.processing()[workers[lost]])
+
+        puller = threading.Thread(target=pull, daemon=True)
+        puller.start()
+        began = time.monotonic()
+        study_flow(load_study(study_file), str(tmp_path / "out"), str(store.root), scheduler=address)
+        took = time.monotonic() - began
+        puller.join(timeout=1)
+        assert not puller.is_alive()
+        assert stuck  # it had work, and was waited for
+        assert list(client.scheduler_info()["workers"]) == [workers[WORKERS[1]]]
+    assert numbers(read_json(tmp_path / "out" / "results.json")) == numbers(loop_results)
+    assert took < NOTICED_SECONDS
+    network.processes[lost].wait(
+        timeout=NOTICED_SECONDS
+    )  # it has noticed as well, and ends; its machine starts another
