@@ -99,12 +99,12 @@ def no_answer(address: Any, error: Exception) -> str:
         ours = os.environ.get(SWITCH) or "the settings of Dask"
         return (
             f"no Dask scheduler takes this client at {address!r} ({refused or error}); expected one that runs with "
-            f"certificates of the same authority as those in {ours}, because each side refuses a peer without: start it "
-            "with `dask scheduler --tls-ca-file ca.pem --tls-cert cert.pem --tls-key key.pem`, or use `cluster: local`"
+            f"certificates of the same authority as those in {ours}, because each side refuses a peer without: start "
+            "`dask scheduler --tls-ca-file ca.pem --tls-cert cert.pem --tls-key key.pem`, or use `cluster: local`"
         )
     return (
-        f"no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler`, or use `cluster: local`; if "
-        f"it speaks TLS, write tls:// for tcp:// and set {SWITCH}"
+        f"no Dask scheduler answers at {address!r} ({error}); start `dask scheduler`, or use `cluster: local`; "
+        f"if it speaks TLS, write tls:// for tcp:// and set {SWITCH}"
     )
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import IO
 
 
-def why_not() -> str | None:
-    """Return why there can be no namespaces here, or None."""
+def why_not(directory: Path) -> str | None:
+    """Return why there can be no such network here, or None."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "network namespaces need root and the command `ip` (iproute2)"
-    name = f"eels{os.getpid()}-try"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        return f"no network namespace can be made here: {tried.stderr.strip()}"
-    _ip("netns", "del", name)
+    try:
+        with Network(directory) as network:
+            network.add("try")
+    except subprocess.CalledProcessError as error:
+        return f"no network namespaces can be made here: {error.stderr.strip()}"
     return None
 
 
@@ -42,8 +42,12 @@ class Network:
 
     def __enter__(self) -> Network:
         _ip("link", "add", self.bridge, "type", "bridge")
-        _ip("addr", "add", f"{self.prefix}.1/24", "dev", self.bridge)
-        _ip("link", "set", self.bridge, "up")
+        try:
+            _ip("addr", "add", f"{self.prefix}.1/24", "dev", self.bridge)
+            _ip("link", "set", self.bridge, "up")
+        except subprocess.CalledProcessError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,8 +58,8 @@ class Network:
             left = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
             for pid in left.stdout.split():  # a worker is a child of its nanny
                 os.kill(int(pid), 9)
-            subprocess.run(["ip", "link", "del", self._cable(name)], check=False)
-            subprocess.run(["ip", "netns", "del", namespace], check=False)
+            for what in (("link", "del", self._cable(name)), ("netns", "del", namespace)):
+                subprocess.run(["ip", *what], capture_output=True, check=False)  # one that could not be made, too
         subprocess.run(["ip", "link", "del", self.bridge], check=False)
         for process in self.processes.values():
             process.wait()

@@ -29,14 +29,14 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 WORKERS = ("worker-a", "worker-b")
 NOTICED_SECONDS = 60
-"""What a cut cable may cost a study. Dask's own settings: TCP gives up after 30 s, then what was lost is done again."""
+"""Dask's own settings: TCP gives up after 30 s. It is the kernel that counts, so a busy machine does not matter."""
 
 
 @pytest.fixture
 def network(
     certificates: Path, server_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Network]:
-    if reason := why_not():
+    if reason := why_not(tmp_path):
         pytest.skip(reason)
     monkeypatch.setenv(SWITCH, str(certificates))
     monkeypatch.setenv("EELSFLOW_HOME", str(server_home))
@@ -127,10 +127,14 @@ def test_a_study_gives_the_numbers_of_the_loop_though_a_worker_is_cut_off(
     loop_results: dict[str, Any],
     server_home: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(
+        "eelsflow.study.run.build_report", lambda directory, executor: None
+    )  # the other study draws its figures
     lost = WORKERS[0]
     store = Store(tmp_path / "store")
-    stuck: list[Any] = []
+    found: dict[str, Any] = {}
     with cluster_client(address, home=server_home) as client:
         workers = {about["id"]: one for one, about in client.scheduler_info()["workers"].items()}
 
@@ -139,20 +143,19 @@ def test_a_study_gives_the_numbers_of_the_loop_though_a_worker_is_cut_off(
             while len(list(store.root.glob("entries/*/*"))) < 8 or not client.processing()[workers[lost]]:
                 time.sleep(0.02)
             network.cut(lost)
+            began = time.monotonic()
             time.sleep(5)
-            stuck.extend(client.processing()[workers[lost]])
+            found["waited for"] = client.processing()[workers[lost]]
+            while workers[lost] in client.processing():
+                time.sleep(0.1)
+            found["noticed"] = time.monotonic() - began
 
         puller = threading.Thread(target=pull, daemon=True)
         puller.start()
-        began = time.monotonic()
         study_flow(load_study(study_file), str(tmp_path / "out"), str(store.root), scheduler=address)
-        took = time.monotonic() - began
         puller.join(timeout=1)
-        assert not puller.is_alive()
-        assert stuck  # it had work, and was waited for
-        assert list(client.scheduler_info()["workers"]) == [workers[WORKERS[1]]]
+        assert found["waited for"]
+        assert found["noticed"] < NOTICED_SECONDS
+        assert list(client.processing()) == [workers[WORKERS[1]]]
     assert numbers(read_json(tmp_path / "out" / "results.json")) == numbers(loop_results)
-    assert took < NOTICED_SECONDS
-    network.processes[lost].wait(
-        timeout=NOTICED_SECONDS
-    )  # it has noticed as well, and ends; its machine starts another
+    network.processes[lost].wait(timeout=NOTICED_SECONDS)  # it ends by itself; its machine would start it again
