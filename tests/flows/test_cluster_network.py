@@ -71,11 +71,10 @@ def study_file(network: Network, address: str, table_study: Any) -> Path:
 
 
 @pytest.fixture
-def loop_results(study_file: Path, tmp_path: Path) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
-        place = Place(Store(tmp_path / "loop-store"), LoopExecutor())
-        return run_loop(load_study(study_file), tmp_path / "loop", place=place)
+def loop_results(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
+    place = Place(Store(tmp_path / "loop-store"), LoopExecutor())
+    return run_loop(load_study(study_file), tmp_path / "loop", place=place)
 
 
 def numbers(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,11 +126,7 @@ def test_a_study_gives_the_numbers_of_the_loop_though_a_worker_is_cut_off(
     loop_results: dict[str, Any],
     server_home: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "eelsflow.study.run.build_report", lambda directory, executor: None
-    )  # the other study draws its figures
     lost = WORKERS[0]
     store = Store(tmp_path / "store")
     found: dict[str, Any] = {}
