@@ -37,7 +37,7 @@ class Network:
         self.bridge = f"eels{os.getpid()}"  # an interface has a name of at most 15 characters
         self.prefix = f"10.213.{os.getpid() % 256}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._machines: list[str] = []
+        self.machines: list[str] = []
         self._outputs: list[IO[bytes]] = []
 
     def __enter__(self) -> Network:
@@ -53,7 +53,7 @@ class Network:
     def __exit__(self, *error: object) -> None:
         for process in self.processes.values():
             process.kill()
-        for name in self._machines:
+        for name in self.machines:
             namespace = self._namespace(name)
             left = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
             for pid in left.stdout.split():  # a worker is a child of its nanny
@@ -68,7 +68,7 @@ class Network:
 
     def add(self, name: str) -> str:
         """Add a machine; return its address."""
-        self._machines.append(name)
+        self.machines.append(name)
         namespace, cable, address = self._namespace(name), self._cable(name), self.address(name)
         _ip("netns", "add", namespace)
         _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", namespace)
@@ -80,7 +80,7 @@ class Network:
 
     def address(self, name: str) -> str:
         """Return the address of a machine."""
-        return f"{self.prefix}.{self._machines.index(name) + 2}"
+        return f"{self.prefix}.{self.machines.index(name) + 2}"
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start a program on a machine; its output goes to ``directory/NAME.log``."""
@@ -110,11 +110,15 @@ class Network:
         """Let packets from and to a machine vanish: nobody is told, and no connection is closed."""
         _ip("link", "set", self._cable(name), "nomaster")
 
+    def mend(self, name: str) -> None:
+        """Let packets through again."""
+        _ip("link", "set", self._cable(name), "master", self.bridge)
+
     def _namespace(self, name: str) -> str:
         return f"{self.bridge}-{name}"
 
     def _cable(self, name: str) -> str:
-        return f"{self.bridge}-{self._machines.index(name)}"
+        return f"{self.bridge}-{self.machines.index(name)}"
 
 
 def _ip(*arguments: str) -> None:

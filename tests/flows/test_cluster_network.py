@@ -28,53 +28,72 @@ from tests.flows.network import Network, why_not
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 WORKERS = ("worker-a", "worker-b")
+FLAGS = {"ca-file": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
 NOTICED_SECONDS = 60
 """Dask's own settings: TCP gives up after 30 s. It is the kernel that counts, so a busy machine does not matter."""
 
 
-@pytest.fixture
-def network(
-    certificates: Path, server_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Network]:
-    if reason := why_not(tmp_path):
+@pytest.fixture(scope="module")
+def network(certificates: Path, server_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """A scheduler and workers that speak TLS, started by Dask's own commands."""
+    directory = tmp_path_factory.mktemp("network")
+    if reason := why_not(directory):
         pytest.skip(reason)
-    monkeypatch.setenv(SWITCH, str(certificates))
-    monkeypatch.setenv("EELSFLOW_HOME", str(server_home))
-    tls = [
-        f"--tls-{name}={certificates / file}.pem"
-        for name, file in (("ca-file", "ca"), ("cert", "cert"), ("key", "key"))
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != SWITCH}
-    environment |= {"OMP_NUM_THREADS": "1", "DASK_TEMPORARY_DIRECTORY": str(tmp_path / "dask")}
-    dask = [sys.executable, "-m", "dask"]
-    with Network(tmp_path) as network:
-        address = f"tls://{network.add('scheduler')}:8786"
-        network.start("scheduler", [*dask, "scheduler", *tls, "--dashboard-address", "127.0.0.1:8787"], environment)
+    with Network(directory) as network:
+        start(network, "scheduler", certificates, "scheduler", dashboard="127.0.0.1:8787")
         for name in WORKERS:
-            network.add(name)
-            one = ["worker", address, "--name", name, "--nthreads", "1", "--dashboard-address", "127.0.0.1:0"]
-            network.start(name, [*dask, *one, *tls], environment)
+            start_worker(network, name, certificates)
         for name in WORKERS:
-            network.wait_for(name, "Registered to")
+            network.wait_for(name, "Registered to", seconds=120)
         yield network
 
 
-@pytest.fixture
-def address(network: Network) -> str:
+def start(network: Network, name: str, certificates: Path, *command: str, dashboard: str) -> None:
+    if name not in network.machines:
+        network.add(name)
+    tls = [f"--tls-{flag}={certificates / file}" for flag, file in FLAGS.items()]
+    environment = {name: value for name, value in os.environ.items() if name != SWITCH}
+    environment |= {"OMP_NUM_THREADS": "1", "DASK_TEMPORARY_DIRECTORY": str(network.directory / "dask")}
+    dask = [sys.executable, "-m", "dask", *command, *tls, "--dashboard-address", dashboard]
+    network.start(name, dask, environment)
+
+
+def start_worker(network: Network, name: str, certificates: Path) -> None:
+    one = ("worker", address_in(network), "--name", name, "--nthreads", "1")
+    start(network, name, certificates, *one, dashboard="127.0.0.1:0")
+
+
+def address_in(network: Network) -> str:
     return f"tls://{network.address('scheduler')}:8786"
 
 
 @pytest.fixture
-def study_file(network: Network, address: str, table_study: Any) -> Path:
+def address(network: Network, certificates: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of the scheduler, for a client that has certificates."""
+    monkeypatch.setenv(SWITCH, str(certificates))
+    monkeypatch.setenv("EELSFLOW_HOME", str(server_home))
+    return address_in(network)
+
+
+@pytest.fixture
+def study_file(address: str, table_study: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
     split = {"by": "group", "folds": 3, "seeds": 2}
     return table_study(models=["svm-linear", "svm-rbf", "svm-sgd"], split=split, cluster=address)
 
 
+@pytest.fixture(scope="module")
+def once() -> dict[str, Any]:
+    """What the loop has found: the same for every test of this module."""
+    return {}
+
+
 @pytest.fixture
-def loop_results(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr("eelsflow.study.run.build_report", lambda directory, executor: None)
-    place = Place(Store(tmp_path / "loop-store"), LoopExecutor())
-    return run_loop(load_study(study_file), tmp_path / "loop", place=place)
+def loop_results(study_file: Path, once: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    if not once:
+        place = Place(Store(tmp_path / "loop-store"), LoopExecutor())
+        once.update(run_loop(load_study(study_file), tmp_path / "loop", place=place))
+    return once
 
 
 def numbers(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -124,6 +143,7 @@ def test_a_study_gives_the_numbers_of_the_loop_though_a_worker_is_cut_off(
     address: str,
     study_file: Path,
     loop_results: dict[str, Any],
+    certificates: Path,
     server_home: Path,
     tmp_path: Path,
 ) -> None:
@@ -152,5 +172,8 @@ def test_a_study_gives_the_numbers_of_the_loop_though_a_worker_is_cut_off(
         assert found["waited for"]
         assert found["noticed"] < NOTICED_SECONDS
         assert list(client.processing()) == [workers[WORKERS[1]]]
+        network.processes[lost].wait(timeout=NOTICED_SECONDS)  # it ends by itself
+        network.mend(lost)
+        start_worker(network, lost, certificates)  # as what keeps it running would
+        client.wait_for_workers(2, timeout=120)
     assert numbers(read_json(tmp_path / "out" / "results.json")) == numbers(loop_results)
-    network.processes[lost].wait(timeout=NOTICED_SECONDS)  # it ends by itself; its machine would start it again
