@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eelsflow.dask_tls import check_protocol, no_answer, tls_settings, with_tls
 from eelsflow.errors import InputError, MissingDependencyError
 from eelsflow.executors import keep_freed_memory, never_pause
 from eelsflow.store import make_directory
-from flows.dask_tls import check_protocol, no_answer, tls_settings, with_tls
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -52,7 +52,7 @@ def cluster_client(
     config
         ``"local"``; the address of a scheduler, such as ``"tcp://host:8786"``; or ``{"slurm": {...}}`` or
         ``{"kubernetes": {...}}`` with the keywords of dask-jobqueue's ``SLURMCluster`` or dask-kubernetes'
-        ``KubeCluster``, and ``n_workers``. With ``EELSFLOW_DASK_TLS`` all speak TLS (`flows.dask_tls`).
+        ``KubeCluster``, and ``n_workers``. With ``EELSFLOW_DASK_TLS`` all speak TLS (`eelsflow.dask_tls`).
     home
         The home folder of eelsflow; a local cluster spills to its folder ``dask``.
     n_workers, memory_limit, resources

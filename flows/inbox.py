@@ -96,7 +96,7 @@ def process_inbox(
     workers
         Acquisitions worked on at once; by default one a core.
     cluster
-        Address of a Dask scheduler, on whose workers they are worked on instead.
+        Address of a Dask scheduler, on whose workers they are worked on instead; none if empty.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def process_inbox(
     with watched(server, lambda: end(server, "files that are not done wait for the next run", say=print)):
         waiting = watch(
             order,
-            pool=ShownWorkers(open_pool(workers=workers, cluster=cluster)),
+            pool=ShownWorkers(open_pool(workers=workers, cluster=cluster or None)),
             interval=settle_seconds,
             once=True,
             stop=Event(),

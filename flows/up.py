@@ -19,12 +19,14 @@ from eelsflow.bucket import is_url
 from eelsflow.catalogue.inbox import open_inbox
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.serve import serving
+from eelsflow.dask_tls import command_options
 from eelsflow.store import home, make_directory
-from flows.server import free_port, running_server
+from flows.server import ServerError, free_port, running_server
 from flows.server_watch import end, watched
 from flows.tell import configure_crash_automation
 
-MLFLOW_PORT = 5000  # MLflow's own
+MLFLOW_PORT, DASK_PORT, DASK_PAGES_PORT = 5000, 8786, 8787  # their own; other ones where these are taken
+CHECK_SECONDS = 2.0
 POOL = "eelsflow"
 STOP_SECONDS = 15
 DEPLOYMENTS = Path(__file__).parents[1] / "deployments" / "prefect.yaml"
@@ -42,20 +44,27 @@ def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str],
         Where maps go; eelsflow's home by default.
     say
         Is told where everything is.
+
+    Raises
+    ------
+    ServerError
+        If a part of it ends by itself; everything is stopped then.
     """
     where = home()
     if out is None or not is_url(out):  # scheduled runs are started in folders of their own
         out = str((where if out is None else Path(out)).expanduser().absolute())
     with contextlib.ExitStack() as stack:
-        catalogue = Catalogue()
+        catalogue, programs = Catalogue(), _Programs()
         server = stack.enter_context(running_server(where))
         configure_crash_automation()
         say(f"Prefect is at {server.ui_url} (API: {server.api_url})")
         say(f"the catalogue is at {stack.enter_context(serving(catalogue))}")
         if not tracking_uri().startswith("http"):
-            say(f"MLflow is at {stack.enter_context(_mlflow(where))}, in some seconds")
+            say(f"MLflow is at {stack.enter_context(_mlflow(where, programs))}, in some seconds")
         if inbox is not None:
-            stack.enter_context(_schedules(where, open_inbox(inbox).root, out))
+            address, dashboard = stack.enter_context(_dask(where, programs))
+            say(f"Dask works at {address}, its pages are at {dashboard}")
+            stack.enter_context(_schedules(where, open_inbox(inbox).root, out, address, programs))
             say(f"{inbox} is looked into on a schedule; maps go to {out}/maps")
         lost = "everything is stopped; start it again (systemd does)"
         stack.enter_context(watched(server, lambda: end(server, lost, say=say)))
@@ -64,26 +73,56 @@ def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str],
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, lambda *_: stop.set())
             stack.callback(signal.signal, number, before)
-        stop.wait()
+        while not stop.wait(CHECK_SECONDS):
+            if ended := programs.ended():
+                raise ServerError(f"{ended}; {lost}")
 
 
 @contextlib.contextmanager
-def _mlflow(where: Path) -> Iterator[str]:
+def _mlflow(where: Path, programs: _Programs) -> Iterator[str]:
     root = artifact_root() or ""
-    if root.startswith("file://"):
-        make_directory(where / "mlflow" / "artifacts")
+    make_directory(where / "mlflow" / "artifacts")
     port = free_port(MLFLOW_PORT)
     options = ["--backend-store-uri", tracking_uri(), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     options += ["--default-artifact-root", root]
-    with _child([sys.executable, "-m", "mlflow", "server", *options], where / "mlflow" / "server.log"):
+    command = [sys.executable, "-m", "mlflow", "server", *options]
+    with programs.running("MLflow", command, where / "mlflow" / "server.log"):
         yield f"http://127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
-def _schedules(where: Path, inbox: str, out: str) -> Iterator[None]:
+def _dask(where: Path, programs: _Programs) -> Iterator[tuple[str, str]]:
+    """Run a scheduler and a worker a core, which stay warm from one scheduled run to the next."""
+    folder = make_directory(where / "dask")
+    port, pages = free_port(DASK_PORT), free_port(DASK_PAGES_PORT)
+    tls = command_options()
+    address = f"{'tls' if tls else 'tcp'}://127.0.0.1:{port}"
+    program = [sys.executable, "-m"]
+    scheduler = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
+    scheduler += ["--dashboard-address", f"127.0.0.1:{pages}", *tls]
+    worker = [
+        "distributed.cli.dask_worker",
+        address,
+        "--nworkers",
+        str(len(os.sched_getaffinity(0))),
+        "--nthreads",
+        "1",
+    ]
+    worker += ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--local-directory", str(folder), *tls]
+    settings = {"DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "spawn", "MALLOC_ARENA_MAX": "1"}
+    with (
+        programs.running("Dask's scheduler", [*program, *scheduler], folder / "scheduler.log"),
+        programs.running("Dask's worker", [*program, *worker], folder / "worker.log", settings),
+    ):
+        yield address, f"http://127.0.0.1:{pages}/status"
+
+
+@contextlib.contextmanager
+def _schedules(where: Path, inbox: str, out: str, cluster: str, programs: _Programs) -> Iterator[None]:
     """Deploy what is scheduled, and run a worker for it."""
     log = make_directory(where / "prefect") / "worker.log"
     environment = {"EELSFLOW_INBOX": inbox, "EELSFLOW_OUT": out, "EELSFLOW_HOME": str(where)}
+    environment["EELSFLOW_CLUSTER"] = cluster
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     for arguments in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
@@ -93,35 +132,53 @@ def _schedules(where: Path, inbox: str, out: str) -> Iterator[None]:
             subprocess.run(
                 [*prefect, *arguments], check=True, stdout=stream, stderr=stream, env={**os.environ, **environment}
             )
-    with _child([*prefect, "worker", "start", "--pool", POOL, "--type", "process"], log, environment):
+    command = [*prefect, "worker", "start", "--pool", POOL, "--type", "process"]
+    with programs.running("Prefect's worker", command, log, environment):
         yield
 
 
-@contextlib.contextmanager
-def _child(command: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
-    """Run a program for the time of a block, and end it with all that it has started; also if this one is killed."""
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,  # Ctrl-C is this program's, which then ends the others in order
-            preexec_fn=_end_with_parent,
-        )
-    try:
-        yield
-    finally:
-        family = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-        for member in alive:
+class _Programs:
+    """Programs that run for the time of a block and end with all that they have started; also if this one is killed."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+
+    @contextlib.contextmanager
+    def running(
+        self, name: str, command: list[str], log: Path, environment: dict[str, str] | None = None
+    ) -> Iterator[None]:
+        """Run a program."""
+        with log.open("ab") as stream:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,  # Ctrl-C is this program's, which then ends the others in order
+                preexec_fn=_end_with_parent,
+            )
+        self._running[name] = process, log
+        try:
+            yield
+        finally:
+            del self._running[name]
+            family = []
             with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        process.wait()
+                family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            process.terminate()
+            _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+            for member in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            process.wait()
+
+    def ended(self) -> str | None:
+        """Say which program has ended by itself; None while all run."""
+        for name, (process, log) in self._running.items():
+            if process.poll() is not None:
+                return f"{name} ended by itself with status {process.returncode}; its log is {log}"
+        return None
 
 
 def _end_with_parent() -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from eelsflow.catalogue.workers import WorkerDiedError, WorkerStartError
+from eelsflow.dask_tls import check_protocol, tls_settings
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -23,10 +24,19 @@ class ClusterWorkers:
     Parameters
     ----------
     address
-        Of the scheduler, such as ``tcp://host:8786``.
+        Of the scheduler, such as ``tcp://host:8786``, or ``tls://`` with EELSFLOW_DASK_TLS (`eelsflow.dask_tls`).
+
+    Raises
+    ------
+    InputError
+        If TLS is asked for and the address has none, or its certificates cannot be used.
     """
 
     def __init__(self, address: str) -> None:
+        import dask
+
+        dask.config.set(tls_settings())
+        check_protocol(address)
         self._address = address
         self._client: Client | None = None
         self._busy: dict[Future[Any], Any] = {}  # of ours, and of Dask

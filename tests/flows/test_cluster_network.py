@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from eelsflow.dask_tls import SWITCH
 from eelsflow.errors import InputError
 from eelsflow.executors import LoopExecutor
 from eelsflow.store import Store, read_json
@@ -19,7 +20,6 @@ from eelsflow.study.config import load_study
 from eelsflow.study.run import run_study as run_loop
 from eelsflow.study.stages import Place
 from flows.cluster import cluster_client
-from flows.dask_tls import SWITCH
 from flows.server import Server
 from flows.study import run_study
 from flows.study import study as study_flow

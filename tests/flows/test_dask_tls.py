@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from eelsflow.dask_tls import SWITCH, tls_settings
 from eelsflow.errors import InputError
 from flows import cluster
 from flows.cluster import cluster_client
-from flows.dask_tls import SWITCH, tls_settings
 from flows.server import free_port
 
 FLAGS = {"ca-file": "ca.pem", "cert": "cert.pem", "key": "key.pem"}

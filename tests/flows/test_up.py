@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from eelsflow.store import read_json
+from flows.up import _Programs
 from tests.flows.processes import processes_of
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -39,7 +40,9 @@ def test_all_of_it_is_served_and_nothing_is_left(how: str, fresh_home: Path, tmp
     (catalogue,) = re.findall(r"catalogue is at (\S+)", "".join(said))
     with urllib.request.urlopen(catalogue) as response:
         assert "No acquisition was seen yet" in response.read().decode()
-    assert len(processes_of(fresh_home)) >= 4  # itself, the server, MLflow and the worker
+    assert (
+        len(processes_of(fresh_home)) >= 6
+    )  # itself, the server, MLflow, Prefect's worker, Dask's scheduler and worker
 
     began = time.monotonic()
     if how == "Ctrl-C":
@@ -56,3 +59,15 @@ def test_all_of_it_is_served_and_nothing_is_left(how: str, fresh_home: Path, tmp
         assert status == 1
         assert "is gone; everything is stopped" in rest
     assert not processes_of(fresh_home)
+
+
+def test_a_part_that_ends_by_itself_is_named_and_what_it_started_goes_with_it(tmp_path: Path) -> None:
+    programs, log = _Programs(), tmp_path / "log"
+    with programs.running("a part", [sys.executable, "-c", "print('no port is free'); raise SystemExit(3)"], log):
+        deadline = time.monotonic() + 30
+        while (ended := programs.ended()) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert ended == f"a part ended by itself with status 3; its log is {log}"
+    assert "no port is free" in log.read_text()
+    assert programs.ended() is None

@@ -41,6 +41,15 @@ def tls_settings() -> dict[str, Any]:
     return {"distributed.comm.require-encryption": True, "distributed.comm.tls.ca-file": str(ca), **of_roles}
 
 
+def command_options() -> list[str]:
+    """Return the options of ``dask scheduler`` and ``dask worker`` for the folder in ``$EELSFLOW_DASK_TLS``."""
+    settings = tls_settings()
+    if not settings:
+        return []
+    ca, certificate, key = (Path(os.environ[SWITCH]).expanduser().absolute() / name for name in FILES)
+    return ["--tls-ca-file", str(ca), "--tls-cert", str(certificate), "--tls-key", str(key)]
+
+
 def check_protocol(config: str | Mapping[str, Any]) -> None:
     """Refuse a cluster that cannot be reached with Dask's settings as they are now.
 
