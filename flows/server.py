@@ -256,6 +256,8 @@ def _spawn(folder: Path, in_use: Path, port: int) -> subprocess.Popen[bytes]:
         # Beside the database: the installed package may be read-only.
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
     }
+    if login := os.environ.get("PREFECT_API_AUTH_STRING"):  # what its clients say is what it asks for
+        environment.setdefault("PREFECT_SERVER_API_AUTH_STRING", login)
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             # -P: the folder of the script must not come first on the path, its modules have common names.

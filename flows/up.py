@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -80,14 +81,35 @@ def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str],
 
 @contextlib.contextmanager
 def _mlflow(where: Path, programs: _Programs) -> Iterator[str]:
-    root = artifact_root() or ""
-    make_directory(where / "mlflow" / "artifacts")
+    folder = where / "mlflow"
+    make_directory(folder / "artifacts")
     port = free_port(MLFLOW_PORT)
     options = ["--backend-store-uri", tracking_uri(), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    options += ["--default-artifact-root", root]
+    options += ["--default-artifact-root", artifact_root() or ""]
+    environment = {}
+    if password := os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+        options += ["--app-name", "basic-auth"]
+        environment = _mlflow_login(folder, os.environ.get("MLFLOW_TRACKING_USERNAME", "admin"), password)
     command = [sys.executable, "-m", "mlflow", "server", *options]
-    with programs.running("MLflow", command, where / "mlflow" / "server.log"):
+    with programs.running("MLflow", command, folder / "server.log", environment):
         yield f"http://127.0.0.1:{port}"
+
+
+def _mlflow_login(folder: Path, user: str, password: str) -> dict[str, str]:
+    """Return the environment in which MLflow's server asks for a name and a password."""
+    configuration, key = folder / "login.ini", folder / "session.key"
+    configuration.write_text(
+        f"[mlflow]\ndatabase_uri = sqlite:///{folder / 'login.db'}\nadmin_username = {user}\n"
+        "default_permission = READ\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    if not key.exists():
+        key.touch(mode=0o600)
+        key.write_text(secrets.token_hex())
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(configuration),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text(),
+    }
 
 
 @contextlib.contextmanager

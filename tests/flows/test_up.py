@@ -1,5 +1,6 @@
 """Everything on one machine: it is served, and nothing of it is left, however it ends."""
 
+import base64
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -19,10 +21,27 @@ from tests.flows.processes import processes_of
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
+def status_of(page: str, login: str | None = None) -> int:
+    """Ask for a page, which may be about to be served, with a name and a password or without."""
+    headers = {} if login is None else {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(page, headers=headers)) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
 @pytest.mark.parametrize("how", ["Ctrl-C", "the server is killed"])
 def test_all_of_it_is_served_and_nothing_is_left(how: str, fresh_home: Path, tmp_path: Path) -> None:
     (tmp_path / "inbox").mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    if how == "Ctrl-C":
+        environment |= {"PREFECT_API_AUTH_STRING": "lab:secret", "MLFLOW_TRACKING_PASSWORD": "secret-123456"}
     program = subprocess.Popen(
         [sys.executable, "-m", "eelsflow.cli", "up", "--inbox", str(tmp_path / "inbox")],
         env={**environment, "EELSFLOW_HOME": str(fresh_home)},
@@ -40,9 +59,16 @@ def test_all_of_it_is_served_and_nothing_is_left(how: str, fresh_home: Path, tmp
     (catalogue,) = re.findall(r"catalogue is at (\S+)", "".join(said))
     with urllib.request.urlopen(catalogue) as response:
         assert "No acquisition was seen yet" in response.read().decode()
-    assert (
-        len(processes_of(fresh_home)) >= 6
-    )  # itself, the server, MLflow, Prefect's worker, Dask's scheduler and worker
+    assert len(processes_of(fresh_home)) >= 6  # itself, the server, MLflow, Prefect's worker, Dask's two
+
+    if how == "Ctrl-C":
+        (prefect,), (mlflow,) = (
+            re.findall(r"API: (\S+)\)", "".join(said)),
+            re.findall(r"MLflow is at (\S+),", "".join(said)),
+        )
+        for page, login in ((f"{prefect}/version", "lab:secret"), (mlflow, "admin:secret-123456")):
+            assert status_of(page) == 401
+            assert status_of(page, login) == 200
 
     began = time.monotonic()
     if how == "Ctrl-C":
