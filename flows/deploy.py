@@ -1,0 +1,66 @@
+"""Set up a Prefect server of your own for eelsflow: ``python -m flows.deploy nightly sweep``, as often as you like.
+
+Deploys what ``deployments/prefect.yaml`` describes, all of it or what is named, and creates what that needs and cannot
+say: the work pool, the queue of studies that gives out one at a time, and the rule that a run whose process was killed
+is over. Without the rule such a run would keep its place in the queue for ever.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from eelsflow.errors import InputError
+from eelsflow.store import home
+from flows.server import current_server, running_server
+from flows.up import DEPLOYMENTS, POOL
+
+QUEUE = "studies"
+
+
+def deploy(names: list[str]) -> None:
+    """Deploy to the server that is configured.
+
+    Parameters
+    ----------
+    names
+        Of deployments; empty: all.
+
+    Raises
+    ------
+    InputError
+        If no server is configured, or Prefect refuses something; with what it says.
+    """
+    if not current_server().api_url:
+        raise InputError("set PREFECT_API_URL to the address of a server; `eelsflow up` needs none of this")
+    with running_server(home()):  # asks whether it answers, and creates the rule
+        _run_prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+        _create_queue()
+        chosen = [word for name in names for word in ("--name", name)] or ["--all"]
+        _run_prefect("deploy", "--prefect-file", str(DEPLOYMENTS), *chosen)
+
+
+def _create_queue() -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            queue = client.read_work_queue_by_name(QUEUE, work_pool_name=POOL)
+        except ObjectNotFound:
+            queue = client.create_work_queue(QUEUE, work_pool_name=POOL)
+        client.update_work_queue(queue.id, concurrency_limit=1)
+
+
+def _run_prefect(*arguments: str) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"prefect {' '.join(arguments)}:\n{done.stdout}{done.stderr}")
+
+
+if __name__ == "__main__":
+    try:
+        deploy(sys.argv[1:])
+    except InputError as error:
+        sys.exit(str(error))
