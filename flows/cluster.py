@@ -139,6 +139,8 @@ def _local_cluster(
         "distributed.admin.system-monitor.interval": "2s",
         # Work is done in a thread, to which glibc gives heaps of its own, and takes them away when they are empty.
         "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
+        # TensorFlow would give all of a GPU's memory to the first worker that asks.
+        "distributed.nanny.pre-spawn-environ.TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
     with (
         dask.config.set(settings),

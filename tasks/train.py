@@ -8,9 +8,10 @@ from prefect import task
 
 from eelsflow.store import Store
 from eelsflow.study import stages
+from eelsflow.study.gpu import turn_at_gpu
 from eelsflow.study.plan import FitModel
 from eelsflow.study.stages import Place
-from tasks.options import executor_at, task_options
+from tasks.options import CANCELLED, executor_at, task_options
 from tasks.progress import follow
 
 
@@ -19,5 +20,7 @@ def fit_model(step: FitModel, *, digest: str, title: str, store: str, scheduler:
     """Search a model's parameters on the cluster and fit it with the best; return the digest of the model."""
     executor = executor_at(scheduler)
     executor.report = follow(title)
-    stages.fit_model(step, Place(Store(Path(store)), executor))
+    place = Place(Store(Path(store)), executor)
+    with turn_at_gpu(step, place.store, cancelled=CANCELLED):
+        stages.fit_model(step, place)
     return digest

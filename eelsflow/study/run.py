@@ -28,6 +28,7 @@ from eelsflow.store import Store, empty_directory, make_directory
 from eelsflow.study import stages
 from eelsflow.study.champion import held_out_scores, judge_promotion, keep_champion
 from eelsflow.study.config import ChooseBy, Study
+from eelsflow.study.gpu import turn_at_gpu
 from eelsflow.study.journal import Journal, using_store
 from eelsflow.study.map_scores import best_maps, map_rows
 from eelsflow.study.plan import (
@@ -507,7 +508,8 @@ def _run_study(
             if on_step is not None:
                 on_step(step.title, number, len(steps))
                 place.executor.report = tell_parts(on_step, step.title)
-            outcomes.append(stage(step, place))
+            with turn_at_gpu(step, place.store):
+                outcomes.append(stage(step, place))
         return outcomes
 
     plan = prepare_acquisitions(plan, run, strict=strict)
