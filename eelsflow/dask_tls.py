@@ -81,24 +81,13 @@ def check_protocol(config: str | Mapping[str, Any]) -> None:
         )
 
 
-def with_tls(options: dict[str, Any]) -> dict[str, Any]:
+def with_tls(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a dask-jobqueue cluster, which reads nothing of TLS from Dask's settings."""
     if not os.environ.get(SWITCH):
-        return options
-    import dask
+        return dict(options)
     from distributed import Security
 
-    def given(name: str, empty: Any) -> Any:
-        return options.get(name) or dask.config.get(f"jobqueue.slurm.{name.replace('_', '-')}", None) or empty
-
-    # Pages of scheduler and workers have no TLS, and by default all that reach the machine can see them.
-    return {
-        "protocol": "tls://",
-        "security": Security(),
-        **options,
-        "scheduler_options": {"dashboard_address": "127.0.0.1:0", **given("scheduler_options", {})},
-        "worker_extra_args": ["--dashboard-address", "127.0.0.1:0", *given("worker_extra_args", [])],
-    }
+    return {"protocol": "tls://", "security": Security(), **options}
 
 
 def no_answer(address: Any, error: Exception) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import os
 import signal
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from eelsflow.dask_tls import check_protocol, no_answer, tls_settings, with_tls
 from eelsflow.errors import InputError, MissingDependencyError
 from eelsflow.executors import keep_freed_memory, never_pause
 from eelsflow.store import make_directory
+from flows import jobs
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -42,6 +45,8 @@ def cluster_client(
     n_workers: int | None = None,
     memory_limit: str = "auto",
     resources: Mapping[str, float] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    given_up: threading.Event | None = None,
 ) -> Iterator[Client]:
     """Provide a client of a Dask cluster for the time of a ``with`` block.
 
@@ -58,13 +63,18 @@ def cluster_client(
     n_workers, memory_limit, resources
         Of a local cluster: worker processes (default: one a core), memory of each (default: an equal share), and
         resources of each, such as ``{"GPU": 1}``.
+    say
+        Tells the user what is waited for: a queue may take hours until the first worker starts.
+    given_up
+        Ends that wait when it is set.
 
     Raises
     ------
     MissingDependencyError
         If the kind of cluster needs a package that is not installed.
     InputError
-        If the description is not understood, no scheduler answers at the address, or the versions there differ.
+        If the description is not understood, no scheduler answers at the address, the queue takes no job, all jobs
+        ended before a worker was there, or the versions there differ.
     """
     import dask
     from distributed import Client
@@ -80,7 +90,7 @@ def cluster_client(
         elif isinstance(config, str):
             scheduler = config
         else:
-            scheduler = stack.enter_context(_queued_cluster(config))
+            scheduler = stack.enter_context(_queued_cluster(config, home, say, given_up or threading.Event()))
         try:
             # closed, not entered: a client that is entered must be left in the thread that entered it
             client = Client(scheduler, timeout=CONNECT_SECONDS, name="eelsflow")
@@ -159,29 +169,53 @@ def _local_cluster(
         yield cluster
 
 
-@contextlib.contextmanager
-def _queued_cluster(config: Mapping[str, Any]) -> Iterator[Any]:
-    import importlib
+def load_queue(config: str | Mapping[str, Any]) -> tuple[str, Any]:
+    """Return kind and class of a cluster that a queue starts; nothing to load for others.
 
-    kind = next(iter(config), None)
+    To be called in the main thread first: dask-jobqueue takes Ctrl-C for itself when it is imported, which no other
+    thread may do. It is given back.
+    """
+    if isinstance(config, str):
+        return config, None
+    kind = next(iter(config), "")
     if len(config) != 1 or kind not in _QUEUES:
         raise InputError(
             f"cluster is {dict(config)!r}; expected 'local', the address of a scheduler, "
             "{slurm: {...}} or {kubernetes: {...}}"
         )
     module, name, distribution = _QUEUES[kind]
+    before = signal.getsignal(signal.SIGINT)
     try:
-        factory = getattr(importlib.import_module(module), name)
+        return kind, getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise MissingDependencyError(
             f"`cluster: {{{kind}: ...}}` needs {distribution}, which is not installed: pip install {distribution}"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _queued_cluster(
+    config: Mapping[str, Any], home: Path, say: Callable[[str], None], given_up: threading.Event
+) -> Iterator[Any]:
+    kind, factory = load_queue(config)
     options = dict(config[kind] or {})
     n_workers = options.pop("n_workers", 1)
     if kind == "slurm":
-        options = with_tls(options)
-    with factory(**options) as cluster:
+        options = jobs.with_defaults(with_tls(options), factory, home)
+    with contextlib.ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(factory(**options))
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the cluster that `cluster: {{{kind}: ...}}` describes does not start: {error}"
+            ) from error
         cluster.scale(n_workers)
+        jobs.wait_for_a_worker(cluster, say=say, given_up=given_up, output=options.get("log_directory"))
+        if kind == "slurm":
+            stack.enter_context(jobs.asked_for_again(cluster, n_workers, say=say))
         yield cluster
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from uuid import UUID
 
 from prefect import Task, flow, unmapped
@@ -27,7 +28,7 @@ from eelsflow.study.plan import Step, plan_data
 from eelsflow.study.run import OnStep, Outcome, claim_directory, fit_final_model, prepare_acquisitions, run_stages
 from eelsflow.study.run import run_study as run_without_server
 from eelsflow.study.stages import Place
-from flows.cluster import cluster_client
+from flows.cluster import cluster_client, load_queue
 from flows.server import running_server
 from flows.server_watch import WITHOUT_SERVER, begin_again_without_server, watched
 from tasks.assess import assess_model, judge_outside, score_maps
@@ -167,20 +168,24 @@ def run_study(
     on_step
         Called as ``on_step(task, number, total)`` when a step of a stage has ended.
     say
-        Tells the user where the UI is.
+        Tells the user where the UI is, and what is waited for.
     """
     environment = dict(os.environ)
+    load_queue(resolved.cluster)
     if gone := environment.get(WITHOUT_SERVER):
         say(f"warning: the Prefect server at {gone} is gone; the study goes on without it, and is not shown there")
-        with cluster_client(resolved.cluster, home=home()) as client:
+        with cluster_client(resolved.cluster, home=home(), say=say) as client:
             place = Place(store, DaskExecutor(client))
             run_without_server(resolved, out, place=place, on_step=on_step, promote=promote, strict=strict)
         return
     token = ON_STEP.set(on_step)
+    given_up = Event()
     try:
         with ThreadPoolExecutor(1) as beside, ExitStack() as stack:
+            stack.callback(given_up.set)  # whoever interrupts this does not wait for a queue first
             # The cluster starts while the server does: half a minute less to wait for the first result.
-            starting = beside.submit(stack.enter_context, cluster_client(resolved.cluster, home=home()))
+            described = cluster_client(resolved.cluster, home=home(), say=say, given_up=given_up)
+            starting = beside.submit(stack.enter_context, described)
             with running_server(home()) as server:
                 say(f"watch this study: {server.ui_url}")
                 client = starting.result()

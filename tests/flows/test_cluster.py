@@ -3,10 +3,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import distributed
@@ -15,7 +18,7 @@ import pytest
 
 from eelsflow.errors import InputError, MissingDependencyError, WorkerLostError
 from eelsflow.executors import DaskExecutor, LoopExecutor
-from flows import cluster
+from flows import cluster, jobs
 from flows.cluster import cluster_client
 from flows.server import Server, free_port
 
@@ -172,22 +175,112 @@ def test_a_queue_without_its_package_is_an_error(tmp_path: Path, monkeypatch: py
         pass
 
 
-def test_a_queue_gets_its_options_and_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What of SLURM can be tested without it: its class gets what the study file says, and its workers are used."""
+@pytest.fixture
+def queue_options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the class that stands for SLURM's was given; its workers are threads."""
     seen: dict[str, Any] = {}
 
     class Queue(distributed.LocalCluster):
+        job_cls = distributed.deploy.spec.ProcessInterface
+
         def __init__(self, **options: Any) -> None:
+            if "bogus" in options:
+                raise ValueError("Got unexpected keyword argument 'bogus'")
             seen.update(options)
             super().__init__(n_workers=0, processes=False, dashboard_address="127.0.0.1:0")
 
     module = type(sys)("dask_jobqueue")
     module.SLURMCluster = Queue  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dask_jobqueue", module)
+    return seen
+
+
+def test_a_queue_gets_its_options_and_is_scaled(tmp_path: Path, queue_options: dict[str, Any]) -> None:
+    """What of SLURM can be tested without it; see test_slurm.py for the rest."""
     with cluster_client({"slurm": {"queue": "short", "n_workers": 2}}, home=tmp_path) as client:
         assert client.submit(int, "7").result() == 7
         assert len(client.ncores()) == 2
-    assert seen == {"queue": "short"}
+    assert queue_options["queue"] == "short"
+    assert "n_workers" not in queue_options
+    assert queue_options["log_directory"] == str(tmp_path / "slurm")
+
+
+@pytest.mark.parametrize(
+    ("written", "host", "worker_hosts"),
+    [
+        ({}, "127.0.0.1", 1),
+        ({"scheduler_options": {"port": 9000}}, "127.0.0.1", 1),
+        ({"interface": "ib0"}, None, 0),
+        ({"scheduler_options": {"host": "10.0.0.1"}}, "10.0.0.1", 0),
+    ],
+)
+def test_a_queued_cluster_listens_on_this_machine_alone_unless_an_interface_is_named(
+    written: dict[str, Any], host: str | None, worker_hosts: int, tmp_path: Path, queue_options: dict[str, Any]
+) -> None:
+    with cluster_client({"slurm": written}, home=tmp_path):
+        pass
+    scheduler = queue_options["scheduler_options"]
+    assert scheduler.get("host") == host
+    assert scheduler["dashboard_address"] == "127.0.0.1:0"
+    assert scheduler.get("port") == written.get("scheduler_options", {}).get("port")
+    assert queue_options["worker_extra_args"].count("--host") == worker_hosts
+    assert queue_options.get("interface") == written.get("interface")
+
+
+def test_an_option_that_the_queue_does_not_know_is_an_error(tmp_path: Path, queue_options: dict[str, Any]) -> None:
+    with (
+        pytest.raises(InputError, match=r"cluster: \{slurm: \.\.\.\}.*does not start.*'bogus'"),
+        cluster_client({"slurm": {"bogus": 1}}, home=tmp_path),
+    ):
+        pass
+
+
+class Waiting:
+    """A cluster without workers, and a queue that has said these things of its one job."""
+
+    def __init__(self, *queue: dict[str, str] | None, refused: str | None = None) -> None:
+        self.scheduler_info: dict[str, Any] = {"workers": {}}
+        self.scheduler_address = "tcp://127.0.0.1:9000"
+        self.workers = {"one": SimpleNamespace(job_id="12", refused=refused)}
+        self.said: list[str] = []
+        self._queue = list(queue)
+
+    def wait(self, monkeypatch: pytest.MonkeyPatch, given_up: threading.Event | None = None) -> list[str]:
+        monkeypatch.setattr(jobs, "POLL_SECONDS", 0.001)
+        monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.002)
+        monkeypatch.setattr(jobs, "_queue", self._answer)
+        jobs.wait_for_a_worker(
+            self, say=self.said.append, given_up=given_up or threading.Event(), output="/home/eelsflow/slurm"
+        )
+        return self.said
+
+    def _answer(self) -> dict[str, str] | None:
+        if len(self._queue) == 1:
+            self.scheduler_info["workers"] = {"tcp://127.0.0.1:9001": {"name": "one"}}
+        return self._queue.pop(0) if self._queue else {}
+
+
+def test_what_is_waited_for_is_said_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pending, busy = {"12": "pending (Priority)", "9": "running"}, {"12": "pending (Resources)"}
+    assert Waiting(pending, pending, busy, None, {"12": "running"}).wait(monkeypatch) == [
+        "waiting for the first worker; jobs: 1 pending (Priority)",
+        "waiting for the first worker; jobs: 1 pending (Resources)",
+        "waiting for the first worker",
+    ]
+
+
+def test_a_wait_ends_where_no_worker_can_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"the only job of a worker ended.*in /home/eelsflow/slurm.*`interface:`"):
+        Waiting({"12": "running"}, {"13": "running"}, {}).wait(monkeypatch)
+    with pytest.raises(InputError, match="takes no job of a worker: no such partition"):
+        Waiting({}, {}, refused="no such partition").wait(monkeypatch)
+    monkeypatch.setattr(jobs, "UNKNOWN_SECONDS", 0.05)
+    with pytest.raises(InputError, match="what became of its job is not known"):
+        Waiting(*[None] * 1000).wait(monkeypatch)
+    given_up = threading.Event()
+    given_up.set()
+    with pytest.raises(CancelledError):
+        Waiting({}, {}).wait(monkeypatch, given_up)
 
 
 @pytest.mark.slow
