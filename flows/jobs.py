@@ -159,7 +159,8 @@ def _queue() -> dict[str, str] | None:
     states = {}
     for line in listed.splitlines():
         job, state, reason = line.split("|", 2)
-        states[job.strip()] = state.lower() + (f" ({reason.strip()})" if state == "PENDING" else "")
+        told = state == "PENDING" and reason.strip() != "None"  # none yet, right after it was asked for
+        states[job.strip()] = state.lower() + (f" ({reason.strip()})" if told else "")
     return states
 
 

@@ -38,7 +38,7 @@ SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 PlugStackConfig={folder}/plugstack.conf
-# No cgroups, no accounts, no mail, no MPI: a container has none of them.
+# No cgroups, no accounts, no mail, no MPI: nothing that the machine would have to be set up for.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none

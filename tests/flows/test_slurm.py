@@ -265,7 +265,14 @@ def test_a_worker_that_starts_late_is_waited_for(slurm: Slurm, here: Path) -> No
         opening.join()
         slurm.run("scontrol", "update", "PartitionName=closed", "State=DOWN")
     assert set(seen.values()) == {"closed"}
-    assert said[0] == "waiting for the first worker; jobs: 2 pending (PartitionDown)"
+    assert "waiting for the first worker; jobs: 2 pending (PartitionDown)" in said
+
+
+def cancel(slurm: Slurm, job_ids: set[str], client: Any) -> None:
+    """Cancel jobs, and wait until their workers are gone."""
+    workers = set(client.scheduler_info(n_workers=-1)["workers"])
+    slurm.run("scancel", *job_ids)
+    wait_until(lambda: not workers & set(client.scheduler_info(n_workers=-1)["workers"]))
 
 
 def test_jobs_that_end_are_asked_for_again(slurm: Slurm, here: Path) -> None:
@@ -274,7 +281,7 @@ def test_jobs_that_end_are_asked_for_again(slurm: Slurm, here: Path) -> None:
     with cluster_client({"slurm": WORKERS}, home=here, say=said.append) as client:
         client.wait_for_workers(2, timeout=60)
         before = set(client.run(os.getenv, "SLURM_JOB_ID").values())
-        slurm.run("scancel", *before)
+        cancel(slurm, before, client)
         assert client.submit(int, "7").result(timeout=120) == 7
         client.wait_for_workers(2, timeout=60)
         after = set(client.run(os.getenv, "SLURM_JOB_ID").values())
@@ -289,10 +296,12 @@ def test_several_workers_of_one_job_are_asked_for_again(
     monkeypatch.setattr(jobs, "AGAIN_SECONDS", 2)  # Dask never forgets such a job
     with cluster_client({"slurm": {**WORKERS, "cores": 2, "processes": 2, "memory": "2GiB"}}, home=here) as client:
         client.wait_for_workers(2, timeout=60)
-        (before,) = set(client.run(os.getenv, "SLURM_JOB_ID").values())
-        slurm.run("scancel", before)
+        before = set(client.run(os.getenv, "SLURM_JOB_ID").values())
+        cancel(slurm, before, client)
         assert client.submit(int, "7").result(timeout=120) == 7
-        (after,) = set(client.run(os.getenv, "SLURM_JOB_ID").values())
+        client.wait_for_workers(2, timeout=60)
+        after = set(client.run(os.getenv, "SLURM_JOB_ID").values())
+    assert len(before) == len(after) == 1
     assert before != after
 
 
