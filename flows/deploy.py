@@ -7,15 +7,18 @@ is over. Without the rule such a run would keep its place in the queue for ever.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 from eelsflow.errors import InputError
 from eelsflow.store import home
 from flows.server import current_server, running_server
-from flows.up import DEPLOYMENTS, POOL
+from flows.tell import configure_crash_automation
 
-QUEUE = "studies"
+DEPLOYMENTS = Path(__file__).parents[1] / "deployments" / "prefect.yaml"
+POOL, QUEUE = "eelsflow", "studies"
 
 
 def deploy(names: list[str]) -> None:
@@ -34,10 +37,25 @@ def deploy(names: list[str]) -> None:
     if not current_server().api_url:
         raise InputError("set PREFECT_API_URL to the address of a server; `eelsflow up` needs none of this")
     with running_server(home()):  # asks whether it answers, and creates the rule
-        _run_prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-        _create_queue()
-        chosen = [word for name in names for word in ("--name", name)] or ["--all"]
-        _run_prefect("deploy", "--prefect-file", str(DEPLOYMENTS), *chosen)
+        configure_crash_automation()
+        deploy_to_server(names)
+
+
+def deploy_to_server(names: list[str], environment: dict[str, str] | None = None) -> None:
+    """Deploy to the server of this process.
+
+    Parameters
+    ----------
+    names
+        As of `deploy`.
+    environment
+        What `DEPLOYMENTS` is filled in with, beside the environment of this process.
+    """
+    environment = {**os.environ, **(environment or {})}
+    _run_prefect("work-pool", "create", POOL, "--type", "process", "--overwrite", environment=environment)
+    _create_queue()
+    chosen = [word for name in names for word in ("--name", name)] or ["--all"]
+    _run_prefect("deploy", "--prefect-file", str(DEPLOYMENTS), *chosen, environment=environment)
 
 
 def _create_queue() -> None:
@@ -52,9 +70,9 @@ def _create_queue() -> None:
         client.update_work_queue(queue.id, concurrency_limit=1)
 
 
-def _run_prefect(*arguments: str) -> None:
+def _run_prefect(*arguments: str, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise InputError(f"prefect {' '.join(arguments)}:\n{done.stdout}{done.stderr}")
 

@@ -22,15 +22,14 @@ from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.serve import serving
 from eelsflow.dask_tls import command_options
 from eelsflow.store import home, make_directory
+from flows.deploy import POOL, deploy_to_server
 from flows.server import ServerError, free_port, running_server
 from flows.server_watch import end, watched
 from flows.tell import configure_crash_automation
 
 MLFLOW_PORT, DASK_PORT, DASK_PAGES_PORT = 5000, 8786, 8787  # their own; other ones where these are taken
 CHECK_SECONDS = 2.0
-POOL = "eelsflow"
 STOP_SECONDS = 15
-DEPLOYMENTS = Path(__file__).parents[1] / "deployments" / "prefect.yaml"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
@@ -145,16 +144,8 @@ def _schedules(where: Path, inbox: str, out: str, cluster: str, programs: _Progr
     log = make_directory(where / "prefect") / "worker.log"
     environment = {"EELSFLOW_INBOX": inbox, "EELSFLOW_OUT": out, "EELSFLOW_HOME": str(where)}
     environment["EELSFLOW_CLUSTER"] = cluster
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    for arguments in (
-        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-        ["deploy", "--prefect-file", str(DEPLOYMENTS), "--name", "inbox"],
-    ):
-        with log.open("ab") as stream:
-            subprocess.run(
-                [*prefect, *arguments], check=True, stdout=stream, stderr=stream, env={**os.environ, **environment}
-            )
-    command = [*prefect, "worker", "start", "--pool", POOL, "--type", "process"]
+    deploy_to_server(["inbox"], environment)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process"]
     with programs.running("Prefect's worker", command, log, environment):
         yield
 
