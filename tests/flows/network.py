@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -57,7 +58,8 @@ class Network:
             namespace = self._namespace(name)
             left = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
             for pid in left.stdout.split():  # a worker is a child of its nanny
-                os.kill(int(pid), 9)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), 9)
             for what in (("link", "del", self._cable(name)), ("netns", "del", namespace)):
                 subprocess.run(["ip", *what], capture_output=True, check=False)  # one that could not be made, too
         subprocess.run(["ip", "link", "del", self.bridge], check=False)

@@ -18,6 +18,16 @@ from flows.server import free_port
 
 FLAGS = {"ca-file": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
 
+LEAVES_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""Dask and Tornado leave a socket open where a handshake fails, and dask-jobqueue a process that nobody waits for."""
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Find what is left open in the test that left it."""
+    yield
+    gc.collect()
+
 
 @pytest.fixture
 def switched_on(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -68,11 +78,10 @@ def test_a_local_cluster_speaks_tls(switched_on: Path, tmp_path: Path) -> None:
         assert client.dashboard_link.startswith("http://127.0.0.1:")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@LEAVES_OPEN
 def test_a_queue_speaks_tls(switched_on: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command lines of dask-jobqueue, which a shell runs instead of SLURM."""
     pytest.importorskip("dask_jobqueue")
-    # Its workers are processes that nobody waits for, hence the filter, and the collection before it is gone.
     monkeypatch.setitem(cluster._QUEUES, "slurm", ("dask_jobqueue.local", "LocalCluster", "dask-jobqueue"))
     options = {"cores": 1, "memory": "1GiB", "n_workers": 1, "interface": "lo", "local_directory": str(tmp_path)}
     with cluster_client({"slurm": options}, home=tmp_path) as client:
@@ -81,7 +90,6 @@ def test_a_queue_speaks_tls(switched_on: Path, tmp_path: Path, monkeypatch: pyte
         assert {address.partition(":")[0] for address in (client.scheduler.address, worker)} == {"tls"}
         assert client.dashboard_link.startswith("http://127.0.0.1:")
     del client
-    gc.collect()
 
 
 @pytest.mark.parametrize("name", FLAGS.values())
@@ -150,6 +158,7 @@ def test_a_tls_address_is_refused_without_the_switch(tmp_path: Path, monkeypatch
         connect("tls://host:8786", tmp_path)
 
 
+@LEAVES_OPEN
 def test_certificates_of_others_do_not_get_in(
     schedulers: dict[str, int], certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +167,7 @@ def test_certificates_of_others_do_not_get_in(
         connect(f"tls://127.0.0.1:{schedulers['tls']}", tmp_path)
 
 
+@LEAVES_OPEN
 def test_no_tls_does_not_get_in(schedulers: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
@@ -165,6 +175,7 @@ def test_no_tls_does_not_get_in(schedulers: dict[str, int], tmp_path: Path, monk
         connect(f"tcp://127.0.0.1:{schedulers['tls']}", tmp_path)
 
 
+@LEAVES_OPEN
 def test_a_scheduler_without_tls_is_not_used(schedulers: dict[str, int], switched_on: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"takes this client.*same authority"):
         connect(f"tls://127.0.0.1:{schedulers['tcp']}", tmp_path)
