@@ -13,7 +13,12 @@ from threading import Event
 from uuid import UUID
 
 from prefect import Task, flow, unmapped
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.futures import as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -91,6 +96,7 @@ def study(
         return _run_tasks(TASKS[stage], steps, store=root, scheduler=scheduler)
 
     CANCELLED.clear()
+    _link_dask(place)
     with using_store(Path(root)), _cancelled_at_failure():
         plan = prepare_acquisitions(plan, run, strict=strict)
         if plan.set_aside:
@@ -110,6 +116,12 @@ def study(
         }
         write_report(plan, measured, final, out=out, store=root, scheduler=scheduler, run=about, promote=promote)
         record_report(plan, recorded.result(), out=out)
+
+
+def _link_dask(place: Place) -> None:
+    """Show where the cluster can be watched at work."""
+    if isinstance(place.executor, DaskExecutor) and (link := place.executor.client.dashboard_link):
+        create_link_artifact(key="dask", link=link, link_text="Dask", description="The cluster at work, while it works")
 
 
 @contextmanager

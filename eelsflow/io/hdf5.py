@@ -16,6 +16,10 @@ PROBE_SECONDS = 30.0
 """How long the names and attributes of a file may take to read; usual are .3 s."""
 _PROBE = Path(hdf5_probe.__file__)
 
+_readable: dict[tuple[Path, int, int, int, int], None] = {}
+"""Looks of files that were readable, the latest `_REMEMBERED`: preparing one reads it three times."""
+_REMEMBERED = 64
+
 _BELIEVED_BYTES = 1 << 26
 _COMPRESSION = 1100
 """How many times larger than on disk counts may be: deflate reaches 1032."""
@@ -24,12 +28,25 @@ _COMPRESSION = 1100
 def require_readable_hdf5(path: Path) -> None:
     """Refuse a file whose damage makes the HDF5 library run for ever or crash: a process of its own looks first.
 
+    A file that was readable is not looked at again by this process until it changes.
+
     Raises
     ------
     UnreadableFileError
         If the names, attributes, small arrays and chunk indices in the file cannot be read within `PROBE_SECONDS` and
         `eelsflow.io.hdf5_probe.MEMORY`.
     """
+    status = path.stat()
+    look = path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    if look in _readable:
+        return
+    _look_first(path)
+    _readable[look] = None
+    if len(_readable) > _REMEMBERED:
+        del _readable[next(iter(_readable))]
+
+
+def _look_first(path: Path) -> None:
     problem = f"took more than {PROBE_SECONDS:g} s to read, where fractions of a second are usual"
     try:
         done = subprocess.run(

@@ -130,39 +130,47 @@ def test_an_archive_that_is_none_is_left_to_its_reader(tmp_path):
     refuse_unsafe(write(tmp_path / "a.txt", "no archive"))
 
 
-@pytest.fixture
-def remote():
-    files = fsspec.filesystem("memory")
-    files.pipe({"/bucket/in/a.msa": b"one", "/bucket/in/s.zarr/zarr.json": b"{}", "/bucket/in/s.zarr/c/0.msa": b"x",
-                "/bucket/in/deep/b.rpl": b"header", "/bucket/in/deep/b.raw": b"counts", "/bucket/in/x.pdf": b"no",
-                "/bucket/in/.c.msa": b"hidden"})  # fmt: skip
-    yield RemoteInbox("memory://bucket/in")
-    files.rm("/bucket", recursive=True)
+REMOTE = {
+    "a.msa": b"one", "s.zarr/zarr.json": b"{}", "s.zarr/c/0.msa": b"x", "deep/b.rpl": b"header",
+    "deep/b.raw": b"counts", "x.pdf": b"no", ".c.msa": b"hidden",
+}  # fmt: skip
+
+
+@pytest.fixture(params=["memory", "s3"])
+def remote(request, tmp_path):
+    """An inbox that is no folder, and what puts an object into it."""
+    url = f"memory:///{tmp_path.name}" if request.param == "memory" else request.getfixturevalue("bucket_url")
+    files = fsspec.url_to_fs(url)[0]
+
+    def put(name, content):
+        files.pipe_file(f"{url}/in/{name}", content)
+
+    for name, content in REMOTE.items():
+        put(name, content)
+    return RemoteInbox(f"{url}/in"), put
 
 
 def test_a_remote_inbox_lists_what_a_local_one_would(remote):
-    assert [one.path for one in remote.list()] == [
-        "memory:///bucket/in/a.msa",
-        "memory:///bucket/in/deep/b.rpl",
-        "memory:///bucket/in/s.zarr",
-    ]
+    inbox, _ = remote
+    assert names(inbox) == ["a.msa", "deep/b.rpl", "s.zarr"]
 
 
 def test_the_look_of_a_remote_file_changes_with_it(remote):
-    before = {one.path: one.version for one in remote.list()}
-    fsspec.filesystem("memory").pipe("/bucket/in/a.msa", b"two")
-    after = {one.path: one.version for one in remote.list()}
-    changed = {path for path in before if before[path] != after[path]}
-    assert changed == {"memory:///bucket/in/a.msa"}
+    inbox, put = remote
+    before = {one.path: one.version for one in inbox.list()}
+    put("a.msa", b"two")
+    after = {one.path: one.version for one in inbox.list()}
+    assert {path for path in before if before[path] != after[path]} == {f"{inbox.root}/a.msa"}
 
 
 def test_a_remote_acquisition_is_fetched_with_what_belongs_to_it(remote, tmp_path):
-    assert remote.fetch("memory:///bucket/in/a.msa", tmp_path).read_bytes() == b"one"
-    assert remote.fetch("memory:///bucket/in/deep/b.rpl", tmp_path).with_suffix(".raw").read_bytes() == b"counts"
-    store = remote.fetch("memory:///bucket/in/s.zarr", tmp_path)
+    inbox, _ = remote
+    assert inbox.fetch(f"{inbox.root}/a.msa", tmp_path).read_bytes() == b"one"
+    assert inbox.fetch(f"{inbox.root}/deep/b.rpl", tmp_path).with_suffix(".raw").read_bytes() == b"counts"
+    store = inbox.fetch(f"{inbox.root}/s.zarr", tmp_path)
     assert (store / "c" / "0.msa").read_bytes() == b"x"
     with pytest.raises(UnreadableFileError, match="is not there any more"):
-        remote.fetch("memory:///bucket/in/gone.msa", tmp_path)
+        inbox.fetch(f"{inbox.root}/gone.msa", tmp_path)
 
 
 def test_what_cannot_be_looked_at_is_refused_alone_and_the_rest_is_seen(inbox):

@@ -3,16 +3,19 @@ import json
 import shutil
 import time
 
+import fsspec
 import pytest
 
-from eelsflow.catalogue.ledger import AGAIN
+from eelsflow.bucket import Bucket, read_from
+from eelsflow.catalogue.ledger import AGAIN, Catalogue
 from eelsflow.catalogue.process import Order, choose_model, identify, put_in_place, work_through
+from eelsflow.catalogue.service import make_order, watch
 from eelsflow.catalogue.states import Acquisition, State
 from eelsflow.digest import digest_file
 from eelsflow.errors import EdgeOutOfRangeError, InputError, UnusableModelError
 from eelsflow.models.bundle import describe_model
 from eelsflow.store import Store, read_json, write_json
-from tests.catalogue.files import write
+from tests.catalogue.files import Inline, write
 
 
 @pytest.fixture
@@ -163,3 +166,39 @@ def test_what_was_read_while_it_changed_is_kept_nowhere(good, an_order, monkeypa
     assert work_through(one, order, yes) is None
     assert not order.folder_for(one).exists()
     assert Store(order.store).entries() == []
+
+
+def test_from_a_bucket_to_a_bucket_everything_comes_to_the_same_bytes(
+    good, an_order, bucket_url, catalogue, saved_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
+    local = an_order()
+    one = with_content(put(good, tmp_path / "one" / "inbox"), local)
+    work_through(one, local, yes)
+
+    files = fsspec.filesystem("s3")
+    files.put(str(good), f"{bucket_url}/inbox/good.zarr", recursive=True)
+    files.pipe_file(f"{bucket_url}/inbox/broken.dm3", b"no microscope wrote this")
+    monkeypatch.setenv("EELSFLOW_STORE", f"{bucket_url}/store")
+    order = make_order(f"{bucket_url}/inbox", out=f"{bucket_url}/results", model=str(saved_model))
+    catalogue = Catalogue(catalogue.url)
+    assert watch(order, pool=Inline(), interval=0.1, once=True, catalogue=catalogue) == []
+
+    mapped, broken = catalogue.find(f"{bucket_url}/inbox/good.zarr"), catalogue.find(f"{bucket_url}/inbox/broken.dm3")
+    assert mapped.map == f"{bucket_url}/results/maps/{one.result_name}"
+    Bucket(f"{bucket_url}/results").get_folder(f"maps/{one.result_name}", tmp_path / "fetched")
+    assert contents(tmp_path / "fetched") == contents(local.folder_for(one))
+    note = read_from(f"{bucket_url}/results/quarantine", f"{broken.result_name}.txt")
+    assert "not a readable DigitalMicrograph file" in note.decode()
+
+    # another machine finds what was prepared, and writes no map that is there
+    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr("eelsflow.catalogue.process.prepare_acquisition", fetched_alone)
+    monkeypatch.setattr(Bucket, "put_folder", lambda *_, **__: pytest.fail("written again"))
+    order = make_order(order.inbox, out=f"{bucket_url}/results", model=str(saved_model))
+    assert work_through(mapped, order, yes)["map"] == mapped.map
+
+
+def fetched_alone(step, place):
+    assert place.store.has(step.digest)
+    return place.store.path(step.digest)
