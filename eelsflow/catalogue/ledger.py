@@ -98,9 +98,7 @@ class Catalogue:
 
     def below(self, inbox: str, *states: State) -> list[Acquisition]:
         """Return the acquisitions of an inbox, in the states that are named or in any."""
-        prefix = inbox.rstrip("/") + "/"
-        is_below = sa.func.substr(ACQUISITIONS.c.path, 1, len(prefix)) == prefix
-        return self.select(is_below, *([ACQUISITIONS.c.state.in_(states)] if states else []))
+        return self.select(_is_below(inbox), *([ACQUISITIONS.c.state.in_(states)] if states else []))
 
     def states_of(self, paths: Sequence[str]) -> dict[str, State]:
         """Return the states of the acquisitions of some paths."""
@@ -205,18 +203,16 @@ class Catalogue:
     def claim(self, inbox: str, *, states: Sequence[State] = WAITING, most: int = 1_000_000) -> list[Acquisition]:
         """Take acquisitions that there is work on, and that nobody works on; they are this process's until released."""
         now = self._clock()
-        free = [one for one in self.below(inbox, *states) if one.not_before <= now and self._is_free(one, now)]
-        return [one for one in free[:most] if self._take(one, now)]
-
-    def _is_free(self, one: Acquisition, now: float) -> bool:
-        if one.owner == self.owner:
-            return False
-        return one.owner is None or is_gone(one.owner) or self._lease_of(one.id) < now
-
-    def _lease_of(self, acquisition: int) -> float:
+        columns = [ACQUISITIONS.c[name] for name in ("id", "owner", "lease_until")]  # there may be thousands
+        where = _is_below(inbox), ACQUISITIONS.c.state.in_(states), ACQUISITIONS.c.not_before <= now
         with self._engine.connect() as connection:
-            query = sa.select(ACQUISITIONS.c.lease_until).where(ACQUISITIONS.c.id == acquisition)
-            return connection.execute(query).scalar() or 0.0
+            rows = connection.execute(sa.select(*columns).where(*where).order_by(ACQUISITIONS.c.id)).all()
+        free = [row.id for row in rows if self._is_free(row.owner, row.lease_until, now)][:most]
+        chosen = [one for one in self.select(ACQUISITIONS.c.id.in_(free)) if one.state in states] if free else []
+        return [one for one in chosen if self._take(one, now)]
+
+    def _is_free(self, owner: str | None, lease_until: float, now: float) -> bool:
+        return owner is None or (owner != self.owner and (is_gone(owner) or lease_until < now))
 
     def _take(self, one: Acquisition, now: float) -> bool:
         as_it_was = [
@@ -353,6 +349,11 @@ def _insert(connection: sa.Connection, query: Any) -> Any:
             return connection.execute(query).scalar_one()
     except sa.exc.IntegrityError:
         return None
+
+
+def _is_below(inbox: str) -> sa.ColumnElement[bool]:
+    prefix = inbox.rstrip("/") + "/"
+    return sa.func.substr(ACQUISITIONS.c.path, 1, len(prefix)) == prefix
 
 
 def _as_it_was(row: Any) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:

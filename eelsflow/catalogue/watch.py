@@ -116,6 +116,7 @@ class Watcher:
     _ask_at: float = field(default=0.0, init=False)
     _told: str | None = field(default=None, init=False)
     _held: set[int] = field(default_factory=set, init=False)
+    _has_ended: Event = field(default_factory=Event, init=False)
 
     def __post_init__(self) -> None:
         self._inbox = open_inbox(self.order.inbox)
@@ -164,7 +165,11 @@ class Watcher:
                 settled = looks > 1 and time.monotonic() - first_look > 2 * self.settle_seconds + 0.1
                 if once and settled and not busy and all(one.id in self._held for one in self._open()):
                     break
-                stop.wait(0.1 if busy else min(max(look_at - time.monotonic(), 0.02), 0.5 if once else interval))
+                if busy:
+                    self._has_ended.wait(0.1)
+                    self._has_ended.clear()
+                else:
+                    stop.wait(min(max(look_at - time.monotonic(), 0.02), 0.5 if once else interval))
         finally:
             left.set()
             self.leave()
@@ -293,6 +298,7 @@ class Watcher:
                 return
         future = self.pool.submit(process, one, self.order, self.catalogue.url, self.catalogue.owner)
         self._working[one.id] = (one, future)
+        future.add_done_callback(lambda _: self._has_ended.set())
 
     def _collect(self) -> None:
         self.pool.collect()

@@ -109,7 +109,11 @@ def render(figure: Figure, format: str) -> bytes:
         figure.set_layout_engine("none")
     stream = io.BytesIO()
     metadata: dict[str, str | None] = {"Date": None} if format == "svg" else {"Software": None}
-    figure.savefig(stream, format=format, metadata=metadata)
+    if format == "png" and figure.dpi == _STYLE["savefig.dpi"]:
+        # as savefig does, which draws once more, for nothing, wherever a figure has had a layout
+        figure.canvas.print_png(stream, metadata=metadata)  # type: ignore[attr-defined]
+    else:
+        figure.savefig(stream, format=format, metadata=metadata)
     return stream.getvalue()
 
 

@@ -76,6 +76,9 @@ def test_flow_gives_the_numbers_of_the_loop_though_a_worker_is_killed(
         killer.join(timeout=1)
         assert not killer.is_alive()
         assert pids[0] not in client.run(os.getpid).values()
+        with get_client(sync_client=True) as api:
+            shown = [str(one.data) for one in api.read_artifacts() if one.key == "dask"]
+        assert any(client.dashboard_link in link for link in shown)
     assert scores(read_json(tmp_path / "out" / "results.json")) == scores(loop_results)
 
     artifact_store = open_client()
