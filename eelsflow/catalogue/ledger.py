@@ -207,9 +207,12 @@ class Catalogue:
         where = _is_below(inbox), ACQUISITIONS.c.state.in_(states), ACQUISITIONS.c.not_before <= now
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(*columns).where(*where).order_by(ACQUISITIONS.c.id)).all()
-        free = [row.id for row in rows if self._is_free(row.owner, row.lease_until, now)][:most]
-        chosen = [one for one in self.select(ACQUISITIONS.c.id.in_(free)) if one.state in states] if free else []
-        return [one for one in chosen if self._take(one, now)]
+        free = {row.id: row.owner for row in rows if self._is_free(row.owner, row.lease_until, now)}
+        wanted = dict(list(free.items())[:most])
+        chosen = self.select(ACQUISITIONS.c.id.in_(wanted)) if wanted else []
+        # whose owner or state has changed since is somebody else's
+        same = [one for one in chosen if one.owner == wanted[one.id] and one.state in states]
+        return [one for one in same if self._take(one, now)]
 
     def _is_free(self, owner: str | None, lease_until: float, now: float) -> bool:
         return owner is None or (owner != self.owner and (is_gone(owner) or lease_until < now))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import h5py
 
-from eelsflow.errors import UnreadableFileError
+from eelsflow.errors import EelsflowError, UnreadableFileError
 from eelsflow.io import hdf5_probe
 
 PROBE_SECONDS = 30.0
@@ -47,26 +52,66 @@ def require_readable_hdf5(path: Path) -> None:
 
 
 def _look_first(path: Path) -> None:
-    problem = f"took more than {PROBE_SECONDS:g} s to read, where fractions of a second are usual"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(_PROBE), str(path)], capture_output=True, timeout=PROBE_SECONDS, check=False
+    outcome = _PROBER.ask(path, PROBE_SECONDS)
+    if outcome == hdf5_probe.LATE:
+        problem = f"took more than {PROBE_SECONDS:g} s to read, where fractions of a second are usual"
+    elif outcome == hdf5_probe.LEADS_OUT:
+        raise UnreadableFileError(
+            f"{path} says that a part of its data lies in another file, which is not opened: no microscope writes "
+            "that, and whatever is there would be read; save it again, with all data in it"
         )
-    except subprocess.TimeoutExpired:
-        pass
-    else:
-        if done.returncode == hdf5_probe.LEADS_OUT:
-            raise UnreadableFileError(
-                f"{path} says that a part of its data lies in another file, which is not opened: no microscope writes "
-                "that, and whatever is there would be read; save it again, with all data in it"
-            )
-        if done.returncode == hdf5_probe.TOO_MUCH_MEMORY:
-            problem = "ask for more memory than there can be in them"
-        elif done.returncode >= 0:  # what it raises is raised again, with more to say, when the file is read
-            return
-        else:
-            problem = f"made the HDF5 library crash (signal {-done.returncode})"
+    elif outcome == hdf5_probe.TOO_MUCH_MEMORY:
+        problem = "ask for more memory than there can be in them"
+    elif isinstance(outcome, int) and outcome < 0:
+        problem = f"made the HDF5 library crash (signal {-outcome})"
+    else:  # what it raises is raised again, with more to say, when the file is read
+        return
     raise UnreadableFileError(f"{path} is damaged: its names and attributes {problem}; copy it again")
+
+
+class _Prober:
+    """The program that looks first: one for this process, started when it is needed, which ends with it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._program: subprocess.Popen[str] | None = None
+        self._started_by = 0
+
+    def ask(self, path: Path, seconds: float) -> int | str:
+        """Return what became of looking at a file."""
+        with self._lock:
+            for _ in range(2):  # a program that is gone is started again
+                program = self._running()
+                assert program.stdin is not None
+                assert program.stdout is not None
+                with contextlib.suppress(BrokenPipeError):
+                    program.stdin.write(json.dumps({"path": str(path.absolute()), "seconds": seconds}) + "\n")
+                    program.stdin.flush()
+                    if answer := program.stdout.readline():
+                        outcome: int | str = json.loads(answer)
+                        return outcome
+                self._end()
+        raise EelsflowError(f"the program that looks into {path} before it is read ends by itself")
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._program is None or self._started_by != os.getpid():  # in a fork, it is the parent's
+            self._program = subprocess.Popen(
+                [sys.executable, "-P", str(_PROBE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+            self._started_by = os.getpid()
+            atexit.register(self._end)
+        return self._program
+
+    def _end(self) -> None:
+        program, self._program = self._program, None
+        if program is not None and self._started_by == os.getpid():
+            with contextlib.suppress(BrokenPipeError):
+                program.communicate()  # it ends when nobody asks any more
+            atexit.unregister(self._end)
+
+
+_PROBER = _Prober()
 
 
 def require_stored(path: Path, dataset: h5py.Dataset) -> None:

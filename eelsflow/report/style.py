@@ -103,6 +103,8 @@ def render(figure: Figure, format: str) -> bytes:
 
     The figure's layout is settled the first time and kept, because finding it costs more than drawing.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -111,7 +113,7 @@ def render(figure: Figure, format: str) -> bytes:
     metadata: dict[str, str | None] = {"Date": None} if format == "svg" else {"Software": None}
     if format == "png" and figure.dpi == _STYLE["savefig.dpi"]:
         # as savefig does, which draws once more, for nothing, wherever a figure has had a layout
-        figure.canvas.print_png(stream, metadata=metadata)  # type: ignore[attr-defined]
+        FigureCanvasAgg(figure).print_png(stream, metadata=metadata)
     else:
         figure.savefig(stream, format=format, metadata=metadata)
     return stream.getvalue()

@@ -86,6 +86,22 @@ def test_what_was_looked_at_before_another_took_it_is_not_taken_again(url, clock
     assert not one._take(found, clock.now)
 
 
+def test_what_another_takes_between_two_reads_is_not_stolen(url, clock, monkeypatch):
+    one, other = Catalogue(url, clock=clock), Catalogue(url, clock=clock)
+    see(one, PATH)
+    see(one, PATH)
+    select, taken = one.select, []
+
+    def slow(*where):
+        taken.extend(other.claim("/in"))
+        return select(*where)
+
+    monkeypatch.setattr(one, "select", slow)
+    assert one.claim("/in") == []
+    assert [found.path for found in taken] == [PATH]
+    assert other.advance(taken[0], State.INGESTED, sha256="a" * 64)
+
+
 def test_what_a_watcher_keeps_is_free_when_it_says_nothing_for_a_while(url, clock):
     one, other = Catalogue(url, clock=clock), Catalogue(url, clock=clock)
     one.owner = "another-host.1_7_aa"

@@ -1,4 +1,5 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import pytest
@@ -56,3 +57,28 @@ def test_what_is_remembered_is_bounded(tmp_path, looks, monkeypatch):
     for name in "abc":
         require_readable_hdf5(write(tmp_path / f"{name}.hspy", 1.0))
     assert len(hdf5._readable) == 2
+
+
+def test_a_file_that_hangs_or_ends_what_looks_first_is_refused_and_the_next_one_is_looked_into(
+    tmp_path, looks, monkeypatch
+):
+    good, pipe = write(tmp_path / "good.hspy", 1.0), tmp_path / "pipe.hspy"
+    os.mkfifo(pipe)  # opening it waits for a writer
+    monkeypatch.setattr(hdf5, "PROBE_SECONDS", 0.3)
+    with pytest.raises(UnreadableFileError, match=r"took more than 0\.3 s"):
+        require_readable_hdf5(pipe)
+    monkeypatch.setattr(hdf5, "PROBE_SECONDS", 30.0)
+    require_readable_hdf5(good)
+
+    program = hdf5._PROBER._running()
+    program.kill()
+    program.wait()
+    require_readable_hdf5(write(tmp_path / "other.hspy", 1.0))
+    assert hdf5._PROBER._running() is not program
+
+
+def test_many_threads_may_ask(tmp_path, looks):
+    files = [write(tmp_path / f"{number}.hspy", 1.0) for number in range(12)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(require_readable_hdf5, files))
+    assert len(looks) == 12
