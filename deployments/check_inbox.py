@@ -33,7 +33,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,8 @@ class Run:
     """A watcher, an inbox of its own, and who disturbs them."""
 
     pause_seconds = 8.0  # at most, between two kills
+    kinds: tuple[str, ...] = ("watcher", "worker")  # each is killed once before chance decides
+    parts: Mapping[str, tuple[str, ...]] = {"worker": ("spawn_main",)}  # of command lines
     ends_by_itself = False  # and is begun again then
 
     def __init__(self, folder: Path, model: Path, files: dict[str, Path], kills: int = 0, seed: int = 0) -> None:
@@ -243,10 +245,13 @@ class Run:
                         raise SystemExit(f"the watcher ended by itself:\n{self.log.read_text()[-3000:]}")
                     watcher = self.start()
                 if kills_left:
-                    name = self._kill_one(watcher)
-                    if name is not None:
+                    left = [kind for kind in self.kinds if kind not in self.killed]
+                    name = self.random.choice(left or self.kinds)
+                    if self._kill(name, watcher):
                         self.killed.append(name)
                         kills_left -= 1
+                    else:
+                        name = ""
                     if name == "watcher":
                         watcher.wait()
                         watcher = self.start()
@@ -266,6 +271,7 @@ class Run:
             "notes": self.notes(),
             "seconds": time.monotonic() - began,
             "left": self._left_behind(),
+            "spared": [kind for kind in self.kinds if self.kills >= len(self.kinds) and kind not in self.killed],
         }
 
     def maps(self) -> dict[str, str]:
@@ -293,14 +299,15 @@ class Run:
             time.sleep(rng.uniform(0, 0.1))
         slowly.join()
 
-    def _kill_one(self, watcher: subprocess.Popen[bytes]) -> str | None:
-        """Kill something; return what it was."""
-        workers = processes_like(watcher, "spawn_main")
-        if workers and self.random.random() < 0.5:
-            self.random.choice(workers).kill()
-            return "worker"
-        watcher.kill()
-        return "watcher"
+    def _kill(self, kind: str, watcher: subprocess.Popen[bytes]) -> bool:
+        """Kill something of a kind; return whether there was one."""
+        if kind == "watcher":
+            watcher.kill()
+            return True
+        found = processes_like(watcher, *self.parts[kind])
+        if found:
+            self.random.choice(found).kill()
+        return bool(found)
 
     def _left_behind(self) -> list[str]:
         deadline = time.monotonic() + 15
@@ -325,6 +332,9 @@ class Run:
 class RunOnServices(Run):
     """The catalogue on PostgreSQL, store and results in a bucket, and the work on a Dask cluster."""
 
+    kinds = ("watcher", "scheduler", "dask worker")
+    parts: Mapping[str, tuple[str, ...]] = {"scheduler": (), "dask worker": ()}  # until the cluster has begun
+
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
         """Start the services."""
@@ -342,13 +352,12 @@ class RunOnServices(Run):
             self.arguments += ["--out", results, "--cluster", self.cluster.address]
             yield
 
-    def _kill_one(self, watcher: subprocess.Popen[bytes]) -> str | None:
-        name = self.random.choice(["watcher", *self.cluster.processes])
-        if name == "watcher":
-            watcher.kill()
-        else:
-            self.cluster.kill(name)
-        return name.rstrip(" 0123456789")
+    def _kill(self, kind: str, watcher: subprocess.Popen[bytes]) -> bool:
+        names = [name for name in self.cluster.processes if name.startswith(kind)]
+        if not names:
+            return super()._kill(kind, watcher)
+        self.cluster.kill(self.random.choice(names))
+        return True
 
     def maps(self) -> dict[str, str]:
         """Return the digest of each map that is in the bucket."""
@@ -371,6 +380,12 @@ class RunBySchedule(Run):
     """The flow of a Prefect server's schedule, everything started by `eelsflow up`."""
 
     pause_seconds = 40.0
+    kinds = ("watcher", "Prefect server", "Prefect worker", "scheduled run", "scheduler", "dask worker")
+    parts: Mapping[str, tuple[str, ...]] = {
+        "Prefect server": ("server_process.py",), "Prefect worker": ("worker start",),
+        "scheduled run": ("prefect.engine", "prefect.flow_engine", "flow-run execute"),
+        "scheduler": ("dask_scheduler",), "dask worker": ("spawn_main",),
+    }  # fmt: skip
     ends_by_itself = True
 
     def __init__(self, *arguments: Any) -> None:
@@ -383,21 +398,6 @@ class RunBySchedule(Run):
         program = [*self.as_user, sys.executable, "-c", REGISTER, str(self.model)]
         subprocess.run(program, env=self.environment, check=True)
         yield
-
-    def _kill_one(self, watcher: subprocess.Popen[bytes]) -> str | None:
-        choices = {
-            "Prefect server": processes_like(watcher, "server_process.py"),
-            "Prefect worker": processes_like(watcher, "worker start"),
-            "scheduled run": processes_like(watcher, "prefect.engine", "flow-run execute"),
-        }
-        name = self.random.choice(["watcher", *choices])
-        if name == "watcher":
-            watcher.kill()
-        elif choices[name]:
-            self.random.choice(choices[name]).kill()
-        else:
-            return None
-        return name
 
 
 class RunOnFullDisk(Run):
@@ -501,6 +501,8 @@ def judge(outcomes: dict[str, dict[str, Any]], n_good: int) -> int:
             wrong.append(f"{name}: {len(outcome['notes'])} notes in the quarantine, expected {len(BAD)}")
         if len(aliases) != 1:
             wrong.append(f"{name}: {len(aliases)} aliases, expected 1")
+        if outcome["spared"]:
+            wrong.append(f"{name}: nothing of these was killed: {outcome['spared']}")
         if outcome["left"]:
             wrong.append(f"{name}: processes left behind: {outcome['left']}")
         if outcome["maps"] != reference["maps"]:

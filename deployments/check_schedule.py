@@ -5,9 +5,9 @@
 With a model and an acquisition, a scheduled run must prepare and classify that file; without, find an empty folder.
 Two faults of dependencies are only seen this way: one lets the server die at import, the other lets cron schedules
 never fire. `deployments/prefect.yaml` is what is deployed, with a short interval instead of its own, and a second
-time with a cron schedule; a run of either must complete. With --services, Prefect, MLflow and the catalogue are on
-PostgreSQL, and maps and store in a bucket of an S3 endpoint. Exit status 0: all of it worked; 1: what did not is
-printed with the logs.
+time with a cron schedule; a run of either must complete. With --services, Prefect and the catalogue are on PostgreSQL
+(and so is the registry that is asked for a champion), and maps and store in a bucket of an S3 endpoint. Exit status 0:
+all of it worked; 1: what did not is printed with the logs.
 """
 
 from __future__ import annotations

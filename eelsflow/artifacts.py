@@ -70,6 +70,7 @@ def open_client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # By default seven, of two minutes each where no server answers, for which Ctrl-C waits. The task tries again.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     try:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
@@ -81,6 +82,7 @@ def open_client() -> MlflowClient:
         make_directory(_local_artifacts())
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # what it raises says more than its tries
     return MlflowClient(tracking_uri=tracking_uri())
 
 

@@ -72,7 +72,10 @@ class Bucket:
         """Tell whether an object is there."""
         with self._said("read from"):
             self._files.invalidate_cache()
-            return bool(self._files.isfile(self.at(name)))
+            try:
+                return bool(self._files.info(self.at(name))["type"] == "file")  # isfile says no where nobody answers
+            except FileNotFoundError:
+                return False
 
     def is_empty(self) -> bool:
         """Tell whether nothing is below the folder."""
@@ -128,6 +131,8 @@ class Bucket:
             base = len(self._files._strip_protocol(self.at(name))) + 1
             found = [path[base:] for path in self._files.find(self.at(name))]
         for path in found:
+            if ".." in path.split("/"):
+                raise OutputPathError(f"{self.at(name)} holds {path!r}, which leads out of it, and is not copied")
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             self.get(f"{name}/{path}", folder / path)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from eelsflow.artifacts import DIGEST_TAG, experiment_id, open_client
 from eelsflow.digest import digest_file
@@ -68,7 +70,7 @@ def set_champion(directory: Path, *, edge: str, name: str) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    client, digest, model = open_client(), digest_file(directory), PREFIX + edge
+    client, digest, model = open_client(), digest_file(directory), PREFIX + quote(edge, safe="")
     try:
         client.create_registered_model(model, description=f"Models that map acquisitions of {edge}")
     except MlflowException as error:
@@ -95,9 +97,24 @@ def read_champions() -> list[Champion]:
         if ALIAS not in model.aliases:
             continue
         version = client.get_model_version_by_alias(model.name, ALIAS)
-        edge, digest = model.name.removeprefix(PREFIX), version.tags.get(DIGEST_TAG, "")
+        edge, digest = unquote(model.name.removeprefix(PREFIX)), version.tags.get(DIGEST_TAG, "")
         found.append(Champion(edge, version.tags.get(NAME_TAG, model.name), digest, str(version.source)))
     return found
+
+
+def check_digest(champion: Champion) -> None:
+    """Refuse a champion that no study has promoted.
+
+    Raises
+    ------
+    UnusableModelError
+        If its version has no digest.
+    """
+    if not re.fullmatch(r"[0-9a-f]{64}", champion.digest):
+        raise UnusableModelError(
+            f"the champion of {champion.edge} in MLflow's registry has no digest: no study promoted it; move the alias "
+            "to a version that has the tag eelsflow.digest, or promote a model"
+        )
 
 
 def fetch_champion(champion: Champion, directory: Path) -> None:

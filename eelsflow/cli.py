@@ -330,13 +330,17 @@ def classify(
 
 
 def _follow_champions() -> None:
+    from eelsflow.catalogue.service import begin
     from eelsflow.study.champion import follow_champions
 
-    try:
-        for change in follow_champions():
-            _say(change)
-    except Exception as error:  # a server that is away must not keep the model that is here from its work
-        _say(f"warning: MLflow's registry cannot be asked who is champion ({error}); the one known here is used")
+    def follow() -> None:
+        try:
+            for change in follow_champions():
+                _say(change)
+        except Exception as error:  # a server that is away must not keep the model that is here from its work
+            _say(f"warning: MLflow's registry does not say who is champion ({error}); the one known here is used")
+
+    begin(follow)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from threading import Event
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from eelsflow.errors import WorkerLostError
+from eelsflow.errors import InputError, WorkerLostError
 
 if TYPE_CHECKING:
     from distributed import Client, KilledWorker
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+
+SAME_VERSIONS = ("eelsflow", "numpy", "scikit-learn", "xarray", "zarr")
+"""Packages whose versions client, scheduler and workers must share: what they exchange is pickled by these."""
 
 Report = Callable[[str, int, int], None]
 """Is told how far work is: its label, items done, items in all."""
@@ -194,3 +198,25 @@ class DaskExecutor:
             f"for want of memory{each}: give each worker more (fewer workers on the same machine have more each, and "
             "1 GiB is enough for most images), and run the same command again"
         )
+
+
+def check_versions(client: Client) -> None:
+    """Refuse a cluster whose packages differ: pickles between them could fail late, or give other numbers.
+
+    Raises
+    ------
+    InputError
+        If client, scheduler and workers do not run the same versions of `SAME_VERSIONS`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            client.get_versions(check=True, packages=SAME_VERSIONS)
+        except ValueError as error:
+            raise InputError(f"client, scheduler and workers must run the same versions: {error}") from error
+    for warning in caught:
+        if "Mismatched versions" in str(warning.message):
+            raise InputError(
+                f"client, scheduler and workers must run the same versions: {warning.message}\n"
+                "Install the lock file of this release on all of them."
+            )

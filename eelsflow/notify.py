@@ -7,11 +7,13 @@ default the one of this machine). Addresses may be secrets: no more of them than
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
 import smtplib
 import socket
+import ssl
 import threading
 import time
 import urllib.request
@@ -20,8 +22,8 @@ from email.message import EmailMessage
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from eelsflow.errors import InputError
-from eelsflow.store import home, make_directory
+from eelsflow.errors import InputError, OutputPathError
+from eelsflow.store import home, make_directory, read_json, write_json
 
 LOGGER = logging.getLogger("eelsflow.watch")
 
@@ -29,6 +31,8 @@ EVERY_SECONDS = 60.0
 """Messages are sent at most so often, each with all that came up meanwhile (ours)."""
 
 TIMEOUT_SECONDS = 10.0
+AGAIN_SECONDS = 3600.0
+"""After which the same failure of a schedule is told again (ours)."""
 
 
 def destinations() -> list[str]:
@@ -63,11 +67,27 @@ def notify(subject: str, lines: list[str]) -> None:
     send(subject, lines)
 
 
+def is_news(key: str, text: str) -> bool:
+    """Tell whether something is told for the first time within an hour: a schedule may fail every minute."""
+    path, now = home() / "told.json", time.time()
+    try:
+        told = read_json(path) if path.exists() else {}
+        if told.get(key, {}).get("text") == text and now - told[key]["at"] < AGAIN_SECONDS:
+            return False
+        write_json(path, {**told, key: {"text": text, "at": now}})
+    except (OSError, ValueError, KeyError):
+        return True
+    return True
+
+
 def write_down(lines: list[str]) -> None:
     """Add lines to the file."""
     now = datetime.now().isoformat(sep=" ", timespec="seconds")
-    with log_path().open("a") as stream:
-        stream.writelines(f"{now}  {' '.join(line.split())}\n" for line in lines)
+    try:
+        with log_path().open("a") as stream:
+            stream.writelines(f"{now}  {' '.join(line.split())}\n" for line in lines)
+    except (OSError, OutputPathError) as error:  # a full disk: what is told of goes on
+        LOGGER.warning("cannot be written down (%s): %s", error, "; ".join(lines))
 
 
 def log_path() -> Path:
@@ -80,7 +100,7 @@ def send(subject: str, lines: list[str]) -> None:
     for one in destinations():
         try:
             (_mail if one.startswith("mailto:") else _post)(one, f"eelsflow: {subject}", "\n".join(lines))
-        except (OSError, smtplib.SMTPException, ValueError) as error:
+        except (OSError, smtplib.SMTPException, http.client.HTTPException, ValueError) as error:
             where = "the mail server" if one.startswith("mailto:") else urlsplit(one).hostname
             text = f"{where} could not be told ({type(error).__name__}): {subject}; it is in {log_path()}"
             LOGGER.warning("%s", text)
@@ -100,11 +120,16 @@ def _mail(url: str, subject: str, text: str) -> None:
     message["Subject"], message["To"] = subject, unquote(urlsplit(url).path)
     message["From"] = f"eelsflow@{socket.getfqdn()}"
     message.set_content(text)
-    kind = smtplib.SMTP_SSL if server.scheme == "smtps" else smtplib.SMTP
-    with kind(server.hostname or "localhost", server.port or 0, timeout=TIMEOUT_SECONDS) as connection:
+    host, context = server.hostname or "localhost", ssl.create_default_context()
+    connection: smtplib.SMTP
+    if server.scheme == "smtps":
+        connection = smtplib.SMTP_SSL(host, server.port or 0, timeout=TIMEOUT_SECONDS, context=context)
+    else:
+        connection = smtplib.SMTP(host, server.port or 0, timeout=TIMEOUT_SECONDS)
+    with connection:
         if server.username:
-            if server.scheme != "smtps":
-                connection.starttls()  # a password goes nowhere unencrypted
+            if server.scheme != "smtps":  # a password goes to nobody but that server, and encrypted
+                connection.starttls(context=context)
             connection.login(unquote(server.username), unquote(server.password or ""))
         connection.send_message(message)
 

@@ -29,6 +29,10 @@ UNCLAIMED_SECONDS = 14 * 86400.0
 longest a cluster lets a job run (ours)."""
 
 
+SEND_AGAIN_SECONDS = (5.0, 15.0, 60.0)
+"""Pauses before an entry is sent to a bucket again that could not be written to (ours)."""
+
+
 def home() -> Path:
     """Return the folder that eelsflow keeps its store, server and registry in: $EELSFLOW_HOME or ~/.eelsflow."""
     return Path(os.environ.get("EELSFLOW_HOME") or Path.home() / ".eelsflow").expanduser().resolve()
@@ -175,7 +179,14 @@ class Store:
             with tarfile.open(work / "entry.tar", "w") as archive:
                 for path in sorted(directory.rglob("*")):
                     archive.add(path, path.relative_to(directory), recursive=False, filter=_anonymous)
-            bucket.put(work / "entry.tar", _archive(digest))
+            for pause in (*SEND_AGAIN_SECONDS, None):  # what was computed is worth a wait
+                try:
+                    bucket.put(work / "entry.tar", _archive(digest))
+                    break
+                except OutputPathError:
+                    if pause is None:
+                        raise
+                    time.sleep(pause)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -13,22 +13,19 @@ import logging
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eelsflow.dask_tls import check_protocol, no_answer, tls_settings, with_tls
 from eelsflow.errors import InputError, MissingDependencyError
-from eelsflow.executors import keep_freed_memory, never_pause
+from eelsflow.executors import check_versions, keep_freed_memory, never_pause
 from eelsflow.store import make_directory
 from flows import jobs
 
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Packages whose versions client, scheduler and workers must share: what they exchange is pickled by these.
-SAME_VERSIONS = ("eelsflow", "numpy", "scikit-learn", "xarray", "zarr")
 CONNECT_SECONDS = 30
 
 _QUEUES: dict[str, tuple[str, str, str]] = {  # cluster type: module, class, what to install
@@ -113,7 +110,7 @@ def cluster_client(
                     "expected one at least, because they do the work: start `dask worker` with the address, and see "
                     "what it prints if it does not stay"
                 ) from error
-        _check_versions(client)
+        check_versions(client)
         client.register_worker_callbacks(keep_freed_memory)
         if not isinstance(config, str) or config == "local":  # others may use a cluster that was there before
             client.register_worker_callbacks(never_pause)
@@ -217,22 +214,6 @@ def _queued_cluster(
         if kind == "slurm":
             stack.enter_context(jobs.asked_for_again(cluster, n_workers, say=say))
         yield cluster
-
-
-def _check_versions(client: Client) -> None:
-    """Refuse a cluster whose packages differ: pickles between them could fail late, or give other numbers."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            client.get_versions(check=True, packages=SAME_VERSIONS)
-        except ValueError as error:
-            raise InputError(f"client, scheduler and workers must run the same versions: {error}") from error
-    for warning in caught:
-        if "Mismatched versions" in str(warning.message):
-            raise InputError(
-                f"client, scheduler and workers must run the same versions: {warning.message}\n"
-                "Install the lock file of this release on all of them."
-            )
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str],
     """
     where = home()
     if out is None or not is_url(out):  # scheduled runs are started in folders of their own
-        out = str((where if out is None else Path(out)).expanduser().absolute())
+        out = str((where if out is None else Path(out.removeprefix("file://"))).expanduser().absolute())
     with contextlib.ExitStack() as stack:
         catalogue, programs = Catalogue(), _Programs()
         server = stack.enter_context(running_server(where))
@@ -83,12 +83,13 @@ def _mlflow(where: Path, programs: _Programs) -> Iterator[str]:
     folder = where / "mlflow"
     make_directory(folder / "artifacts")
     port = free_port(MLFLOW_PORT)
-    options = ["--backend-store-uri", tracking_uri(), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    options += ["--default-artifact-root", artifact_root() or ""]
-    environment = {}
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Not among the options, which everybody on the machine sees: there may be a password in it.
+    environment = {"MLFLOW_BACKEND_STORE_URI": tracking_uri(), "MLFLOW_DEFAULT_ARTIFACT_ROOT": artifact_root() or ""}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven processes that wait for work of language models
     if password := os.environ.get("MLFLOW_TRACKING_PASSWORD"):
         options += ["--app-name", "basic-auth"]
-        environment = _mlflow_login(folder, os.environ.get("MLFLOW_TRACKING_USERNAME", "admin"), password)
+        environment |= _mlflow_login(folder, os.environ.get("MLFLOW_TRACKING_USERNAME", "admin"), password)
     command = [sys.executable, "-m", "mlflow", "server", *options]
     with programs.running("MLflow", command, folder / "server.log", environment):
         yield f"http://127.0.0.1:{port}"
@@ -102,8 +103,10 @@ def _mlflow_login(folder: Path, user: str, password: str) -> dict[str, str]:
         "default_permission = READ\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     if not key.exists():
-        key.touch(mode=0o600)
-        key.write_text(secrets.token_hex())
+        unfinished = folder / f".{key.name}"
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(secrets.token_hex())
+        unfinished.replace(key)
     return {
         "MLFLOW_AUTH_CONFIG_PATH": str(configuration),
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
@@ -184,6 +187,8 @@ class _Programs:
             for member in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
+            with contextlib.suppress(ProcessLookupError):  # what it had started, where it was killed itself
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def ended(self) -> str | None:

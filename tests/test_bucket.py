@@ -103,6 +103,34 @@ def test_a_bucket_that_is_not_there_is_named_with_what_it_takes(bucket_url, tmp_
         Bucket("s3://absent/x").put(tmp_path / "a", "a")
 
 
+def test_a_bucket_that_does_not_answer_is_not_an_empty_one(bucket_url, monkeypatch):
+    bucket = Bucket(bucket_url)
+
+    def silent(*_, **__):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(bucket._files, "info", silent)
+    with pytest.raises(OutputPathError, match="cannot read from .*no answer"):
+        bucket.has("entries/ab/ab12.tar")
+
+
+def test_what_was_computed_is_sent_again_where_a_bucket_is_away_for_a_while(bucket_url, tmp_path, monkeypatch):
+    monkeypatch.setattr("eelsflow.store.SEND_AGAIN_SECONDS", (0.0, 0.0))
+    monkeypatch.setenv("EELSFLOW_STORE", f"{bucket_url}/store")
+    put, tries = Bucket.put, []
+
+    def away(self, path, name):
+        tries.append(name)
+        if len(tries) < 3:
+            raise OutputPathError("away")
+        put(self, path, name)
+
+    monkeypatch.setattr(Bucket, "put", away)
+    entry = Store(tmp_path / "here").compute("ab12", lambda directory: written(directory, value_txt="1") and None)
+    assert (entry / "value.txt").read_text() == "1"
+    assert len(tries) == 3
+
+
 def test_an_archive_in_the_bucket_cannot_write_beside_its_entry(url, tmp_path, monkeypatch):
     packed = tmp_path / "evil.tar"
     with tarfile.open(packed, "w") as archive:

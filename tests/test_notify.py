@@ -1,4 +1,7 @@
+import http.server
 import smtplib
+import ssl
+from threading import Thread
 from typing import ClassVar
 
 import pytest
@@ -41,7 +44,8 @@ class Mail:
     def __exit__(self, *_):
         pass
 
-    def starttls(self):
+    def starttls(self, context):
+        assert context.verify_mode == ssl.CERT_REQUIRED
         self.asked.append("starttls")
 
     def login(self, user, password):
@@ -80,6 +84,37 @@ def test_who_cannot_be_told_stands_in_nobody_s_way_and_no_secret_is_written_down
     assert "127.0.0.1 could not be told" in written()
     assert "the mail server could not be told" in written()
     assert "secret" not in written() + caplog.text
+
+
+def test_what_is_no_webhook_or_cannot_be_written_down_stands_in_nobody_s_way(monkeypatch, caplog, home):
+    class Odd(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.wfile.write(b"no HTTP at all\r\n")
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Odd)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("EELSFLOW_NOTIFY", f"http://127.0.0.1:{server.server_port}/")
+    notify.notify("a run failed", ["study x"])
+    assert "could not be told (BadStatusLine)" in written()
+    (home / "notifications.log").unlink()
+    (home / "notifications.log").mkdir()
+    notify.notify("a run failed", ["study x"])
+    assert "cannot be written down" in caplog.text
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_same_is_news_once_an_hour(monkeypatch, home):
+    home.mkdir()
+    assert notify.is_news("inbox", "no model")
+    assert not notify.is_news("inbox", "no model")
+    assert notify.is_news("inbox", "no space")
+    assert notify.is_news("study", "no space")
+    monkeypatch.setattr(notify, "AGAIN_SECONDS", 0.0)
+    assert notify.is_news("inbox", "no space")
 
 
 def test_a_destination_of_another_kind_is_refused_without_showing_it(monkeypatch):

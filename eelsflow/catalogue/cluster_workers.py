@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from eelsflow.catalogue.workers import WorkerDiedError, WorkerStartError
 from eelsflow.dask_tls import check_protocol, tls_settings
+from eelsflow.errors import InputError
+from eelsflow.executors import check_versions
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -39,6 +41,7 @@ class ClusterWorkers:
         check_protocol(address)
         self._address = address
         self._client: Client | None = None
+        self._checked: set[str] = set()
         self._busy: dict[Future[Any], Any] = {}  # of ours, and of Dask
 
     @property
@@ -65,10 +68,21 @@ class ClusterWorkers:
         client = self._connect()
         if not self._n_threads():
             raise WorkerStartError(f"the Dask cluster at {self._address} has no worker; start some there")
+        self._check(client)
         result: Future[Any] = Future()
         theirs = client.submit(function, *args, pure=False)
         self._busy[result] = theirs
         return result
+
+    def _check(self, client: Client) -> None:
+        """Refuse workers of other versions: what they make of a file would be no fault of the file."""
+        workers = set(client.scheduler_info(n_workers=-1)["workers"])
+        if workers - self._checked:
+            try:
+                check_versions(client)
+            except InputError as error:
+                raise WorkerStartError(str(error)) from error
+            self._checked = workers
 
     def collect(self) -> None:
         """Hand over what has ended; of a scheduler that is gone, everything has."""

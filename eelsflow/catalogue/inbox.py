@@ -218,11 +218,18 @@ class RemoteInbox:
         """Return the readable objects as they are now; folders with readable names (zarr stores) count as one."""
         self._files.invalidate_cache()
         parts: dict[str, list[dict[str, Any]]] = {}
+        refused = []
+        base = len(self._files._strip_protocol(self.root)) + 1
         for name, detail in sorted(self._files.find(self.root, detail=True).items()):
+            if {"", ".", ".."} & set(name[base:].split("/")):
+                if is_readable_name(name.rpartition("/")[2]):
+                    reason = "has a name that no file of a folder can have; give it another"
+                    refused.append(Found(f"{self._scheme}://{name}", 0, reason, refused=reason))
+                continue
             acquisition = self._acquisition_of(name)
             if acquisition is not None:
                 parts.setdefault(acquisition, []).append(detail)
-        return [
+        return refused + [
             Found(
                 f"{self._scheme}://{name}",
                 sum(one["size"] or 0 for one in details),
@@ -251,6 +258,7 @@ class RemoteInbox:
 
     def is_there(self, path: str) -> bool:
         """Tell whether an object, or the whole inbox, is there."""
+        self._files.invalidate_cache()
         return path == self.root or bool(self._files.exists(path))
 
     def fetch(self, path: str, directory: Path) -> Path:
@@ -258,7 +266,10 @@ class RemoteInbox:
         target = directory / PurePosixPath(path).name
         try:
             if self._files.isdir(path):
-                self._files.get(path.rstrip("/") + "/", str(target), recursive=True)
+                base = len(self._files._strip_protocol(path)) + 1
+                for name in self._files.find(path):  # one by one: `get` takes brackets in a name for a pattern
+                    (target / name[base:]).parent.mkdir(parents=True, exist_ok=True)
+                    self._files.get_file(name, str(target / name[base:]))
             else:
                 self._files.get_file(path, str(target))
                 if target.suffix.lower() == ".rpl":  # the counts that it describes are beside it

@@ -6,7 +6,9 @@ the same bytes.
 
 from __future__ import annotations
 
+import errno
 import shutil
+import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from eelsflow.bucket import Bucket
+from eelsflow.bucket import Bucket, is_url
 from eelsflow.catalogue.inbox import open_inbox, refuse_unsafe
 from eelsflow.catalogue.ledger import AGAIN, Catalogue
 from eelsflow.catalogue.states import Acquisition, State
@@ -130,6 +132,8 @@ def process(acquisition: Acquisition, order: Order, catalogue: str, owner: str) 
 def work_through(acquisition: Acquisition, order: Order, advance: Advance) -> dict[str, Any] | None:
     """Do what `process` does, telling `advance` about the state in between."""
     assert acquisition.sha256 is not None
+    if not is_url(order.inbox) and not Path(order.inbox).is_dir():  # the watcher sees it
+        raise OSError(errno.ESTALE, f"the inbox is not seen on {socket.gethostname()}, which works on it", order.inbox)
     store = Store(order.store)
     with using_store(store.root):  # nothing is dropped meanwhile
         return _work_through(acquisition, order, advance, store)

@@ -17,7 +17,7 @@ from eelsflow.bucket import read_from
 from eelsflow.catalogue import page
 from eelsflow.catalogue.history import history_figure, recorded_in
 from eelsflow.catalogue.ledger import Catalogue
-from eelsflow.errors import OutputPathError
+from eelsflow.errors import EelsflowError
 
 PREFERRED_PORT = 4280
 SERVED = {"map.png": "image/png", "spectra.png": "image/png", "index.html": "text/html; charset=utf-8"}
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (
             sa.exc.OperationalError,
             OSError,
-            OutputPathError,
+            EelsflowError,
         ) as error:  # the database or a map is not to be had just now
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not to be had just now: {error}\n".encode(), "text/plain")
 

@@ -33,6 +33,8 @@ LOGGER = logging.getLogger("eelsflow.watch")
 MINUTE_SECONDS = 60.0
 """How often MLflow's registry is asked who is champion, and people are told what wants a look (ours)."""
 
+BEGIN_SECONDS = 10.0
+
 INTERVAL_SECONDS = 5.0
 """Between two looks into an inbox, and therefore before a file is taken (ours)."""
 
@@ -54,7 +56,9 @@ def make_order(inbox: str, *, out: str | Path | None = None, model: str = "defau
     Results go below `out`, by default eelsflow's home; where `out` is the URL of a bucket, they are copied there.
     """
     bucket = str(out).rstrip("/") if out is not None and is_url(out) else None
-    folder = home() if out is None or bucket is not None else Path(out).expanduser().absolute()
+    folder = home()
+    if out is not None and bucket is None:
+        folder = Path(str(out).removeprefix("file://")).expanduser().absolute()
     return Order(
         inbox=open_inbox(inbox).root, out=folder, store=home() / "store", model=model, edge=edge, bucket=bucket
     )
@@ -122,8 +126,8 @@ def watch(
 
     watcher = Watcher(catalogue, order, pool, settle_seconds=interval, since=since, on_end=ended)
     follow = _Follower(order)
-    with _every_minute(follow, notices.flush):
-        follow()
+    with _every_minute(notices.flush, follow):
+        begin(follow)
         try:
             return watcher.run(interval=interval, stop=stop or Event(), once=once)
         finally:
@@ -147,8 +151,15 @@ class _Follower:
         except Exception as error:  # a server that is away must not keep the model that is here from its work
             text = str(error).partition("\n")[0]
             if text != self._told:
-                LOGGER.warning("MLflow's registry cannot be asked who is champion (%s); the one known is used", text)
+                LOGGER.warning("MLflow's registry does not say who is champion (%s); the one known is used", text)
                 self._told = text
+
+
+def begin(work: Callable[[], None]) -> None:
+    """Do something that should be done soon, but must not be waited for long: a server may not answer."""
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(BEGIN_SECONDS)
 
 
 @contextlib.contextmanager
@@ -159,7 +170,10 @@ def _every_minute(*work: Callable[[], None]) -> Iterator[None]:
     def keep_on() -> None:
         while not left.wait(MINUTE_SECONDS):
             for do in work:
-                do()
+                try:
+                    do()
+                except Exception:  # the next minute, and the other things, must not end with it
+                    LOGGER.exception("what is done every minute failed")
 
     Thread(target=keep_on, name="every-minute", daemon=True).start()
     try:

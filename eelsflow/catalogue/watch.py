@@ -274,8 +274,8 @@ class Watcher:
         """Learn what a stable file holds: in their order, so that of two of one content the first is the original."""
         try:
             sha256 = identify(one, self.order)
-        except InputError as error:
-            self._refuse(one, error)
+        except Exception as error:  # the files behind it must not wait for it
+            self._fail(one, error)
             return
         if self.catalogue.advance(one, State.INGESTED, sha256=sha256):
             self.catalogue.release(one.id)
@@ -315,7 +315,12 @@ class Watcher:
                 self.catalogue.release(one.id)
             else:
                 self._end(one, State.CLASSIFIED, **outcome)
-        elif isinstance(error, WorkerDiedError):
+        else:
+            self._fail(one, error)
+
+    def _fail(self, one: Acquisition, error: BaseException) -> None:
+        """Decide what becomes of an acquisition that could not be worked on."""
+        if isinstance(error, WorkerDiedError):
             self._lost(one, error)
         elif self._is_trouble(error):
             self._tell_trouble(error)
@@ -349,7 +354,9 @@ class Watcher:
         """Tell whether something else than the file is to blame: the model, or where results are written."""
         if isinstance(error, UnusableModelError | MissingDependencyError | OutputPathError | sa.exc.OperationalError):
             return True
-        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(REMOTE):
+        if isinstance(error, ConnectionError | TimeoutError | PermissionError) or type(error).__module__.startswith(
+            REMOTE
+        ):
             return True
         if isinstance(error, OSError) and error.errno in TROUBLE:
             return True
@@ -390,7 +397,8 @@ class Watcher:
 
     def _remove_note(self, one: Acquisition) -> None:
         note = self._note(one)
-        if self.order.bucket is not None:  # another machine may have put it there
+        was_put_aside = any(state == State.QUARANTINED for _, state, _ in self.catalogue.history(one.id))
+        if self.order.bucket is not None and was_put_aside:  # by this or by another machine
             Bucket(self.order.bucket).remove(f"quarantine/{note.name}")
         note.unlink(missing_ok=True)
 
@@ -398,10 +406,10 @@ class Watcher:
         return self.order.out / "quarantine" / f"{one.result_name}.txt"
 
     def _end(self, one: Acquisition, state: State, **values: Any) -> None:
+        if state is State.CLASSIFIED:
+            self._remove_note(one)  # before it is recorded: what fails here is tried again
         if not self.catalogue.advance(one, state, **values):
             return
-        if state is State.CLASSIFIED:
-            self._remove_note(one)
         ended = self.catalogue.find(one.path) or one
         if AGAIN in one.facts:
             self.catalogue.follow(ended)

@@ -1,9 +1,9 @@
 """Look into HDF5 files, each in a process of its own that may crash or hang over it: ``python hdf5_probe.py``.
 
 It imports nothing of eelsflow, so that it starts in a tenth of a second; then a file costs a fork, a hundredth. A line
-that it reads is JSON, ``{"path", "seconds"}``; a line that it writes is an outcome: 0, all could be read; 3, it asked for
-more memory than `MEMORY`; 4, a part of it lies in another file; 1, something could not be read, which whoever reads it
-next will say better; a negative number, the signal that ended it; "late", it took more than so many seconds.
+that it reads is JSON, ``{"path", "seconds"}``; a line that it writes is an outcome: 0, all could be read; 3, it asked
+for more memory than `MEMORY`; 4, a part of it lies in another file; 1, something could not be read, which whoever reads
+it next will say better; a negative number, the signal that ended it; "late", it took more than so many seconds.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def render(figure: Figure, format: str) -> bytes:
     metadata: dict[str, str | None] = {"Date": None} if format == "svg" else {"Software": None}
     if format == "png" and figure.dpi == _STYLE["savefig.dpi"]:
         # as savefig does, which draws once more, for nothing, wherever a figure has had a layout
-        FigureCanvasAgg(figure).print_png(stream, metadata=metadata)
+        FigureCanvasAgg(figure).print_png(stream, metadata=metadata)  # type: ignore[no-untyped-call]
     else:
         figure.savefig(stream, format=format, metadata=metadata)
     return stream.getvalue()

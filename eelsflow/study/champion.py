@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from eelsflow.champions import fetch_champion, has_registry, read_champions, set_champion
+from eelsflow.champions import Champion, check_digest, fetch_champion, has_registry, read_champions, set_champion
 from eelsflow.dataset.manifest import Acquisition
 from eelsflow.digest import digest_file
-from eelsflow.errors import UnusableModelError
+from eelsflow.errors import EelsflowError, UnusableModelError
 from eelsflow.maps.registry import champion_of, register_model
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.store import Store, home, make_directory, read_json
@@ -43,6 +45,12 @@ def judge_promotion(plan: Plan, scored: Sequence[ScoreMaps], final: FitModel, pl
         pure fields and that of mixed ones, None where nothing could be compared), ``acquisitions`` (how many).
     """
     edge = plan.study.edge.name
+    try:
+        follow_champions()
+    except Exception as error:  # of MLflow, of many kinds
+        return _verdict(
+            False, f"MLflow's registry, where the champion is named, cannot be asked ({error}); the same command again"
+        )
     champion = champion_of(edge)
     if champion is None:
         return _verdict(True, f"there was no champion for {edge} yet")
@@ -127,7 +135,14 @@ def keep_champion(directory: Path, *, edge: str, name: str, registered: str) -> 
     Where MLflow is installed, its alias is given to the model first: what is read there is what maps acquisitions.
     """
     if importlib.util.find_spec("mlflow") is not None:
-        set_champion(directory, edge=edge, name=name)
+        try:
+            set_champion(directory, edge=edge, name=name)
+        except Exception as error:  # of MLflow, of many kinds
+            raise EelsflowError(
+                "the results are written, "
+                f"but the model is not champion: MLflow's registry does not take it ({error}); "
+                "the same command makes it so when the registry answers"
+            ) from error
     kept = _folder_of(edge, digest_file(directory))
     if not kept.exists():
         unfinished = Store(home() / "store").temporary()
@@ -141,21 +156,35 @@ def follow_champions() -> list[str]:
     """Make those the champions here that have the alias in MLflow's registry; return what changed, in sentences."""
     if not has_registry():
         return []
-    changed = []
+    changed, failures = [], []
     for champion in read_champions():
-        kept = _folder_of(champion.edge, champion.digest)
-        if champion_of(champion.edge) == kept:
-            continue
-        if not kept.exists():
-            work = Store(home() / "store").temporary()
-            fetch_champion(champion, work / "model")
-            (work / "model").rename(kept)
-            work.rmdir()
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        register_model(kept, name=champion.name, registered=now, champion=True)
-        changed.append(f"the champion of {champion.edge} is {champion.name} now, as MLflow's registry says")
+        try:
+            if _follow(champion):
+                changed.append(f"the champion of {champion.edge} is {champion.name} now, as MLflow's registry says")
+        except UnusableModelError as error:  # those of other edges are followed all the same
+            failures.append(error)
+    if failures:
+        raise failures[0]
     return changed
 
 
+def _follow(champion: Champion) -> bool:
+    check_digest(champion)
+    kept = _folder_of(champion.edge, champion.digest)
+    if champion_of(champion.edge) == kept:
+        return False
+    if not kept.exists():
+        work = Store(home() / "store").temporary()
+        try:
+            fetch_champion(champion, work / "model")
+            with contextlib.suppress(OSError):  # another watcher has fetched it meanwhile
+                (work / "model").rename(kept)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    register_model(kept, name=champion.name, registered=now, champion=True)
+    return True
+
+
 def _folder_of(edge: str, digest: str) -> Path:
-    return make_directory(home() / "models" / edge) / digest[:16]
+    return make_directory(home() / "models" / quote(edge, safe="")).resolve() / digest[:16]

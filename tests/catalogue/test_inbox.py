@@ -173,6 +173,24 @@ def test_a_remote_acquisition_is_fetched_with_what_belongs_to_it(remote, tmp_pat
         inbox.fetch(f"{inbox.root}/gone.msa", tmp_path)
 
 
+def test_objects_that_no_folder_could_hold_are_refused_alone(remote, tmp_path):
+    inbox, put = remote
+    for name in ("/b.msa", "d.zarr/../../b.msa", "e [1].zarr/zarr.json", "e [1].zarr/c/0 #+%20ü"):
+        put(name, b"odd")
+    refused = {one.path.removeprefix(inbox.root) for one in inbox.list() if one.refused}
+    assert refused <= {"//b.msa", "/d.zarr/../../b.msa"}  # the file system in memory makes other names of these
+    store = inbox.fetch(f"{inbox.root}/e [1].zarr", tmp_path)
+    assert (store / "c" / "0 #+%20ü").read_bytes() == b"odd"
+
+
+def test_a_remote_file_that_goes_away_is_missed(remote):
+    inbox, _ = remote
+    inbox.list()
+    fsspec.url_to_fs(inbox.root)[0].rm_file(f"{inbox.root}/a.msa")
+    assert not inbox.is_there(f"{inbox.root}/a.msa")
+    assert inbox.is_there(f"{inbox.root}/deep/b.rpl")
+
+
 def test_what_cannot_be_looked_at_is_refused_alone_and_the_rest_is_seen(inbox):
     write(inbox / "good.txt", "x")
     os.mkfifo(inbox / "pipe.dm3")

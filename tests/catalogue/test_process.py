@@ -11,6 +11,7 @@ from eelsflow.catalogue.ledger import AGAIN, Catalogue
 from eelsflow.catalogue.process import Order, choose_model, identify, put_in_place, work_through
 from eelsflow.catalogue.service import make_order, watch
 from eelsflow.catalogue.states import Acquisition, State
+from eelsflow.catalogue.watch import TROUBLE
 from eelsflow.digest import digest_file
 from eelsflow.errors import EdgeOutOfRangeError, InputError, UnusableModelError
 from eelsflow.models.bundle import describe_model
@@ -166,6 +167,15 @@ def test_what_was_read_while_it_changed_is_kept_nowhere(good, an_order, monkeypa
     assert work_through(one, order, yes) is None
     assert not order.folder_for(one).exists()
     assert Store(order.store).entries() == []
+
+
+def test_where_a_worker_does_not_see_the_inbox_no_file_is_at_fault(good, an_order, tmp_path):
+    order = an_order()
+    one = with_content(put(good, tmp_path / "one" / "inbox"), order)
+    (tmp_path / "one" / "inbox").rename(tmp_path / "unmounted")
+    with pytest.raises(OSError, match="the inbox is not seen on") as raised:
+        work_through(one, order, yes)
+    assert raised.value.errno in TROUBLE
 
 
 def test_from_a_bucket_to_a_bucket_everything_comes_to_the_same_bytes(

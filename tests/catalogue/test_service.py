@@ -1,7 +1,10 @@
 import json
+import threading
+import time
 
 import pytest
 
+from eelsflow.catalogue import service
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.process import Order
 from eelsflow.catalogue.service import (
@@ -122,3 +125,28 @@ def test_the_ledger_of_an_older_release_is_taken_over_once(inbox, tmp_path, url)
     assert states(catalogue) == {"a.txt": "classified", "b.txt": "quarantined"}
     assert catalogue.select()[0].map == str(out / "maps" / "a")
     assert import_ledger(out, catalogue) == 0
+
+
+def test_what_is_done_every_minute_goes_on_after_a_failure(monkeypatch, caplog):
+    monkeypatch.setattr(service, "MINUTE_SECONDS", 0.01)
+    done = []
+
+    def failing():
+        done.append("failing")
+        raise RuntimeError("for once")
+
+    with service._every_minute(failing, lambda: done.append("other")):
+        deadline = time.monotonic() + 10
+        while done.count("other") < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert done.count("failing") >= 3
+
+
+def test_what_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(service, "BEGIN_SECONDS", 0.05)
+    left = threading.Event()
+    began = time.monotonic()
+    service.begin(left.wait)
+    assert time.monotonic() - began < 5
+    left.set()

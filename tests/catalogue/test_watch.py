@@ -276,6 +276,25 @@ def test_a_file_that_goes_away_before_it_is_read_is_forgotten(inbox, watcher, ma
     assert watcher.catalogue.select() == []
 
 
+@pytest.mark.parametrize(
+    ("error", "state"), [(ValueError("odd"), "quarantined"), (PermissionError("no right to read it"), "stable")]
+)
+def test_a_file_that_cannot_be_identified_stops_no_other(inbox, watcher, made, monkeypatch, error, state):
+    identify = watching.identify
+
+    def odd(one, order):
+        if one.name == "a.txt":
+            raise error
+        return identify(one, order)
+
+    monkeypatch.setattr(watching, "identify", odd)
+    monkeypatch.setattr(watching, "RETRY_SECONDS", 0.0)
+    for name in ("a.txt", "b.txt"):
+        write(inbox / name, f"good {name}")
+    run(watcher)
+    assert states(watcher) == {"a.txt": state, "b.txt": "classified"}
+
+
 def test_the_network_is_no_file_s_fault(inbox, watcher, made, monkeypatch):
     def refuse(*_):
         raise ConnectionResetError("by peer")

@@ -3,6 +3,7 @@ import time
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from eelsflow.notify import log_path
@@ -22,7 +23,8 @@ def test_of_a_run_that_fails_its_own_process_tells(prefect_server: Server, webho
     url, got = webhook_url
     monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("EELSFLOW_NOTIFY", url)
-    failing("no space left", return_state=True)
+    for _ in range(2):  # as a schedule does every minute: it is told once
+        failing("no space left", return_state=True)
     (message,) = got
     assert message["subject"] == "eelsflow: told failed"
     assert "no space left" in message["text"]
@@ -46,5 +48,10 @@ def test_of_a_run_whose_process_is_gone_the_server_tells(
             time.sleep(3)
         monkeypatch.delenv("EELSFLOW_NOTIFY")
         configure_crash_automation()
+        assert len(client.read_automations_by_name(AUTOMATION)) == 1  # who names nobody changes nothing
+        monkeypatch.setenv("EELSFLOW_NOTIFY", "")
+        configure_crash_automation()
+        with pytest.raises(ObjectNotFound):
+            client.read_block_document_by_name("eelsflow-notify-0", "webhook")
         assert client.read_automations_by_name(AUTOMATION) == []
     assert got[0]["text"] == "eelsflow: told crashed\nNo heartbeat"

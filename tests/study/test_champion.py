@@ -1,15 +1,17 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from eelsflow.artifacts import open_client
+from eelsflow.champions import read_champions
 from eelsflow.digest import digest_file
 from eelsflow.errors import UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.maps.registry import champion_of, find_model
 from eelsflow.models.bundle import ModelBundle, describe_model
 from eelsflow.store import Store, read_json
-from eelsflow.study.champion import follow_champions, keep_champion
+from eelsflow.study.champion import follow_champions, judge_promotion, keep_champion
 from eelsflow.study.config import load_study
 from eelsflow.study.run import run_study
 from eelsflow.study.stages import Place
@@ -147,6 +149,45 @@ def test_a_champion_whose_files_were_changed_is_not_used(shared_registry, saved_
     with pytest.raises(UnusableModelError, match="were changed in the artifact store"):
         follow_champions()
     assert champion_of("O_K") is None
+
+
+def test_a_champion_that_no_study_promoted_is_not_used_and_those_of_other_edges_are(
+    shared_registry, saved_model, tmp_path
+):
+    model = model_named(saved_model, tmp_path / "first", "first")
+    keep_champion(model, edge="O_K", name="first", registered="2026-01-01T00:00:00+00:00")
+    client = open_client()
+    for number, tag in enumerate(("", "../../../../evil")):
+        client.create_registered_model(f"eelsflow-A{number}")
+        client.create_model_version(f"eelsflow-A{number}", "file:///nowhere", tags={"eelsflow.digest": tag})
+        client.set_registered_model_alias(f"eelsflow-A{number}", "champion", "1")
+    shared_registry("other")
+    with pytest.raises(UnusableModelError, match="no study promoted it"):
+        follow_champions()
+    assert digest_file(champion_of("O_K")) == digest_file(model)
+    assert not list((tmp_path / "other" / "store" / "temporary").glob("*"))
+
+
+def test_an_edge_may_have_any_name(shared_registry, saved_model, tmp_path):
+    model = model_named(saved_model, tmp_path / "first", "first")
+    keep_champion(model, edge="O:K / 'wide'", name="first", registered="2026-01-01T00:00:00+00:00")
+    assert [one.edge for one in read_champions()] == ["O:K / 'wide'"]
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_promotion_asks_the_registry_first(away, shared_registry, saved_model, tmp_path, monkeypatch):
+    model = model_named(saved_model, tmp_path / "first", "first")
+    keep_champion(model, edge="O_K", name="first", registered="2026-01-01T00:00:00+00:00")
+    shared_registry("other")
+    if away:
+        monkeypatch.setattr("eelsflow.study.champion.read_champions", lambda: (_ for _ in ()).throw(OSError("refused")))
+    study = SimpleNamespace(edge=SimpleNamespace(name="O_K"), classes=["other", "ones"])
+    verdict = judge_promotion(SimpleNamespace(study=study), [], None, None)
+    if away:
+        assert not verdict["promote"]
+        assert "cannot be asked (refused)" in verdict["reason"]
+    else:
+        assert "tells other classes apart" in verdict["reason"]  # it is there, and was looked at
 
 
 def test_where_mlflow_was_never_used_nobody_is_asked(tmp_path, monkeypatch):
