@@ -110,7 +110,7 @@ def test_a_bucket_that_does_not_answer_is_not_an_empty_one(bucket_url, monkeypat
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(bucket._files, "info", silent)
-    with pytest.raises(OutputPathError, match="cannot read from .*no answer"):
+    with pytest.raises(OutputPathError, match=r"cannot read from .*no answer"):
         bucket.has("entries/ab/ab12.tar")
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from eelsflow.digest import digest_file
 from eelsflow.errors import EelsflowError, InputError, UnreadableFileError
 from eelsflow.io import counts as counts_module
+from eelsflow.io import hdf5
 from eelsflow.io.formats import is_readable_name
 from eelsflow.io.read import read_low_loss, read_spectrum_image
 from eelsflow.io.tables import read_spectra_table
@@ -437,18 +438,35 @@ def read_or_refuse(path: Path) -> None:
 
 def test_hdf5_file_that_takes_for_ever_is_refused(tmp_path, intact, monkeypatch):
     (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
-    monkeypatch.setattr("eelsflow.io.hdf5.PROBE_SECONDS", 0.01)
-    with pytest.raises(
-        UnreadableFileError, match=r"a\.hspy is damaged: its names and attributes took more than 0.01 s"
-    ):
+    monkeypatch.setattr("eelsflow.io.hdf5.PROBE_SECONDS", 0.0)
+    with pytest.raises(UnreadableFileError, match=r"a\.hspy is damaged: its names and attributes took more than 0 s"):
         read_spectrum_image(tmp_path / "a.hspy")
 
 
-def test_hdf5_file_that_crashes_the_library_is_refused(tmp_path, intact, monkeypatch):
+@pytest.fixture
+def look_with(tmp_path, monkeypatch):
+    """Let another program look first."""
+    prober = hdf5._Prober()
+    monkeypatch.setattr(hdf5, "_PROBER", prober)
+    monkeypatch.setattr(hdf5, "_PROBE", tmp_path / "probe.py")
+    yield (tmp_path / "probe.py").write_text
+    prober._end()
+
+
+def test_hdf5_file_that_crashes_the_library_is_refused(tmp_path, intact, look_with):
     (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
-    (tmp_path / "probe.py").write_text("import os; os.abort()")
-    monkeypatch.setattr("eelsflow.io.hdf5._PROBE", tmp_path / "probe.py")
-    with pytest.raises(UnreadableFileError, match=r"made the HDF5 library crash \(signal 6\)"):
+    look_with(
+        "import os\nfrom eelsflow.io import hdf5_probe\nhdf5_probe.probe = lambda path: os.abort()\nhdf5_probe.main()"
+    )
+    for _ in range(2):  # it is the process of the file that ends, not the program
+        with pytest.raises(UnreadableFileError, match=r"made the HDF5 library crash \(signal 6\)"):
+            read_spectrum_image(tmp_path / "a.hspy")
+
+
+def test_no_file_is_read_that_nothing_has_looked_into(tmp_path, intact, look_with):
+    (tmp_path / "a.hspy").write_bytes(intact[".hspy"])
+    look_with("raise SystemExit(1)")
+    with pytest.raises(EelsflowError, match="ends by itself"):
         read_spectrum_image(tmp_path / "a.hspy")
 
 
