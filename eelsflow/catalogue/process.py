@@ -7,6 +7,7 @@ the same bytes.
 from __future__ import annotations
 
 import errno
+import glob
 import shutil
 import socket
 import uuid
@@ -31,6 +32,7 @@ from eelsflow.maps import check_file
 from eelsflow.maps.registry import find_model, read_edge, registered_models
 from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle
+from eelsflow.processes import is_gone, name_process
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import Store, make_directory, read_json, write_json
 from eelsflow.study.journal import using_store
@@ -166,6 +168,7 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
             return None
         made_by = {"digest": model_digest, "code": map_code(), "prepared": step.digest}
         folder = order.folder_for(acquisition)
+        _remove_left(folder)
         if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):
             _write(entry, bundle, folder, title=acquisition.name, sha256=acquisition.sha256, made_by=made_by)
         where = str(folder) if order.bucket is None else _publish(folder, order.bucket)
@@ -233,7 +236,7 @@ def _is_made(folder: Path, made_by: dict[str, str]) -> bool:
 def _write(entry: Path, bundle: ModelBundle, folder: Path, *, title: str, sha256: str, made_by: dict[str, str]) -> None:
     """Write a map whole: under another name, then renamed, in the place of the one that was there."""
     make_directory(folder.parent)
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    unfinished = _aside(folder)
     unfinished.mkdir()
     try:
         summary = map_product(entry / "prepared.zarr", bundle, unfinished, title=title)
@@ -241,6 +244,18 @@ def _write(entry: Path, bundle: ModelBundle, folder: Path, *, title: str, sha256
         put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Return a hidden name beside a folder that tells whose it is."""
+    return folder.with_name(f".{folder.name}.{name_process()}_{uuid.uuid4().hex[:8]}")
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what processes have left beside a folder that were killed while they wrote it."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        if is_gone(path.name.removeprefix(f".{folder.name}.")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _publish(folder: Path, url: str) -> str:
@@ -255,7 +270,7 @@ def put_in_place(unfinished: Path, folder: Path) -> None:
     """Rename a folder that is whole to where another may be, of this or of another watcher."""
     for _ in range(20):
         if folder.exists():
-            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+            old = _aside(folder)
             try:
                 folder.rename(old)
             except FileNotFoundError:

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import time
 
 import fsspec
@@ -15,6 +17,7 @@ from eelsflow.catalogue.watch import TROUBLE
 from eelsflow.digest import digest_file
 from eelsflow.errors import EdgeOutOfRangeError, InputError, UnusableModelError
 from eelsflow.models.bundle import describe_model
+from eelsflow.processes import name_process
 from eelsflow.store import Store, read_json, write_json
 from tests.catalogue.files import Inline, write
 
@@ -68,6 +71,22 @@ def test_maps_of_the_same_content_are_the_same_bytes_wherever_they_are_made(good
         assert not [path for path in (order.out / "maps").iterdir() if path.name.startswith(".")]
     assert made[0] == made[1]
     assert {"map.png", "summary.json", "class.tif"} <= set(made[0])
+
+
+def test_what_a_killed_worker_left_beside_a_map_is_removed_and_what_a_living_one_writes_is_not(good, an_order):
+    order = an_order()
+    one = with_content(put(good, order.out.parent / "inbox"), order)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = order.folder_for(one)
+    place = name_process().rpartition("_")[0]
+    left, living = (folder.with_name(f".{folder.name}.{place}_{pid}_0a1b") for pid in (ended.pid, os.getpid()))
+    for path in (left, living):
+        write(path / "class.tif", "half")
+    work_through(one, order, yes)
+    assert (folder / "summary.json").exists()
+    assert not left.exists()
+    assert living.exists()
 
 
 def test_a_map_that_is_there_is_not_made_again_unless_it_is_asked_for(good, an_order, monkeypatch):
