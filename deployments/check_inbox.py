@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from deployments.processes import describe, processes_of
 from deployments.services import BUCKET, DaskCluster, object_store, postgresql
 from eelsflow.bucket import Bucket
 
@@ -313,7 +314,7 @@ class Run:
         deadline = time.monotonic() + 15
         while (left := processes_of(self.home)) and time.monotonic() < deadline:
             time.sleep(0.5)
-        return left
+        return describe(left)
 
     def say(self, outcome: dict[str, Any]) -> str:
         """Say in a line what came out."""
@@ -439,16 +440,6 @@ def processes_like(parent: subprocess.Popen[bytes], *parts: str) -> list[psutil.
             with contextlib.suppress(psutil.Error):
                 if any(part in " ".join(one.cmdline()) for part in parts):
                     found.append(one)
-    return found
-
-
-def processes_of(home: Path) -> list[str]:
-    """Return the command lines of the processes that work in a home folder."""
-    found = []
-    for one in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if one.environ().get("EELSFLOW_HOME") == str(home) and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(f"{one.pid} {' '.join(one.cmdline())[:120]}")
     return found
 
 

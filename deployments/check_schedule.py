@@ -29,6 +29,7 @@ import psutil
 import sqlalchemy as sa
 import yaml
 
+from deployments.processes import describe, processes_of
 from deployments.services import BUCKET, object_store, postgresql
 from eelsflow.bucket import Bucket, read_from
 from eelsflow.catalogue.ledger import Catalogue
@@ -81,7 +82,7 @@ def main() -> int:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1
         print(f"{time.monotonic() - started:5.1f} s  stopped")
-        if left := left_behind(folder):
+        if left := describe([one for one in processes_of(folder) if one.pid != os.getpid()]):
             print("FAILED: left running:\n" + "\n".join(left), file=sys.stderr)
             return 1
     return 0
@@ -234,16 +235,6 @@ def wait_until_idle(log: Path) -> None:
             if time.monotonic() > deadline:
                 raise CheckFailedError(f"{len(runs)} runs do not end\n{log.read_text(errors='replace')}")
             time.sleep(1)
-
-
-def left_behind(folder: Path) -> list[str]:
-    """Return the processes that were started for this home folder and still run."""
-    left = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("EELSFLOW_HOME") == str(folder):
-                left.append(f"{process.pid} {' '.join(process.cmdline())}")
-    return left
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from prefect.events import Event
 from prefect.states import Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from deployments.processes import processes_of
 from eelsflow.errors import InputError
 from flows.server import (
     ZOMBIE_AFTER,
@@ -29,7 +30,6 @@ from flows.server import (
     free_port,
     running_server,
 )
-from tests.flows.processes import processes_of
 
 pytestmark = pytest.mark.server
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from deployments.processes import processes_of
 from eelsflow.store import read_json
 from flows.up import _Programs
-from tests.flows.processes import processes_of
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
