@@ -81,7 +81,7 @@ def test_a_local_cluster_speaks_tls(switched_on: Path, tmp_path: Path) -> None:
 @LEAVES_OPEN
 def test_a_queue_speaks_tls(switched_on: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command lines of dask-jobqueue, which a shell runs instead of SLURM."""
-    pytest.importorskip("dask_jobqueue")
+    pytest.importorskip("dask_jobqueue", reason="queues need the extra 'slurm'")
     monkeypatch.setitem(cluster._QUEUES, "slurm", ("dask_jobqueue.local", "LocalCluster", "dask-jobqueue"))
     options = {"cores": 1, "memory": "1GiB", "n_workers": 1, "interface": "lo", "local_directory": str(tmp_path)}
     with cluster_client({"slurm": options}, home=tmp_path) as client:
