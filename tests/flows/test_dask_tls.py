@@ -19,7 +19,7 @@ from flows.server import free_port
 FLAGS = {"ca-file": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
 
 LEAVES_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""Dask and Tornado leave a socket open where a handshake fails, and dask-jobqueue a process that nobody waits for."""
+"""Dask and Tornado leave a socket open where a handshake fails or is late, dask-jobqueue a process nobody waits for."""
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +181,7 @@ def test_a_scheduler_without_tls_is_not_used(schedulers: dict[str, int], switche
         connect(f"tls://127.0.0.1:{schedulers['tcp']}", tmp_path)
 
 
+@LEAVES_OPEN
 def test_a_scheduler_without_workers_is_an_error(
     schedulers: dict[str, int], switched_on: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
