@@ -22,7 +22,7 @@ from eelsflow.io.read import read_spectrum_image
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.preprocess.presets import Normalize, Pca, Preset, resolve_preset
-from eelsflow.simulate import simulate_directory
+from eelsflow.simulator import simulate_directory
 
 GRID = {"C": [1.0, 10.0, 100.0], "gamma": [0.01, 0.1, 1.0]}
 MOST_SPECTRA = 1600

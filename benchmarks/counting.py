@@ -24,10 +24,10 @@ from eelsflow.preprocess.background import fit_power_law
 from eelsflow.preprocess.chain import Part, fit_acquisition, prepare
 from eelsflow.preprocess.noise import estimate_noise
 from eelsflow.preprocess.presets import PRESETS
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import simulate_acquisition
-from eelsflow.simulate.acquisition import Acquisition, AcquisitionParameters, expected_counts
-from eelsflow.simulate.detector import CountingParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import simulate_acquisition
+from eelsflow.simulator.acquisition import Acquisition, AcquisitionParameters, expected_counts
+from eelsflow.simulator.detector import CountingParameters
 from eelsflow.spectrum_image import energy_axis
 
 LEVELS = (0.5, 1.0, 2.0, 5.0, 20.0)

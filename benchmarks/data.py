@@ -24,7 +24,7 @@ from eelsflow.io.read import read_spectrum_image
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.features import FeatureTransform
 from eelsflow.preprocess.presets import resolve_preset
-from eelsflow.simulate import simulate_directory
+from eelsflow.simulator import simulate_directory
 
 TUNING_SEED = 1
 MEASURED_SEED = 20261123

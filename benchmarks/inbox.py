@@ -38,8 +38,8 @@ from deployments.check_inbox import write_hspy
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.states import State
 from eelsflow.io.read import read_spectrum_image
-from eelsflow.simulate import PRESETS, simulate_directory
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS, simulate_directory
+from eelsflow.simulator.acquisition import AxisParameters
 
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
 BATCH = 200

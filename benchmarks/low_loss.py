@@ -16,9 +16,9 @@ import numpy as np
 
 from eelsflow.low_loss.pair import deconvolve, measure_low_loss
 from eelsflow.preprocess.noise import NoiseModel
-from eelsflow.simulate import PRESETS, LowLossRecording, simulate_acquisition
-from eelsflow.simulate.acquisition import _Drawn, _sample, _weights
-from eelsflow.simulate.edges import MAX_SCATTERINGS, LowLossParameters
+from eelsflow.simulator import PRESETS, LowLossRecording, simulate_acquisition
+from eelsflow.simulator.acquisition import _Drawn, _sample, _weights
+from eelsflow.simulator.edges import MAX_SCATTERINGS, LowLossParameters
 
 THICK = LowLossParameters(mean_free_path=(30.0, 125.0))
 SHAPE = (16, 16)

@@ -34,7 +34,7 @@ from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import Spatial, resolve_preset
 from eelsflow.preprocess.shapes import Shapes, shape_noise, to_shapes, whitening
 from eelsflow.preprocess.spatial import fit_guide, gather
-from eelsflow.simulate import KNOWN_FIELDS, expected_counts, plan_directory, simulate_acquisition
+from eelsflow.simulator import KNOWN_FIELDS, expected_counts, plan_directory, simulate_acquisition
 from eelsflow.unmixing.field import unmix
 from eelsflow.unmixing.references import References
 

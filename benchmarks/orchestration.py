@@ -31,7 +31,7 @@ import yaml
 from benchmarks.data import CLASSES, MEASURED_SEED
 from benchmarks.measure import Row, print_rows, ratio
 from eelsflow.io.zarr_store import write_spectrum_image
-from eelsflow.simulate import simulate_directory
+from eelsflow.simulator import simulate_directory
 
 if TYPE_CHECKING:
     from distributed import Client

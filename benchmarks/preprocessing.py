@@ -46,9 +46,9 @@ from eelsflow.preprocess.rebin import rebin_conserving
 from eelsflow.preprocess.spikes import find_spikes, reference_spectra
 from eelsflow.preprocess.transform import Part, finish
 from eelsflow.preprocess.vacuum import find_vacuum
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import simulate_acquisition
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters
 
 RANK = 5
 COARSER = 2  # HyperSpy rebins by whole factors

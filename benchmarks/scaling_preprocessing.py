@@ -22,9 +22,9 @@ from eelsflow.executors import DaskExecutor
 from eelsflow.io.zarr_store import blocks, create_store, empty_variable, finalise_store, write_block
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.presets import PRESETS
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import simulate_acquisition
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
 
 WORKERS = 2

@@ -29,9 +29,9 @@ from eelsflow.executors import ThreadExecutor
 from eelsflow.io.zarr_store import BLOCK_SHAPE, CHUNK_SHAPE, Block, blocks
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import PRESETS
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import simulate_acquisition
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters
 
 
 @dataclass

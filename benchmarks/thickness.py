@@ -24,8 +24,8 @@ from eelsflow.errors import InputError
 from eelsflow.low_loss.companion import companion_of
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import Spatial, resolve_preset
-from eelsflow.simulate import KNOWN_FIELDS, PRESETS, LowLossRecording, plan_directory, simulate_acquisition
-from eelsflow.simulate.edges import LowLossParameters
+from eelsflow.simulator import KNOWN_FIELDS, PRESETS, LowLossRecording, plan_directory, simulate_acquisition
+from eelsflow.simulator.edges import LowLossParameters
 
 FREE_PATH = 123.5  # nm, the wide simulator's own
 THICKNESS = (0.2, 1.0)  # t/lambda of a field's median pixel

@@ -109,7 +109,7 @@ def main() -> int:
 def make_files(folder: Path, n_good: int) -> dict[str, Path]:
     """Write the files that are put into the inbox, by their names there; slow ones and copies among them."""
     from eelsflow.io.read import read_spectrum_image
-    from eelsflow.simulate import simulate_directory
+    from eelsflow.simulator import simulate_directory
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -100,8 +100,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe what a readable file holds."""
+    from eelsflow.describe import describe, format_description
     from eelsflow.edges import resolve_edge
-    from eelsflow.info import describe, format_description
 
     description = describe(file, edge=resolve_edge(edge) if edge else None, low_loss=low_loss, density=density)
     typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
@@ -137,7 +137,7 @@ def simulate(
     ] = False,
 ) -> None:
     """Simulate acquisitions of iron oxides with their ground truth."""
-    from eelsflow.simulate import LowLossRecording, simulate_directory
+    from eelsflow.simulator import LowLossRecording, simulate_directory
     from eelsflow.store import make_directory
 
     make_directory(directory)

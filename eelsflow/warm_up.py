@@ -28,7 +28,7 @@ def prepare() -> None:
     from eelsflow.edges import O_K
     from eelsflow.preprocess.blocks import prepare_blocks
     from eelsflow.preprocess.presets import PRESETS
-    from eelsflow.simulate import simulate_directory
+    from eelsflow.simulator import simulate_directory
 
     with tempfile.TemporaryDirectory(prefix="eelsflow-") as directory:
         scratch = Path(directory)

@@ -191,8 +191,8 @@ def eelsflow(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def simulated_files(tmp_path_factory):
     """The directory of six small simulated acquisitions, two of either oxide and two mixed with their truth."""
-    from eelsflow.simulate import PRESETS, simulate_directory
-    from eelsflow.simulate.acquisition import AxisParameters
+    from eelsflow.simulator import PRESETS, simulate_directory
+    from eelsflow.simulator.acquisition import AxisParameters
 
     directory = tmp_path_factory.mktemp("simulated")
     preset = PRESETS["paper"].model_copy(update={"axis": AxisParameters(start=485.0, n_channels=400)})

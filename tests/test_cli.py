@@ -13,7 +13,7 @@ import pytest
 from eelsflow.errors import UnusableModelError
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.maps.registry import check_model
-from eelsflow.simulate import PRESETS, simulate_acquisition
+from eelsflow.simulator import PRESETS, simulate_acquisition
 from eelsflow.spectrum_image import build_spectrum_image
 
 

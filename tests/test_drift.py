@@ -6,9 +6,9 @@ from eelsflow.executors import LoopExecutor
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps.drift import conditions_of, find_drift, ranges_of, tell_conditions
-from eelsflow.prepare import prepare_counts, write_counts
+from eelsflow.preparation import prepare_counts, write_counts
 from eelsflow.preprocess.presets import resolve_preset
-from eelsflow.simulate import simulate_directory
+from eelsflow.simulator import simulate_directory
 
 NOW = {"energy_offset": 1.0, "dispersion": 0.5, "resolution": None, "noise_gain": 4.0, "dose": 10.0}
 

@@ -18,8 +18,8 @@ from eelsflow.maps import check_model, classify_file, find_model, map_product, r
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.presets import resolve_preset
-from eelsflow.simulate import PRESETS, simulate_acquisition, simulate_directory
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS, simulate_acquisition, simulate_directory
+from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
 from eelsflow.store import Store, read_json, write_json
 from eelsflow.study.config import load_study

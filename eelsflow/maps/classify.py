@@ -17,7 +17,7 @@ from eelsflow.io.read import read_spectrum_image
 from eelsflow.maps.registry import find_model, read_edge, registered_models
 from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle, read_description
-from eelsflow.prepare import find_low_loss, prepare_counts, remove_counts, write_counts
+from eelsflow.preparation import find_low_loss, prepare_counts, remove_counts, write_counts
 from eelsflow.preprocess.presets import MAX_OFFSET
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import make_directory, read_json, write_json

@@ -310,7 +310,7 @@ def scatter_again(wide: Wide, axis: EnergyAxis, *, relative_thickness: float) ->
 @lru_cache(maxsize=16)
 def _plural_scattering(dispersion: float, n_channels: int, relative_thickness: float) -> NDArray[np.float32]:
     """Return the matrix that spectra are multiplied by from the right, shape (channels, channels)."""
-    from eelsflow.simulate.edges import NOMINAL_LOW_LOSS  # takes long, and few need it
+    from eelsflow.simulator.edges import NOMINAL_LOW_LOSS  # takes long, and few need it
 
     plasmon = NOMINAL_LOW_LOSS.single_plasmon(step=dispersion)
     plasmon = np.pad(plasmon, (0, max(n_channels - plasmon.size, 0)))[:n_channels]

@@ -35,7 +35,7 @@ from eelsflow.models.imported import source_digest
 from eelsflow.models.spec import ModelSpec, Param, resolve_model
 from eelsflow.preprocess.presets import Preset
 from eelsflow.robustness.curves import Curve, further_curves
-from eelsflow.simulate import KNOWN_FIELDS, simulate_directory
+from eelsflow.simulator import KNOWN_FIELDS, simulate_directory
 from eelsflow.store import Store
 from eelsflow.study.config import Simulated, Study, TrainingPlan
 
@@ -90,7 +90,7 @@ class PrepareAcquisition(Step):
     def digest(self) -> str:
         """Address: the files' bytes, edge, acquisition steps, code."""
         steps = [step.model_dump(mode="json") for step in self.preset.acquisition_steps]
-        code = code_version("prepare", "preprocess", "low_loss", "io", "study.stages", "study.evidence", *_FOUNDATION)
+        code = code_version("preparation", "preprocess", "low_loss", "io", "study.stages", "study.evidence", *_FOUNDATION)
         files = [self.acquisition.sha256, self.acquisition.low_loss_sha256]
         return digest_of("prepare", files, self.edge, steps, code)
 
@@ -211,7 +211,7 @@ class AssessModel(Step):
     @cached_property
     def digest(self) -> str:
         """Address: the model, the curves, code."""
-        code = code_version("robustness", "simulate.edges", "study.stages")
+        code = code_version("robustness", "simulator.edges", "study.stages")
         return digest_of("assessment", self.fit.digest, list(self.curves), code)
 
 
@@ -309,7 +309,7 @@ def simulated_manifest(simulated: Simulated, store: Store) -> Path:
             scenes=KNOWN_FIELDS if simulated.preset == "wide" else None,
         )
 
-    code = code_version("simulate", "io", *_FOUNDATION)
+    code = code_version("simulator", "io", *_FOUNDATION)
     return store.compute(digest_of("simulated", simulated, code), write) / "manifest.csv"
 
 

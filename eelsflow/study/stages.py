@@ -81,7 +81,7 @@ def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path | SetAsi
         If something else is to blame, such as a full disk; naming the acquisition.
     """
     from eelsflow.io.read import read_spectrum_image
-    from eelsflow.prepare import find_low_loss, remove_counts, write_counts
+    from eelsflow.preparation import find_low_loss, remove_counts, write_counts
 
     acquisition = step.acquisition
 
@@ -122,7 +122,7 @@ def _prepare_alone(item: tuple[PrepareAcquisition, Path]) -> None:
 
 
 def _prepare(step: PrepareAcquisition, directory: Path, executor: Executor) -> None:
-    from eelsflow.prepare import prepare_counts
+    from eelsflow.preparation import prepare_counts
 
     prepared = prepare_counts(directory, edge=step.edge, preset=step.preset, executor=executor)
     summarize_prepared(prepared, directory, edge=step.edge)

@@ -9,23 +9,23 @@ from typer.testing import CliRunner
 
 from eelsflow.cli import app
 from eelsflow.dataset.manifest import read_manifest
+from eelsflow.describe import describe
 from eelsflow.edges import O_K
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError, InputError, StudyFileError
 from eelsflow.executors import LoopExecutor
-from eelsflow.info import describe
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.low_loss.companion import companion_of, describe_companion
-from eelsflow.prepare import find_low_loss, prepare_counts, write_counts
+from eelsflow.preparation import find_low_loss, prepare_counts, write_counts
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.companion import settle_offset
 from eelsflow.preprocess.drift import edge_shift, follows
 from eelsflow.preprocess.offset import OffsetEstimate
 from eelsflow.preprocess.presets import PRESETS, resolve_preset
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import LowLossRecording, simulate_acquisition, simulate_directory
-from eelsflow.simulate.edges import LowLossParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import LowLossRecording, simulate_acquisition, simulate_directory
+from eelsflow.simulator.edges import LowLossParameters
 from eelsflow.store import Store, read_json
 from eelsflow.study import stages
 from eelsflow.study.plan import PrepareAcquisition

@@ -6,8 +6,8 @@ import pytest
 from eelsflow.errors import InputError
 from eelsflow.low_loss.pair import deconvolve, measure_low_loss
 from eelsflow.low_loss.zero_loss import FWHM
-from eelsflow.simulate import PRESETS, LowLossRecording, simulate_acquisition
-from eelsflow.simulate.edges import LowLossParameters
+from eelsflow.simulator import PRESETS, LowLossRecording, simulate_acquisition
+from eelsflow.simulator.edges import LowLossParameters
 from eelsflow.spectrum_image import build_spectrum_image
 from tests.low_loss.low_loss_spectra import plural
 
@@ -100,7 +100,7 @@ def test_a_core_loss_is_refused_as_a_low_loss(pairs):
 
 def test_deconvolution_recovers_single_scattering_in_simulated_pairs():
     """The mean edge of a field behind one thickness, against the simulator's edge scattered by nothing."""
-    from eelsflow.simulate.acquisition import _Drawn
+    from eelsflow.simulator.acquisition import _Drawn
 
     # many electrons, no film: what is left is what deconvolution does wrong
     levels = PRESETS["clean"].levels.model_copy(update={"dose": (300.0, 300.0), "support_level": 0.0})
@@ -130,7 +130,7 @@ def test_deconvolution_recovers_single_scattering_in_simulated_pairs():
 
 
 def _edges_alone(drawn, *, single):
-    from eelsflow.simulate.acquisition import _sample, _weights
+    from eelsflow.simulator.acquisition import _sample, _weights
 
     energy, basis = drawn._basis()
     weights = _weights(drawn.specimen, drawn.low_loss, drawn.parameters.levels.reference_thickness)

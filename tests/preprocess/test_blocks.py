@@ -27,9 +27,9 @@ from eelsflow.preprocess import transform as transform_module
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import PRESETS
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import LowLossRecording, simulate_acquisition
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import LowLossRecording, simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
 
 SHAPE = (26, 22)

@@ -14,9 +14,9 @@ from eelsflow.preprocess import chain
 from eelsflow.preprocess.background import PowerLawStatus
 from eelsflow.preprocess.chain import NOT_FITTED, prepare, product_axis
 from eelsflow.preprocess.presets import PRESETS, Preset, resolve_preset
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import Acquisition, simulate_acquisition
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import Acquisition, simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
 
 SHAPE = (24, 20)

@@ -18,10 +18,10 @@ from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.presets import PRESETS
 from eelsflow.preprocess.rebin import rebin_variance
 from eelsflow.preprocess.vacuum import signal_with_total
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import simulate_acquisition
-from eelsflow.simulate.acquisition import AxisParameters, expected_counts
-from eelsflow.simulate.detector import CountingParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters, expected_counts
+from eelsflow.simulator.detector import CountingParameters
 from tests.preprocess.test_blocks import assert_same_product
 
 SHAPE = (32, 32)

@@ -6,7 +6,7 @@ import pytest
 from eelsflow.edges import resolve_edge
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import resolve_preset
-from eelsflow.simulate import plan_directory, simulate_acquisition
+from eelsflow.simulator import plan_directory, simulate_acquisition
 
 
 @pytest.mark.parametrize("detector", ["ccd", "counting"])

@@ -18,10 +18,10 @@ from eelsflow.preprocess.chain import fit_acquisition, prepare
 from eelsflow.preprocess.lost import Losses
 from eelsflow.preprocess.presets import PRESETS
 from eelsflow.preprocess.transform import NOT_FITTED, Part
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import simulate_acquisition
-from eelsflow.simulate.acquisition import AxisParameters
-from eelsflow.simulate.detector import CountingParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters
+from eelsflow.simulator.detector import CountingParameters
 from eelsflow.spectrum_image import build_spectrum_image
 from tests.preprocess.test_blocks import assert_same_product
 

@@ -266,8 +266,8 @@ def test_offset_of_a_custom_edge_needs_only_windows():
 
 @pytest.mark.slow
 def test_offset_of_simulated_acquisitions_is_within_a_tenth_of_an_ev():
-    from eelsflow.simulate import PRESETS, simulate_acquisition
-    from eelsflow.simulate.acquisition import AxisParameters
+    from eelsflow.simulator import PRESETS, simulate_acquisition
+    from eelsflow.simulator.acquisition import AxisParameters
 
     # a wide bell cut at +-9 eV: offsets nearly uniform over the range
     axis = AxisParameters(offset_scale=30.0, offset_limit=9.0)

@@ -18,9 +18,9 @@ from eelsflow.energy import EnergyAxis
 from eelsflow.io.zarr_store import Block
 from eelsflow.preprocess.chain import Part, finish, fit_acquisition, product_axis
 from eelsflow.preprocess.presets import PRESETS
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import Acquisition, simulate_acquisition
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import Acquisition, simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters
 
 SHAPE = (40, 40)
 # What is simulated, and by how much its nominal axis is wrong, eV.

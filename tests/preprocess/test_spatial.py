@@ -12,7 +12,7 @@ from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import Spatial, resolve_preset
 from eelsflow.preprocess.shapes import Shapes
 from eelsflow.preprocess.spatial import Guide, fit_guide, gather
-from eelsflow.simulate import plan_directory, simulate_acquisition
+from eelsflow.simulator import plan_directory, simulate_acquisition
 
 PRESET = resolve_preset("recommended").for_acquisition
 

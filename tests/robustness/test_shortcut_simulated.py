@@ -8,7 +8,7 @@ from eelsflow.edges import resolve_edge
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import resolve_preset
 from eelsflow.robustness.shortcut import fit_on_conditions, judge_shortcut
-from eelsflow.simulate import plan_directory, simulate_acquisition
+from eelsflow.simulator import plan_directory, simulate_acquisition
 
 N_ACQUISITIONS = 32
 

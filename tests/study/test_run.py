@@ -14,8 +14,8 @@ from eelsflow.executors import LoopExecutor, ThreadExecutor
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.presets import resolve_preset
 from eelsflow.preprocess.shapes import to_shapes
-from eelsflow.simulate import PRESETS, simulate_directory
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS, simulate_directory
+from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.store import Store
 from eelsflow.study.config import load_study
 from eelsflow.study.results import _study_warnings

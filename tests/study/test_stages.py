@@ -9,8 +9,8 @@ from eelsflow.edges import resolve_edge
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.preprocess.presets import resolve_preset
-from eelsflow.simulate import PRESETS, simulate_directory
-from eelsflow.simulate.acquisition import AxisParameters
+from eelsflow.simulator import PRESETS, simulate_directory
+from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.store import Store
 from eelsflow.study import stages
 from eelsflow.study.config import load_study

@@ -13,9 +13,9 @@ from eelsflow.errors import EelsflowError
 from eelsflow.preprocess.chain import prepare
 from eelsflow.preprocess.presets import PRESETS, Spatial
 from eelsflow.preprocess.shapes import Shapes, shape_noise, to_shapes
-from eelsflow.simulate import PRESETS as SIMULATED
-from eelsflow.simulate import plan_directory, simulate_acquisition
-from eelsflow.simulate.generic_edges import OTHER_OXIDES
+from eelsflow.simulator import PRESETS as SIMULATED
+from eelsflow.simulator import plan_directory, simulate_acquisition
+from eelsflow.simulator.generic_edges import OTHER_OXIDES
 from eelsflow.unmixing.references import References, mean_shape
 
 STEPS = tuple(step for step in PRESETS["recommended"].acquisition_steps if not isinstance(step, Spatial))

@@ -9,8 +9,8 @@ from scipy.ndimage import find_objects, label
 from sklearn.svm import SVC
 
 from eelsflow.errors import InputError
-from eelsflow.simulate.scenes import OTHER, SCENES, TILE, FieldParameters, _fill, build_field
-from eelsflow.simulate.specimen import Specimen
+from eelsflow.simulator.scenes import OTHER, SCENES, TILE, FieldParameters, _fill, build_field
+from eelsflow.simulator.specimen import Specimen
 
 SEEDS = range(6)
 

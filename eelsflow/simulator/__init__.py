@@ -5,17 +5,17 @@
 of it varies; `acquisition` puts it together, `directory` writes many.
 """
 
-from eelsflow.simulate.acquisition import (
+from eelsflow.simulator.acquisition import (
     Acquisition,
     AcquisitionParameters,
     ExpectedCounts,
     expected_counts,
     simulate_acquisition,
 )
-from eelsflow.simulate.detector import NoiseModel
-from eelsflow.simulate.directory import KNOWN_FIELDS, PlannedAcquisition, plan_directory, simulate_directory
-from eelsflow.simulate.low_loss import LowLossRecording
-from eelsflow.simulate.presets import PRESETS
+from eelsflow.simulator.detector import NoiseModel
+from eelsflow.simulator.directory import KNOWN_FIELDS, PlannedAcquisition, plan_directory, simulate_directory
+from eelsflow.simulator.low_loss import LowLossRecording
+from eelsflow.simulator.presets import PRESETS
 
 __all__ = [
     "KNOWN_FIELDS",

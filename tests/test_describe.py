@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eelsflow.describe import KNOWN_ONSETS, describe, edges_in_range, format_description
 from eelsflow.digest import digest_file
 from eelsflow.edges import MN_L3, O_K, SHIPPED, Edge
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EdgeOutOfRangeError, InputError, UnreadableFileError
-from eelsflow.info import KNOWN_ONSETS, describe, edges_in_range, format_description
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.spectrum_image import build_spectrum_image
@@ -313,7 +313,7 @@ def test_table_of_spectra_on_separate_ranges_is_described_without_an_axis(tmp_pa
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    from eelsflow.simulate import PRESETS, LowLossRecording, simulate_acquisition
+    from eelsflow.simulator import PRESETS, LowLossRecording, simulate_acquisition
 
     directory = tmp_path_factory.mktemp("pair")
     acquisition = simulate_acquisition(

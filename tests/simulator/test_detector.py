@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from eelsflow.errors import InputError
-from eelsflow.simulate.detector import (
+from eelsflow.simulator.detector import (
     MAX_SPIKE_WIDTH,
     CountingParameters,
     Detector,

@@ -14,13 +14,13 @@ import numpy as np
 
 from eelsflow.errors import InputError, OutputPathError
 from eelsflow.io.zarr_store import write_dataset, write_spectrum_image
-from eelsflow.simulate.acquisition import simulate_acquisition
-from eelsflow.simulate.detector import CountingParameters, DetectorParameters
-from eelsflow.simulate.low_loss import LowLossRecording
-from eelsflow.simulate.parameters import AcquisitionParameters
-from eelsflow.simulate.presets import PRESETS
-from eelsflow.simulate.scenes import OTHER, SCENES, FieldParameters, Scene
-from eelsflow.simulate.specimen import PHASES, Kind
+from eelsflow.simulator.acquisition import simulate_acquisition
+from eelsflow.simulator.detector import CountingParameters, DetectorParameters
+from eelsflow.simulator.low_loss import LowLossRecording
+from eelsflow.simulator.parameters import AcquisitionParameters
+from eelsflow.simulator.presets import PRESETS
+from eelsflow.simulator.scenes import OTHER, SCENES, FieldParameters, Scene
+from eelsflow.simulator.specimen import PHASES, Kind
 from eelsflow.store import make_directory
 
 DetectorChoice = Literal["ccd", "counting", "both"]

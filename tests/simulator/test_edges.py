@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from eelsflow.simulate.acquisition import PRESETS
-from eelsflow.simulate.edges import (
+from eelsflow.simulator.acquisition import PRESETS
+from eelsflow.simulator.edges import (
     FINE_STEP,
     NOMINAL_LOW_LOSS,
     REFERENCE_ENERGY,

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import ndtr
 
 from eelsflow.energy import EnergyAxis
-from eelsflow.simulate.detector import PositiveRange, point_spread
-from eelsflow.simulate.edges import FINE_STEP, LowLoss, broaden, fine_energies, scatter
+from eelsflow.simulator.detector import PositiveRange, point_spread
+from eelsflow.simulator.edges import FINE_STEP, LowLoss, broaden, fine_energies, scatter
 
 _FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.ndimage import gaussian_filter
 
-from eelsflow.simulate.specimen import PHASES, Range, Specimen, draw, mixture, uneven_film
+from eelsflow.simulator.specimen import PHASES, Range, Specimen, draw, mixture, uneven_film
 
 Scene = Literal["FeO", "Fe3O4", "core_shell", "interface", "gradient", "inclusions", "two_particles", "mosaic", "other"]
 """What a field holds; ``other`` is an oxide that is neither FeO nor Fe3O4."""

@@ -9,8 +9,8 @@ import xarray as xr
 
 from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import open_dataset, open_spectrum_image
-from eelsflow.simulate import PRESETS, expected_counts, plan_directory, simulate_acquisition, simulate_directory
-from eelsflow.simulate.acquisition import _Drawn
+from eelsflow.simulator import PRESETS, expected_counts, plan_directory, simulate_acquisition, simulate_directory
+from eelsflow.simulator.acquisition import _Drawn
 
 SMALL = (12, 12)
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from eelsflow.simulate.edges import NOMINAL_LOW_LOSS, REFERENCE_ENERGY, continuum_step, detected, fine_energies
-from eelsflow.simulate.specimen import Range, draw
+from eelsflow.simulator.edges import NOMINAL_LOW_LOSS, REFERENCE_ENERGY, continuum_step, detected, fine_energies
+from eelsflow.simulator.specimen import Range, draw
 
 
 class GenericEdgeParameters(BaseModel):

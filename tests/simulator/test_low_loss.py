@@ -11,9 +11,9 @@ from eelsflow.dataset.manifest import read_manifest
 from eelsflow.io.formats import is_readable_name
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
-from eelsflow.simulate import PRESETS, LowLossRecording, simulate_acquisition, simulate_directory
-from eelsflow.simulate.edges import LowLoss, detected, fine_energies
-from eelsflow.simulate.low_loss import integrate_channels, recorded_resolution, scattered_beam
+from eelsflow.simulator import PRESETS, LowLossRecording, simulate_acquisition, simulate_directory
+from eelsflow.simulator.edges import LowLoss, detected, fine_energies
+from eelsflow.simulator.low_loss import integrate_channels, recorded_resolution, scattered_beam
 
 PAPER = PRESETS["paper"].model_copy(update={"shape": (12, 12)})
 RECORDING = LowLossRecording()

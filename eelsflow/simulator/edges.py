@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 from scipy.signal import fftconvolve
 from scipy.special import erf
 
-from eelsflow.simulate.specimen import Range, draw
+from eelsflow.simulator.specimen import Range, draw
 
 REFERENCE_ENERGY = 530.0
 """Where the detected O pre-peak has its maximum in every simulated phase (no chemical shift of the pre-peak)."""

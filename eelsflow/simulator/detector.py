@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from scipy.ndimage import convolve1d
 
 from eelsflow.errors import InputError
-from eelsflow.simulate.specimen import Range, check_range
+from eelsflow.simulator.specimen import Range, check_range
 
 
 def _check_positive(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from eelsflow.errors import InputError, OutputPathError
 from eelsflow.io.zarr_store import open_dataset, open_spectrum_image
-from eelsflow.simulate import PRESETS, Acquisition, AcquisitionParameters, simulate_acquisition, simulate_directory
-from eelsflow.simulate.acquisition import _draw_axis_error
-from eelsflow.simulate.detector import Detector, DetectorParameters
+from eelsflow.simulator import PRESETS, Acquisition, AcquisitionParameters, simulate_acquisition, simulate_directory
+from eelsflow.simulator.acquisition import _draw_axis_error
+from eelsflow.simulator.detector import Detector, DetectorParameters
 from eelsflow.spectrum_image import check_spectrum_image
 
 PAPER = PRESETS["paper"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from eelsflow.simulate.detector import DetectorParameters
-from eelsflow.simulate.edges import FE3O4_OXYGEN_DENSITY, PhaseParameters
-from eelsflow.simulate.parameters import AcquisitionParameters, AxisParameters, AxisSettingParameters, LevelParameters
-from eelsflow.simulate.scenes import FieldParameters
-from eelsflow.simulate.specimen import SpecimenParameters
+from eelsflow.simulator.detector import DetectorParameters
+from eelsflow.simulator.edges import FE3O4_OXYGEN_DENSITY, PhaseParameters
+from eelsflow.simulator.parameters import AcquisitionParameters, AxisParameters, AxisSettingParameters, LevelParameters
+from eelsflow.simulator.scenes import FieldParameters
+from eelsflow.simulator.specimen import SpecimenParameters
 
 # The ranges of pre-peak height, main and third position and of the widths lie within those assumed for the two
 # oxides. The magnetite is centred near the measured shape (pre-peak .61 for .63, main peak +9.2 eV for +9.0), the

@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from eelsflow.energy import EnergyAxis
-from eelsflow.simulate.detector import AnyDetectorParameters, DetectorParameters, PositiveRange
-from eelsflow.simulate.edges import LowLossParameters, PhaseParameters
-from eelsflow.simulate.generic_edges import FILM_EDGE, OTHER_OXIDES, GenericEdgeParameters, OtherOxideParameters
-from eelsflow.simulate.scenes import FieldParameters
-from eelsflow.simulate.specimen import Range, SpecimenParameters, draw
+from eelsflow.simulator.detector import AnyDetectorParameters, DetectorParameters, PositiveRange
+from eelsflow.simulator.edges import LowLossParameters, PhaseParameters
+from eelsflow.simulator.generic_edges import FILM_EDGE, OTHER_OXIDES, GenericEdgeParameters, OtherOxideParameters
+from eelsflow.simulator.scenes import FieldParameters
+from eelsflow.simulator.specimen import Range, SpecimenParameters, draw
 
 
 class LevelParameters(BaseModel):

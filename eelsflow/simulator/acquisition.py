@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import InputError
-from eelsflow.simulate.detector import Detector, NoiseModel
-from eelsflow.simulate.edges import FINE_STEP as _STEP
-from eelsflow.simulate.edges import (
+from eelsflow.simulator.detector import Detector, NoiseModel
+from eelsflow.simulator.edges import FINE_STEP as _STEP
+from eelsflow.simulator.edges import (
     REFERENCE_ENERGY,
     LowLoss,
     PhaseShape,
@@ -25,12 +25,12 @@ from eelsflow.simulate.edges import (
     poisson_weights,
     scatter,
 )
-from eelsflow.simulate.generic_edges import GenericEdge, OtherOxide
-from eelsflow.simulate.low_loss import LowLossRecording, integrate_channels, recorded_resolution, scattered_beam
-from eelsflow.simulate.parameters import AcquisitionParameters, AxisParameters, Levels
-from eelsflow.simulate.presets import PRESETS
-from eelsflow.simulate.scenes import OTHER, FieldParameters, build_field
-from eelsflow.simulate.specimen import PHASES, Specimen, build_specimen, draw
+from eelsflow.simulator.generic_edges import GenericEdge, OtherOxide
+from eelsflow.simulator.low_loss import LowLossRecording, integrate_channels, recorded_resolution, scattered_beam
+from eelsflow.simulator.parameters import AcquisitionParameters, AxisParameters, Levels
+from eelsflow.simulator.presets import PRESETS
+from eelsflow.simulator.scenes import OTHER, FieldParameters, build_field
+from eelsflow.simulator.specimen import PHASES, Specimen, build_specimen, draw
 from eelsflow.spectrum_image import build_spectrum_image
 
 __all__ = [

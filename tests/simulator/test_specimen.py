@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eelsflow.simulate.specimen import PHASES, Cube, SpecimenParameters, build_specimen, projected_thickness
+from eelsflow.simulator.specimen import PHASES, Cube, SpecimenParameters, build_specimen, projected_thickness
 from tests.strategies import angles, examples, factors, seeds
 
 

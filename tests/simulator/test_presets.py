@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from eelsflow.simulate import PRESETS, simulate_acquisition
-from eelsflow.simulate.edges import NOMINAL_LOW_LOSS, REFERENCE_ENERGY, calibrate_edges, detected, fine_energies
-from eelsflow.simulate.generic_edges import FILM_EDGE, OTHER_OXIDES, GenericEdgeParameters
-from eelsflow.simulate.parameters import AxisSettingParameters
-from eelsflow.simulate.scenes import SCENES
+from eelsflow.simulator import PRESETS, simulate_acquisition
+from eelsflow.simulator.edges import NOMINAL_LOW_LOSS, REFERENCE_ENERGY, calibrate_edges, detected, fine_energies
+from eelsflow.simulator.generic_edges import FILM_EDGE, OTHER_OXIDES, GenericEdgeParameters
+from eelsflow.simulator.parameters import AxisSettingParameters
+from eelsflow.simulator.scenes import SCENES
 
 PAPER, WIDE = PRESETS["paper"], PRESETS["wide"]
 GRID = fine_energies(505.0, 620.0)
