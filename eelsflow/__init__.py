@@ -1,7 +1,61 @@
 """Oxidation-state maps from electron energy-loss spectrum images, with the evidence behind them.
 
-Importing this package is quick on purpose: TensorFlow, MLflow, matplotlib and distributed load only
-where they are used.
+The names below are the public ones; everything else may change from one release to the next. Importing this package is
+quick on purpose: what a name needs is loaded when the name is asked for, and TensorFlow, MLflow, matplotlib, HyperSpy
+and distributed only where they are used.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eelsflow.library import (
+        from_hyperspy,
+        grid_search,
+        info,
+        load_model,
+        perturb,
+        read,
+        run_study,
+        simulate,
+        to_hyperspy,
+    )
+    from eelsflow.maps import Map, classify
+    from eelsflow.preparation import prepare
+    from eelsflow.study.config import load_study
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Map",
+    "classify",
+    "from_hyperspy",
+    "grid_search",
+    "info",
+    "load_model",
+    "load_study",
+    "perturb",
+    "prepare",
+    "read",
+    "run_study",
+    "simulate",
+    "to_hyperspy",
+]
+
+_ELSEWHERE = {
+    "Map": "eelsflow.maps",
+    "classify": "eelsflow.maps",
+    "prepare": "eelsflow.preparation",
+    "load_study": "eelsflow.study.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_ELSEWHERE.get(name, "eelsflow.library")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,6 @@ Exit status 0: done; 2: bad input or refused, with one clear message; 1: a fault
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eelsflow import library
 from eelsflow.errors import EelsflowError, InputError, MissingDependencyError, UnusableModelError
 from eelsflow.io.formats import list_formats
 
@@ -100,10 +100,9 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe what a readable file holds."""
-    from eelsflow.describe import describe, format_description
-    from eelsflow.edges import resolve_edge
+    from eelsflow.describe import format_description
 
-    description = describe(file, edge=resolve_edge(edge) if edge else None, low_loss=low_loss, density=density)
+    description = library.info(file, edge=edge, low_loss=low_loss, density=density)
     typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
 
 
@@ -137,20 +136,16 @@ def simulate(
     ] = False,
 ) -> None:
     """Simulate acquisitions of iron oxides with their ground truth."""
-    from eelsflow.simulator import LowLossRecording, simulate_directory
-    from eelsflow.store import make_directory
-
-    make_directory(directory)
     with _progress("simulate") as on_step:
-        manifest = simulate_directory(
+        manifest = library.simulate(
             directory,
-            n_acquisitions=acquisitions,
+            acquisitions=acquisitions,
             seed=seed,
-            shape=(pixels, pixels),
+            pixels=pixels,
             preset=preset.value,
             detector=detector.value,
-            dose=None if dose is None else (dose, dose),
-            low_loss=LowLossRecording() if low_loss else None,
+            dose=dose,
+            low_loss=low_loss,
             progress=lambda done, total: on_step("simulate", done, total),
         )
     typer.echo(str(manifest))
@@ -208,33 +203,15 @@ def _one_thread_each() -> None:
 
 
 def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: bool, strict: bool) -> None:
-    from eelsflow.store import Store, home, make_directory, read_json
-
-    make_directory(out)
-    store = Store(home() / "store")
-    store.remove_abandoned()
     if runner is None:
-        runner = RunnerName.prefect if _orchestration_importable() else RunnerName.loop
+        runner = RunnerName.prefect if library.orchestration_importable() else RunnerName.loop
+    if runner is RunnerName.prefect:
+        # The run's log is in the UI; the terminal has the progress bar and what goes wrong.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with _progress("study") as on_step:
-        if runner is RunnerName.loop:
-            from eelsflow.executors import LoopExecutor
-            from eelsflow.study.run import run_study
-            from eelsflow.study.stages import Place
-
-            place = Place(store=store, executor=LoopExecutor())
-            run_study(resolved, out, place=place, on_step=on_step, promote=promote, strict=strict)
-        else:
-            if not _orchestration_importable():
-                raise MissingDependencyError(
-                    "--runner prefect needs the flows of a checkout and Prefect, and they cannot be imported; "
-                    "install the checkout with `pip install -e '.[cpu,orchestration]'`, or use --runner loop"
-                )
-            # The run's log is in the UI; the terminal has the progress bar and what goes wrong.
-            os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-            importlib.import_module("flows.study").run_study(
-                resolved, out, store=store, on_step=on_step, promote=promote, strict=strict, say=_say
-            )
-    results = read_json(out / "results.json")
+        results = library.run_study(
+            resolved, out, runner=runner.value, promote=promote, strict=strict, on_step=on_step, say=_say
+        )
     _say_set_aside(results)
     typer.echo(f"report: {out / 'report.html'}")
     promotion = results.get("promotion")
@@ -252,10 +229,6 @@ def _say_set_aside(results: dict[str, Any]) -> None:
     if set_aside:
         used = {entry["sha256"] for entry in results["acquisitions"]}
         _say(f"{len(set_aside)} of {len(used) + len(set_aside)} acquisitions set aside; --strict refuses them")
-
-
-def _orchestration_importable() -> bool:
-    return importlib.util.find_spec("flows") is not None and importlib.util.find_spec("prefect") is not None
 
 
 DEMO_STUDY = """\
@@ -525,7 +498,7 @@ def up(
     out: Annotated[str | None, typer.Option(help="As in `eelsflow watch`.")] = None,
 ) -> None:
     """Start everything on this machine until Ctrl-C: the pages of Prefect, MLflow and the catalogue, and schedules."""
-    if not _orchestration_importable():
+    if not library.orchestration_importable():
         raise MissingDependencyError(
             "`eelsflow up` needs the flows of a checkout and Prefect; install with "
             "`pip install -e '.[cpu,orchestration]'`"

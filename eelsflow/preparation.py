@@ -4,47 +4,94 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import xarray as xr
 
-from eelsflow.edges import Edge
+from eelsflow.edges import Edge, resolve_edge
 from eelsflow.errors import EelsflowError
 from eelsflow.executors import Executor, LoopExecutor
-from eelsflow.io.read import read_low_loss, read_spectrum_image
-from eelsflow.io.zarr_store import open_spectrum_image, write_spectrum_image
+from eelsflow.io.acquisitions import as_spectrum_image
+from eelsflow.io.read import read_low_loss
+from eelsflow.io.zarr_store import open_dataset, open_spectrum_image, write_spectrum_image
 from eelsflow.low_loss.companion import companion_of, is_same_scan, require_same_scan
 from eelsflow.preprocess.blocks import prepare_blocks
-from eelsflow.preprocess.presets import Preset
+from eelsflow.preprocess.presets import Preset, resolve_preset
 
 PREPARED = "prepared.zarr"
 _RAW, _LOW = "counts.zarr", "low-loss.zarr"
 
 
-def find_low_loss(path: Path, image: xr.DataArray, *, given: Path | None = None) -> xr.DataArray | None:
-    """Return the low loss of an acquisition: the file that is named, else what the acquisition's own file holds.
+def find_low_loss(acquisition: Any, image: xr.DataArray, *, given: Any = None) -> xr.DataArray | None:
+    """Return the low loss of an acquisition: the one that is given, else what the acquisition's own file holds.
 
     Parameters
     ----------
-    path, image
-        The acquisition, and its core loss as it was read.
+    acquisition, image
+        The acquisition as it was given, and its core loss.
     given
-        The file of the low loss.
+        The low loss: a file, a spectrum image or a HyperSpy signal.
 
     Raises
     ------
     EelsflowError
-        If the file that is named cannot be read, or is of another scan. What the acquisition's own file holds is left
-        alone where it is of other pixels.
+        If what is given cannot be read, or is of another scan. What the acquisition's own file holds is left alone
+        where it is of other pixels.
     """
     if given is None:
-        low = read_low_loss(path)
+        low = read_low_loss(acquisition) if isinstance(acquisition, str | Path) else None
         return low if low is not None and is_same_scan(low, image.shape[:2]) else None
     try:
-        low = read_spectrum_image(given)
+        low = as_spectrum_image(given)
         require_same_scan(low, image.shape[:2])
     except EelsflowError as error:
-        raise type(error)(f"{given.name}: {error}") from error
+        name = Path(given).name if isinstance(given, str | Path) else "the low loss"
+        raise type(error)(f"{name}: {error}") from error
     return low
+
+
+def prepare(
+    acquisition: Any,
+    *,
+    edge: Edge | str = "O_K",
+    preset: Preset | str = "recommended",
+    low_loss: Any = None,
+    executor: Executor | None = None,
+) -> xr.Dataset:
+    """Prepare an acquisition: spikes, axis, background, specimen, and what neighbours lend; in the preset's order.
+
+    Parameters
+    ----------
+    acquisition
+        A file, a spectrum image (xarray) or a HyperSpy signal.
+    edge
+        A shipped edge by its name, or one of your own.
+    preset
+        Its acquisition steps are run; a shipped one by its name, or one of your own.
+    low_loss
+        The low loss of the same scan, as `acquisition`; by default what the acquisition's own file holds.
+    executor
+        Where blocks are prepared; a plain loop by default.
+
+    Returns
+    -------
+    xarray.Dataset
+        The product, in memory, see `eelsflow.preprocess.chain.prepare`.
+
+    Raises
+    ------
+    EelsflowError
+        If it cannot be read, does not show the edge or is bad input otherwise.
+    """
+    image = as_spectrum_image(acquisition)
+    edge = resolve_edge(edge) if isinstance(edge, str) else edge
+    steps = resolve_preset(preset) if isinstance(preset, str) else preset
+    low = find_low_loss(acquisition, image, given=low_loss)
+    with TemporaryDirectory(prefix="eelsflow-") as scratch:
+        write_counts(image, low, Path(scratch))
+        product = prepare_counts(Path(scratch), edge=edge, preset=steps.for_acquisition, executor=executor)
+        return open_dataset(product).load()
 
 
 def write_counts(image: xr.DataArray, low_loss: xr.DataArray | None, directory: Path) -> None:

@@ -51,18 +51,25 @@ class _Candidate:
 
 
 def image_of_signals(
-    path: Path, format_name: str, signals: Sequence[Mapping[str, Any]], *, notes: Sequence[str] = ()
+    path: Path,
+    format_name: str,
+    signals: Sequence[Mapping[str, Any]],
+    *,
+    notes: Sequence[str] = (),
+    sha256: str | None = None,
 ) -> xr.DataArray:
     """Choose the energy-loss signal of a file and return it by the schema.
 
     Parameters
     ----------
     path, format_name
-        The file, whose digest is taken, and what its format is called.
+        The file, and what its format is called.
     signals
         ``data``, ``axes``, ``metadata`` and ``original_metadata`` of each.
     notes
         Remarks of the reader to keep.
+    sha256
+        Identity of what does not come from a file; by default the digest of the file.
 
     Raises
     ------
@@ -72,7 +79,7 @@ def image_of_signals(
         If the energy axis is not uniform, or there are more than two navigation axes.
     """
     candidates = [found for index, signal in enumerate(signals) for found in _energy_axes(signal, index)]
-    return _build(path, format_name, _choose(path, signals, candidates), len(signals), notes)
+    return _build(path, format_name, _choose(path, signals, candidates), len(signals), notes, sha256)
 
 
 def low_loss_of_signals(
@@ -152,7 +159,14 @@ def _describe_signal(signal: Mapping[str, Any]) -> str:
     return f"{kind} with axes {axes or '(none)'}"
 
 
-def _build(path: Path, format_name: str, chosen: _Candidate, n_signals: int, messages: Sequence[str]) -> xr.DataArray:
+def _build(
+    path: Path,
+    format_name: str,
+    chosen: _Candidate,
+    n_signals: int,
+    messages: Sequence[str],
+    sha256: str | None = None,
+) -> xr.DataArray:
     signal, dim = chosen.signal, chosen.energy_dim
     counts = signal["data"]
     if counts.dtype.kind not in "uifb":
@@ -188,7 +202,7 @@ def _build(path: Path, format_name: str, chosen: _Candidate, n_signals: int, mes
         energy_loss,
         pixel_size=pixel_size,
         pixel_unit=pixel_unit,
-        sha256=digest_file(path),
+        sha256=digest_file(path) if sha256 is None else sha256,
         source=path.name,
         metadata={
             "format": format_name,

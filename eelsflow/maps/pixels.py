@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from eelsflow.energy import EnergyAxis
-from eelsflow.io.zarr_store import blocks, open_dataset
+from eelsflow.io.zarr_store import blocks
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.rebin import rebin_linear
 from eelsflow.preprocess.shapes import Shapes, to_shapes
@@ -88,17 +88,16 @@ class PixelMap:
         return np.where(self.specimen, confidence, np.float32(np.nan))
 
 
-def map_pixels(prepared: Path, bundle: ModelBundle) -> PixelMap:
+def map_pixels(product: xr.Dataset, bundle: ModelBundle) -> PixelMap:
     """Judge every specimen pixel of a prepared acquisition.
 
     Parameters
     ----------
-    prepared
-        The product (zarr).
+    product
+        As `eelsflow.preprocess.chain.prepare` returns it; its spectra are read block by block.
     bundle
         A model for the same edge.
     """
-    product = open_dataset(prepared)
     specimen = ~product["vacuum_mask"].values
     shape = specimen.shape
     probability = np.full((*shape, len(bundle.classes)), np.nan, dtype=np.float32)

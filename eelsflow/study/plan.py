@@ -90,7 +90,9 @@ class PrepareAcquisition(Step):
     def digest(self) -> str:
         """Address: the files' bytes, edge, acquisition steps, code."""
         steps = [step.model_dump(mode="json") for step in self.preset.acquisition_steps]
-        code = code_version("preparation", "preprocess", "low_loss", "io", "study.stages", "study.evidence", *_FOUNDATION)
+        code = code_version(
+            "preparation", "preprocess", "low_loss", "io", "study.stages", "study.evidence", *_FOUNDATION
+        )
         files = [self.acquisition.sha256, self.acquisition.low_loss_sha256]
         return digest_of("prepare", files, self.edge, steps, code)
 

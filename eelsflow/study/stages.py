@@ -432,7 +432,7 @@ def _score_maps(item: tuple[ScoreMaps, Path, Path]) -> None:
 
 def score_prepared(prepared: Path, bundle: ModelBundle, acquisition: Acquisition) -> dict[str, Any] | None:
     """Map a prepared acquisition that has a label or a truth, and score the map; None where it shows no class."""
-    found = map_pixels(prepared, bundle)
+    found = map_pixels(open_dataset(prepared), bundle)
     truth = class_fractions(
         found.class_index.shape,
         label=acquisition.label,
