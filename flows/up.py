@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,7 +150,11 @@ def _schedules(where: Path, inbox: str, out: str, cluster: str, programs: _Progr
     environment["EELSFLOW_CLUSTER"] = cluster
     deploy_to_server(["inbox"], environment)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process"]
-    with programs.running("Prefect's worker", command, log, environment):
+    # The worker has a folder of a fixed name in the temporary one, which is another user's on a shared machine.
+    with (
+        tempfile.TemporaryDirectory(prefix="eelsflow-worker-") as own,
+        programs.running("Prefect's worker", command, log, environment | {"TMPDIR": own}),
+    ):
         yield
 
 

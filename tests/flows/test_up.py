@@ -1,6 +1,7 @@
 """Everything on one machine: it is served, and nothing of it is left, however it ends."""
 
 import base64
+import json
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from deployments.processes import processes_of
 from eelsflow.store import read_json
+from flows.deploy import POOL
 from flows.up import _Programs
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -36,15 +38,27 @@ def status_of(page: str, login: str | None = None) -> int:
             time.sleep(0.5)
 
 
+def workers_of(api: str) -> list[str]:
+    """Return the names of the workers that a server has heard of."""
+    request = urllib.request.Request(
+        f"{api}/work_pools/{POOL}/workers/filter", data=b"{}", headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:
+        return [worker["name"] for worker in json.load(response)]
+
+
 @pytest.mark.parametrize("how", ["Ctrl-C", "the server is killed"])
 def test_all_of_it_is_served_and_nothing_is_left(how: str, fresh_home: Path, tmp_path: Path) -> None:
     (tmp_path / "inbox").mkdir()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (temporary / "runner_storage").touch()  # what a worker of Prefect wants to be a folder is another user's
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     if how == "Ctrl-C":
         environment |= {"PREFECT_API_AUTH_STRING": "lab:secret", "MLFLOW_TRACKING_PASSWORD": "secret-123456"}
     program = subprocess.Popen(
         [sys.executable, "-m", "eelsflow.cli", "up", "--inbox", str(tmp_path / "inbox")],
-        env={**environment, "EELSFLOW_HOME": str(fresh_home)},
+        env={**environment, "EELSFLOW_HOME": str(fresh_home), "TMPDIR": str(temporary)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -69,6 +83,12 @@ def test_all_of_it_is_served_and_nothing_is_left(how: str, fresh_home: Path, tmp
         for page, login in ((f"{prefect}/version", "lab:secret"), (mlflow, "admin:secret-123456")):
             assert status_of(page) == 401
             assert status_of(page, login) == 200
+
+    else:
+        (prefect,) = re.findall(r"API: (\S+)\)", "".join(said))
+        while not workers_of(prefect):
+            assert program.poll() is None
+            time.sleep(0.5)
 
     began = time.monotonic()
     if how == "Ctrl-C":
