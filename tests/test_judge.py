@@ -33,6 +33,8 @@ def a_map(**changes) -> PixelMap:
         "class_shape": np.full((2, 3), 1 / 3),
         "class_shape_error": np.zeros((2, 3)),
         "bands": np.arange(3.0),
+        "judged": None,
+        "noise": np.eye(3),
     }
     return PixelMap(**(values | changes))
 

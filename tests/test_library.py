@@ -18,7 +18,7 @@ from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
 
 PUBLIC = {
-    "Map": ["dataset", "prepared", "recorded", "bundle"],
+    "Map": ["dataset", "prepared", "recorded", "bundle", "pixels"],
     "classify": ["acquisition", "model", "edge", "low_loss", "executor"],
     "from_hyperspy": ["value"],
     "grid_search": ["spectra", "labels", "kernel", "grid", "cv"],

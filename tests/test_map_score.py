@@ -29,6 +29,8 @@ def pixel_map(class_index: np.ndarray, confidence: float = 0.9, error: float = 0
         class_shape=np.full((2, 3), 1 / 3),
         class_shape_error=np.zeros((2, 3)),
         bands=np.arange(3.0),
+        judged=None,
+        noise=np.eye(3),
     )
 
 

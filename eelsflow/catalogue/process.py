@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from eelsflow.bucket import Bucket, is_url
 from eelsflow.catalogue.inbox import open_inbox, refuse_unsafe
 from eelsflow.catalogue.ledger import AGAIN, Catalogue
@@ -170,7 +172,10 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         folder = order.folder_for(acquisition)
         _remove_left(folder)
         if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):
-            _write(entry, bundle, folder, title=acquisition.name, sha256=acquisition.sha256, made_by=made_by)
+            image = read_spectrum_image(path)
+            if image.attrs["sha256"] != acquisition.sha256:
+                return None  # it changed since, and is seen anew
+            _write(entry, bundle, folder, image, acquisition, made_by)
         where = str(folder) if order.bucket is None else _publish(folder, order.bucket)
         return {"map": where, "model": model_digest, "facts": describe(folder, entry)}
     finally:
@@ -207,7 +212,10 @@ def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:
 
 def map_code() -> str:
     """Return the version of what makes a map of a prepared acquisition and a model."""
-    return code_version("maps", "models", "unmixing", "report.map_figure", "report.style")
+    return code_version(
+        "maps", "models", "unmixing", "report.clickable", "report.clickable_figures", "report.clickable_spectra",
+        "report.map_figure", "report.packing", "report.style",
+    )  # fmt: skip
 
 
 def _load(directory: Path) -> tuple[ModelBundle, str]:
@@ -233,14 +241,21 @@ def _is_made(folder: Path, made_by: dict[str, str]) -> bool:
         return False
 
 
-def _write(entry: Path, bundle: ModelBundle, folder: Path, *, title: str, sha256: str, made_by: dict[str, str]) -> None:
+def _write(
+    entry: Path,
+    bundle: ModelBundle,
+    folder: Path,
+    image: xr.DataArray,
+    acquisition: Acquisition,
+    made_by: dict[str, str],
+) -> None:
     """Write a map whole: under another name, then renamed, in the place of the one that was there."""
     make_directory(folder.parent)
     unfinished = _aside(folder)
     unfinished.mkdir()
     try:
-        summary = map_product(entry / "prepared.zarr", bundle, unfinished, title=title)
-        write_json(unfinished / SUMMARY, summary | {"file_sha256": sha256, "made_by": made_by})
+        summary = map_product(entry / "prepared.zarr", bundle, unfinished, title=acquisition.name, recorded=image)
+        write_json(unfinished / SUMMARY, summary | {"file_sha256": acquisition.sha256, "made_by": made_by})
         put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

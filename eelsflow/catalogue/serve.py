@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +20,12 @@ from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.errors import EelsflowError
 
 PREFERRED_PORT = 4280
-SERVED = {"map.png": "image/png", "spectra.png": "image/png", "index.html": "text/html; charset=utf-8"}
+SERVED = {
+    "map.png": "image/png",
+    "spectra.png": "image/png",
+    "index.html": "text/html; charset=utf-8",
+    "map.html": "text/html; charset=utf-8",
+}
 """Of a map's folder; nothing else is."""
 
 HEADERS = {
@@ -30,6 +35,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+HEADERS_OF_MAP = HEADERS | {
+    "Content-Security-Policy": HEADERS["Content-Security-Policy"].replace("data:;", "data: blob:;")
+    + "; script-src 'unsafe-inline'"
+}
+"""Of ``map.html``: what is written in the page may run, and nothing from elsewhere; its own policy names it by hash."""
+
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -106,7 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None or name is None:
             self._answer(HTTPStatus.NOT_FOUND, b"nothing is here\n", "text/plain")
         else:
-            self._answer(HTTPStatus.OK, content, SERVED[name])
+            headers = HEADERS_OF_MAP if name == "map.html" else HEADERS
+            self._answer(HTTPStatus.OK, content, SERVED[name], headers)
 
     def _drift(self) -> bytes:
         newest = max((one.changed for one in self.catalogue.select()), default=0.0)
@@ -115,9 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _page(self, html: str) -> None:
         self._answer(HTTPStatus.OK, html.encode(), "text/html; charset=utf-8")
 
-    def _answer(self, status: HTTPStatus, content: bytes, kind: str) -> None:
+    def _answer(self, status: HTTPStatus, content: bytes, kind: str, headers: Mapping[str, str] = HEADERS) -> None:
         self.send_response(status)
-        for name, value in HEADERS.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))

@@ -45,7 +45,7 @@ def map_prepared(product: xr.Dataset, bundle: ModelBundle, *, recorded: xr.DataA
         if low_loss["mean_free_path"]:
             dataset["thickness"] = (("y", "x"), low_loss["mean_free_path"] * dataset["t_over_lambda"].values)
             dataset["thickness"].attrs["units"] = "nm"
-    return Map(dataset, prepared=product, recorded=recorded, bundle=bundle)
+    return Map(dataset, prepared=product, recorded=recorded, bundle=bundle, pixels=found)
 
 
 def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings: list[str]) -> dict[str, Any]:

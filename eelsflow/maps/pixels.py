@@ -57,6 +57,12 @@ class PixelMap:
         error; shape (classes, bands), NaN where a class has no pixel. Of single spectra, neighbours left out.
     bands
         Centres of the bands, shape (bands,), eV.
+    judged
+        The spectra that distance and fractions follow from, shape (y, x, bands): neighbours are taken in where there is
+        a spatial step.
+    noise
+        Covariance of the noise of a shape for a relative variance of 1, as this acquisition shows it, shape
+        (bands, bands).
     """
 
     classes: list[str]
@@ -74,6 +80,8 @@ class PixelMap:
     class_shape: NDArray[np.float64]
     class_shape_error: NDArray[np.float64]
     bands: NDArray[np.float64]
+    judged: Shapes
+    noise: NDArray[np.float64]
 
     @property
     def specimen(self) -> NDArray[np.bool_]:
@@ -169,6 +177,8 @@ def map_pixels(product: xr.Dataset, bundle: ModelBundle) -> PixelMap:
         class_shape=class_shape,
         class_shape_error=class_shape_error,
         bands=alone.energy_loss,
+        judged=shapes,
+        noise=unmixed.noise,
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import open_dataset
+from eelsflow.maps.pixels import PixelMap
 from eelsflow.models.bundle import ModelBundle
 
 if TYPE_CHECKING:
@@ -42,12 +43,15 @@ class Map:
         The counts, by the schema of `eelsflow.spectrum_image`; None for a map that was loaded.
     bundle
         The model that made it; None for a map that was loaded.
+    pixels
+        How its pixels were judged; None for a map that was loaded.
     """
 
     dataset: xr.Dataset
     prepared: xr.Dataset | None = None
     recorded: xr.DataArray | None = None
     bundle: ModelBundle | None = None
+    pixels: PixelMap | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -111,8 +115,9 @@ class Map:
         """Write the map into a folder, which is made if it is not there.
 
         ``map.zarr``, ``class.tif``, ``probability.tif``, ``fraction-CLASS.tif``, ``unknown.tif``, ``map.png``,
-        ``spectra.png``, ``summary.json`` and the page ``index.html`` are written, and ``valence.tif``,
-        ``t_over_lambda.tif`` and ``thickness.tif`` where these are known.
+        ``spectra.png``, ``summary.json`` and the page ``index.html`` are written; ``map.html``, on which a click shows
+        the spectrum of a pixel, unless the map was loaded; and ``valence.tif``, ``t_over_lambda.tif`` and
+        ``thickness.tif`` where these are known.
 
         Raises
         ------

@@ -33,7 +33,8 @@ def map_product(
     title
         Above the picture.
     recorded
-        The counts, where they are at hand.
+        What was recorded, by the schema, for ``map.html``; without it that shows the prepared spectra of single pixels
+        with their background.
 
     Returns
     -------
@@ -48,7 +49,9 @@ def map_product(
 def write_map(found: Map, directory: Path, *, title: str) -> None:
     """Write a map into an existing directory; see `Map.save`."""
     from eelsflow.report.acquisition import write_acquisition_page
+    from eelsflow.report.clickable import write_clickable_map
     from eelsflow.report.map_figure import save_map_tiff
+    from eelsflow.report.maps import PAGE
     from eelsflow.report.style import render
 
     data, summary = found.dataset, found.summary
@@ -65,6 +68,19 @@ def write_map(found: Map, directory: Path, *, title: str) -> None:
         save_map_tiff(directory / f"{name}.tif", image, size_nm)
     (directory / "map.png").write_bytes(render(found.plot(title=title), "png"))
     (directory / "spectra.png").write_bytes(render(found.plot_spectra(), "png"))
+    if found.prepared is not None and found.pixels is not None and found.bundle is not None:
+        write_clickable_map(
+            directory / PAGE,
+            data,
+            found.prepared,
+            found.bundle.references,
+            judged=found.pixels.judged,
+            noise=found.pixels.noise,
+            axis=found.bundle.transform.axis,
+            image=found.recorded,
+            title=title,
+            summary=summary,
+        )
     write_json(directory / "summary.json", summary)
     write_acquisition_page(directory, summary, title=title, conditions=tell_conditions(summary))
 

@@ -28,13 +28,14 @@ PIXELS_PER_INCH = 120
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure as the page shows it: where its bytes are, what it shows in words."""
+    """A figure as the page shows it: where its bytes are, what it shows in words, and a page that shows more."""
 
     name: str
     uri: str
     alt: str
     caption: str
     width: int
+    link: str = ""
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Gallery:
     directory: Path
     figures: dict[str, Figure] = field(default_factory=dict)
 
-    def add(self, name: str, figure: Figure, *, alt: str, caption: str) -> Picture:
+    def add(self, name: str, figure: Figure, *, alt: str, caption: str, link: str = "") -> Picture:
         """Take a figure in and return the picture that stands for it; a name that is taken gets a number."""
         slug = unique = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "figure"
         number = 1
@@ -52,7 +53,7 @@ class Gallery:
             number += 1
             unique = f"{slug}-{number}"
         self.figures[unique] = figure
-        return Picture(unique, _placeholder(unique), alt, caption, round(figure.get_figwidth() * PIXELS_PER_INCH))
+        return Picture(unique, _placeholder(unique), alt, caption, round(figure.get_figwidth() * PIXELS_PER_INCH), link)
 
     def draw(self, pages: Sequence[str], executor: Executor) -> list[str]:
         """Write every figure to its files and return the pages with the figures in them."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from eelsflow.report.gallery import Gallery
 from eelsflow.report.results import read_arrays, read_dataset, read_optional_json
+
+PAGE = "map.html"
+"""In the folder of a map, the page that one can click."""
 
 MAX_MAPS = 8
 """Maps on the page; all are in the folder ``maps``."""
@@ -63,7 +67,7 @@ def _picture(directory: Path, entry: Mapping[str, Any], gallery: Gallery) -> Any
         pixel_size=float(summary["pixel_size"]),
         pixel_unit=str(summary["pixel_unit"]),
     )
-    name = str(entry["acquisition"])
+    name, page = str(entry["acquisition"]), f"{entry['map']}/{PAGE}"
     how = (
         f"by {entry['model']} ({entry['preprocess']}), fitted without this acquisition"
         if entry.get("held_out")
@@ -76,4 +80,5 @@ def _picture(directory: Path, entry: Mapping[str, Any], gallery: Gallery) -> Any
         figure,
         alt=f"{name}: fraction{'' if truth is None else ', true and mapped'}, class and confidence of every pixel",
         caption=f"{name}, mapped {how}.{said}",
+        link=quote(page) if (directory / page).is_file() else "",
     )

@@ -19,6 +19,7 @@ from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.errors import OutputPathError
 from eelsflow.executors import LoopExecutor, Report
+from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps import map_product, register_model
 from eelsflow.maps.drift import conditions_of, ranges_of
@@ -358,7 +359,7 @@ class _MapToWrite:
     prepared: Path
     model: Path
     target: Path
-    title: str
+    path: Path
     about: dict[str, Any]
 
 
@@ -387,7 +388,7 @@ def _write_maps(plan: Plan, measured: Measured, final: FitModel, place: Place, d
                 prepared=store.path(step.digest) / "prepared.zarr",
                 model=store.path(fit.digest) / "model",
                 target=work / acquisition.name,
-                title=acquisition.path.name,
+                path=acquisition.path,
                 about=_about_model(plan.study),
             )
         )
@@ -445,7 +446,8 @@ def _maps_to_show(
 def _write_map(item: _MapToWrite) -> None:
     bundle = ModelBundle.load(item.model)
     bundle = replace(bundle, provenance={**bundle.provenance, **item.about})
-    map_product(item.prepared, bundle, empty_directory(item.target), title=item.title)
+    image = read_spectrum_image(item.path)
+    map_product(item.prepared, bundle, empty_directory(item.target), title=item.path.name, recorded=image)
 
 
 def _write_truth(acquisition: Acquisition, classes: Sequence[str], directory: Path) -> bool:

@@ -45,6 +45,7 @@ def filled(url, clock, tmp_path):
         if state is State.CLASSIFIED:
             folder.mkdir(parents=True)
             (folder / "map.png").write_bytes(PIXEL)
+            (folder / "map.html").write_text("<script>a page of its own</script>")
             (folder / "secret.txt").write_text("not to be served")
             more["map"] = str(folder)
         catalogue.take_over(Found(f"/in/{name}", 1, "1"), state, **more)
@@ -126,6 +127,17 @@ def test_pictures_of_maps_and_drift_are_served_and_no_other_file(server):
         "/etc/passwd",
     ):
         assert status_of(server + path) == 404, path
+
+
+def test_scripts_run_in_the_page_of_a_map_alone_and_none_from_elsewhere(server):
+    policies = {
+        path: get(f"{server}/acquisition/1{path}")[0].headers["Content-Security-Policy"]
+        for path in ("/map.html", "/map.png", "")
+    }
+    assert "script-src 'unsafe-inline'" in policies["/map.html"]
+    assert all(policy.startswith("default-src 'none'") for policy in policies.values())
+    assert not any("script-src" in policies[path] for path in ("/map.png", ""))
+    assert 'href="/acquisition/1/map.html"' in get(f"{server}/acquisition/1")[1]
 
 
 def test_it_is_read_only_and_for_this_machine(server):
