@@ -10,6 +10,9 @@ import zlib
 import numpy as np
 import pytest
 
+from eelsflow.catalogue.ledger import Catalogue, Found
+from eelsflow.catalogue.serve import serving
+from eelsflow.catalogue.states import State
 from eelsflow.edges import SHIPPED
 from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
@@ -225,12 +228,12 @@ def test_an_image_of_other_pixels_is_refused(small, tmp_path):
 
 def test_a_page_has_a_bounded_size_and_says_what_was_coarsened(small, tmp_path, monkeypatch):
     sizes = []
-    for limit in (1_700_000, 1_430_000, 1_350_000):
+    for limit in (1_700_000, 1_430_000, 0):  # nothing is as small as the last
         monkeypatch.setattr(clickable, "SMALL_BYTES", limit)
         write_map(small.found, small.product, small.bundle, tmp_path, title=NAME, image=small.image)
         html = (tmp_path / "map.html").read_text(encoding="utf-8")
         sizes.append(len(html))
-        assert sizes[-1] <= limit
+        assert sizes[-1] <= limit or limit == 0
         assert ("Recorded counts are exact" in html) == (limit == 1_700_000)
     assert "Channels are added up" in html
     assert sizes == sorted(sizes, reverse=True)
@@ -341,6 +344,19 @@ def test_a_browser_draws_what_is_chosen_by_mouse_and_by_keys(browser, small):
     browser.wait_for(f"{SAID} == {json.dumps(other)}")
     assert browser.problems == []
     assert browser.requests == [small.page.as_uri()]
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page_from_the_catalogue_without_a_complaint(browser, small, tmp_path):
+    catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.db'}")
+    catalogue.take_over(Found("/in/scan.dm3", 1, "1"), State.CLASSIFIED, map=str(small.folder))
+    with serving(catalogue, preferred_port=0) as url:
+        browser.open(f"{url}/acquisition/1/map.html", ready=READY)
+        browser.evaluate("document.head.append(Object.assign(document.createElement('script'), {text: 'found = 1'}))")
+        assert browser.evaluate("typeof found") == "undefined"  # what is not named by its hash does not run
+        (problem,) = browser.problems
+        assert "Content Security Policy" in problem
+        assert [address for address in browser.requests if not address.endswith("/map.html")] == []
 
 
 @pytest.mark.slow
