@@ -31,7 +31,7 @@ from eelsflow.unmixing.references import References
 SMALL, SMALL_BYTES, LARGE_BYTES = 128 * 128, 9_900_000, 24_000_000
 """A page of up to so many pixels has at most so many bytes, one of more pixels so many (our choice)."""
 
-_ROUNDED = 0.125  # of the noise of a band, that bands are kept in
+_ROUNDED = 0.125  # steps that bands are kept in, in units of their noise; four times as much in a large page
 _REST = 60_000  # bytes of template, figures and what is said, at most
 
 
@@ -47,6 +47,7 @@ def write_clickable_map(
     image: xr.DataArray | None = None,
     title: str,
     summary: Mapping[str, Any],
+    stride: int = 1,
 ) -> None:
     """Write the page.
 
@@ -74,6 +75,8 @@ def write_clickable_map(
         What the acquisition is called.
     summary
         Content of ``summary.json``.
+    stride
+        Every so many pixels along x and y one is in the page, at the least; more where they do not fit.
 
     Raises
     ------
@@ -97,7 +100,7 @@ def write_clickable_map(
     Of a rectangle the means over its specimen pixels are shown. Pixels share the neighbours that were taken in, so the
     noise of their mean is that of as many single spectra as are in it, and no more than that of one of them.
     """
-    recording = Recording(product, image)
+    recording = Recording(product, image, stride)
     with np.errstate(invalid="ignore"):
         deviation = recording.thinned(judged.counts * np.sqrt(judged.relative_variance))
     maps = _maps(dataset, product, recording) | {
@@ -105,7 +108,7 @@ def write_clickable_map(
         "deviation": (deviation, 0.005),
     }
     layers = _layers(dataset, summary)
-    bands = _bands(recording, judged, deviation, noise).pack(_ROUNDED)
+    bands = _bands(recording, judged, deviation, noise).pack(_ROUNDED if deviation.size <= SMALL else 4 * _ROUNDED)
     packed, told = _pack_maps(maps)
     scripts = {"bokeh": _bokeh_script(), "own": _own_script()}
     taken = sum(map(len, (*scripts.values(), *bands.planes, *packed))) + 2 * deviation.size + _REST
@@ -167,6 +170,12 @@ def write_clickable_map(
         scripts=scripts,
         policy=" ".join(f"'sha256-{_digest(script)}'" for script in scripts.values()),
     )  # fmt: skip
+    if len(page) > LARGE_BYTES and deviation.size > SMALL:
+        write_clickable_map(
+            path, dataset, product, references, judged=judged, noise=noise, axis=axis, image=image, title=title,
+            summary=summary, stride=recording.stride + 1,
+        )  # fmt: skip
+        return
     path.write_text(page, encoding="utf-8")
 
 

@@ -160,7 +160,7 @@ class Recording:
         of the detector, where resampling conserves counts.
     """
 
-    def __init__(self, product: xr.Dataset, image: xr.DataArray | None) -> None:
+    def __init__(self, product: xr.Dataset, image: xr.DataArray | None, stride: int = 1) -> None:
         n_y, n_x = product["vacuum_mask"].shape
         if image is not None and image.shape[:2] != (n_y, n_x):
             raise InputError(
@@ -169,7 +169,7 @@ class Recording:
             )
         self._product, self._image = product, image
         self.edge = Edge.model_validate_json(product.attrs["edge"])
-        self.stride = max(1, math.ceil(math.sqrt(n_y * n_x / MOST_PIXELS)))
+        self.stride = max(stride, math.ceil(math.sqrt(n_y * n_x / MOST_PIXELS)))
         self.native = EnergyAxis.from_values(product["mean_energy_loss"].values)
         valid = np.flatnonzero(product["valid"].values)
         self._kept = slice(int(valid[0]), int(valid[-1]) + 1)

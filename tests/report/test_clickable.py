@@ -251,6 +251,15 @@ def test_of_a_large_image_every_second_pixel_is_in_the_page(small, tmp_path, mon
     assert np.array_equal(recorded.reshape(8, 10, -1), small.spectra("recorded")[::2, ::2])
 
 
+def test_where_pixels_do_not_fit_there_are_fewer_in_the_page(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(clickable, "SMALL", 10)
+    monkeypatch.setattr(clickable, "LARGE_BYTES", 1_345_000)
+    write_map(small.found, small.product, small.bundle, tmp_path, title=NAME, image=small.image)
+    html = (tmp_path / "map.html").read_text(encoding="utf-8")
+    assert read_about(html)["stride"] > 1
+    assert len(html) <= 1_345_000
+
+
 def test_whole_numbers_are_packed_exactly_to_the_largest_that_fit():
     rng = np.random.default_rng(1)
     rows = rng.integers(-LARGEST, LARGEST + 1, (20, 7)).astype(np.int32)
