@@ -23,7 +23,7 @@ COLORS = {
 
 _LEFT, _RIGHT = 66, 14  # pixels of the screen beside every frame, so that panels stand below one another
 _TEXT, _GRID = "#1c2430", "#e6e9ed"
-_DASHES = ("dashed", "dotted", "dotdash", "dashdot")  # classes are told apart without colours too
+_DASHES = ("dashed", "dotted")  # classes are told apart without colours too
 _ROUND = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0]  # pixels, of a scale bar
 
 
@@ -65,9 +65,9 @@ def palettes(n_classes: int) -> dict[str, list[str]]:
 def draw_figures(n_classes: int, unit: str) -> str:
     """Return the figures as JSON: ``document``, and ``roots``, the name of each of its roots by its id.
 
-    They are empty, and the page's script gives them axes and numbers: a tenth of a second that maps of the same number
-    of classes, and unit of the pixel size, pay once. The same bytes each time: Bokeh's ids, which count all that a
-    process has drawn, are counted anew.
+    They are empty, and the page's script gives them axes and numbers: to build them takes longer than all the rest, and
+    maps of the same number of classes and unit of the pixel size share them. The same bytes each time: Bokeh's ids,
+    which count all that a process has drawn, are counted anew.
     """
     from bokeh.document import Document
 
@@ -110,6 +110,8 @@ def _draw_map(n_classes: int, unit: str) -> figure:
         y_range=Range1d(1, 0),  # the first row is the uppermost
         tools=[select, PanTool(), WheelZoomTool(), ResetTool(), SaveTool()],
         active_drag=select,
+        frame_width=280,
+        frame_height=280,
         x_axis_label=f"x ({unit})",
         y_axis_label=f"y ({unit})",
     )

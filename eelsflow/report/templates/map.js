@@ -184,9 +184,7 @@
 
   function fitMap() {
     const plot = model("map");
-    const withTools = window.innerWidth > 600;
-    for (const name of Object.values(roots)) model(name).toolbar.visible = withTools;
-    const room = element("map").clientWidth - plot.min_border_left - (withTools ? 34 : plot.min_border_right);
+    const room = element("map").clientWidth - plot.min_border_left - 34; // of the tools
     const isSliver = nX > 16 * nY || nY > 16 * nX || nX == 1 || nY == 1;
     let width = room;
     let height = isSliver ? (nY <= nX ? 64 : 420) : room * nY / nX;
