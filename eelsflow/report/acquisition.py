@@ -35,6 +35,7 @@ def write_acquisition_page(
         conditions=conditions,
         pictures={name: _inline(directory / f"{name}.png") for name in ("map", "spectra")},
         model=json.dumps(summary["model"], indent=1),
+        clickable=(directory / "map.html").is_file(),
     )  # fmt: skip
     path = directory / PAGE
     path.write_text(page, encoding="utf-8")
