@@ -302,6 +302,58 @@ def classify(
         raise InputError("\n".join(failures))
 
 
+@app.command()
+def explain(
+    model: Annotated[
+        list[str], typer.Option(help="As in `eelsflow classify`; several: the same model trained with other seeds.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where explanation.json, .png and .svg are written.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="An acquisition; without it the model alone is explained, by its classes.")
+    ] = None,
+    pixel: Annotated[
+        list[str] | None, typer.Option(help="X,Y of a pixel, counted from 0; without it, all pixels of each class.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="A,B: the two classes; by default the model's first two.")] = None,
+    width: Annotated[float, typer.Option(help="Of an energy band, eV.")] = 1.0,
+    low_loss: Annotated[
+        Path | None, typer.Option(help="The low loss of the scan, if the file does not hold it.")
+    ] = None,
+) -> None:
+    """Show which energies decided between two classes: in an acquisition, in single pixels, or in a model."""
+    from eelsflow.explanation import explain_file
+
+    if pixel and file is None:
+        raise InputError("--pixel names pixels of an acquisition, and no file is given; name the file")
+    pair = None
+    if classes is not None:
+        first, _, second = classes.partition(",")
+        pair = first.strip(), second.strip()
+    if "default" in model:
+        _follow_champions()
+    explanation = explain_file(
+        file,
+        models=model,
+        out=out,
+        pixels=[_pixel(text) for text in pixel] if pixel else None,
+        classes=pair,
+        width=width,
+        low_loss=low_loss,
+    )
+    for sentence in explanation.sentences():
+        typer.echo(sentence)
+    typer.echo(str(out / "explanation.png"))
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    """Return (y, x) of X,Y."""
+    try:
+        x, y = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--pixel {text} is no pixel; write X,Y with two whole numbers, such as 12,7") from error
+    return y, x
+
+
 def _follow_champions() -> None:
     from eelsflow.catalogue.service import begin
     from eelsflow.study.champion import follow_champions

@@ -86,7 +86,7 @@ def classify(
     EelsflowError
         If the acquisition or the model cannot be used.
     """
-    given = _look_at(acquisition, model=model, edge=edge, low_loss=low_loss)
+    given = look_at(acquisition, model=model, edge=edge, low_loss=low_loss)
     scratch = TemporaryDirectory(prefix="eelsflow-")
     found = _map(given, Path(scratch.name), executor=executor)
     weakref.finalize(found, scratch.cleanup)
@@ -94,7 +94,7 @@ def classify(
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """An acquisition that shows the edge, with its low loss and the model that maps it."""
 
     image: xr.DataArray
@@ -102,7 +102,7 @@ class _Given:
     bundle: ModelBundle
 
 
-def _look_at(acquisition: Any, *, model: ModelBundle | Path | str, edge: str | None, low_loss: Any) -> _Given:
+def look_at(acquisition: Any, *, model: ModelBundle | Path | str, edge: str | None, low_loss: Any) -> Given:
     """Refuse what cannot be mapped before anything expensive is done: the acquisition first, then the model."""
     image = as_spectrum_image(acquisition)
     axis = energy_axis(image)
@@ -113,17 +113,28 @@ def _look_at(acquisition: Any, *, model: ModelBundle | Path | str, edge: str | N
         shown = _edge_to_check(str(model), edge, axis)
     _require_edge(name_of(image), axis, shown)
     low = find_low_loss(acquisition, image, given=low_loss)
-    return _Given(image, low, loaded or ModelBundle.load(find_model(str(model), edge=edge, axis=axis)))
+    return Given(image, low, loaded or ModelBundle.load(find_model(str(model), edge=edge, axis=axis)))
 
 
-def _map(given: _Given, scratch: Path, *, executor: Executor | None) -> Map:
+def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = None) -> Path:
+    """Prepare an acquisition for its model in an empty folder, and return where the product lies.
+
+    Raises
+    ------
+    EelsflowError
+        If it cannot be prepared; names the acquisition.
+    """
     write_counts(given.image, given.low_loss, scratch)
     bundle = given.bundle
     try:
-        prepared = prepare_counts(scratch, edge=bundle.edge, preset=bundle.acquisition_preset, executor=executor)
+        return prepare_counts(scratch, edge=bundle.edge, preset=bundle.acquisition_preset, executor=executor)
     except EelsflowError as error:
         raise type(error)(f"{name_of(given.image)}: {error}") from error
-    return map_prepared(open_dataset(prepared), bundle, recorded=given.image)
+
+
+def _map(given: Given, scratch: Path, *, executor: Executor | None) -> Map:
+    prepared = prepare_given(given, scratch, executor=executor)
+    return map_prepared(open_dataset(prepared), given.bundle, recorded=given.image)
 
 
 def classify_file(
@@ -157,7 +168,7 @@ def classify_file(
         If the file or the model cannot be used; nothing is written then.
     """
     path = Path(path)
-    given = _look_at(path, model=model, edge=edge, low_loss=low_loss)
+    given = look_at(path, model=model, edge=edge, low_loss=low_loss)
     make_directory(out)
     sha256 = digest_file(path)
     target = _folder_for(path, sha256, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -14,7 +14,7 @@ from eelsflow.io.zarr_store import blocks
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.rebin import rebin_linear
 from eelsflow.preprocess.shapes import Shapes, to_shapes
-from eelsflow.unmixing.field import Unmixed, unmix
+from eelsflow.unmixing.field import Unmixed, Weights, unmix
 from eelsflow.unmixing.references import mean_shape
 from eelsflow.unmixing.structure import STRUCTURED
 
@@ -63,6 +63,9 @@ class PixelMap:
     noise
         Covariance of the noise of a shape for a relative variance of 1, as this acquisition shows it, shape
         (bands, bands).
+    weights
+        What decides between the classes where a map follows from fractions, in the order of `classes`; None where it
+        follows from each spectrum alone, or no pixel has a shape.
     """
 
     classes: list[str]
@@ -82,6 +85,7 @@ class PixelMap:
     bands: NDArray[np.float64]
     judged: Shapes
     noise: NDArray[np.float64]
+    weights: Weights | None = None
 
     @property
     def specimen(self) -> NDArray[np.bool_]:
@@ -122,7 +126,7 @@ def map_pixels(product: xr.Dataset, bundle: ModelBundle) -> PixelMap:
 
         def rows(name: str, block=block, chosen=chosen) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
             wide = product[name][block.y, block.x].values[chosen]
-            return _on_axis(wide, product["energy_loss"].values, axis)
+            return on_axis(wide, product["energy_loss"].values, axis)
 
         where = np.zeros(shape, dtype=bool)
         where[block.y, block.x] = chosen
@@ -179,6 +183,7 @@ def map_pixels(product: xr.Dataset, bundle: ModelBundle) -> PixelMap:
         bands=alone.energy_loss,
         judged=shapes,
         noise=unmixed.noise,
+        weights=_weights_of(unmixed, order) if bundle.maps_by_fraction else None,
     )
 
 
@@ -237,7 +242,13 @@ def _ends_of(unmixed: Unmixed, order: Sequence[int]) -> tuple[float, float] | No
     return 1.0 - unmixed.ends[0], 1.0 - unmixed.ends[1]
 
 
-def _on_axis(wide: NDArray[np.float32], energy_loss: NDArray[np.float64], axis: EnergyAxis) -> NDArray[np.float32]:
+def _weights_of(unmixed: Unmixed, order: Sequence[int]) -> Weights | None:
+    if unmixed.weights is None:
+        return None
+    return replace(unmixed.weights, of_bands=unmixed.weights.of_bands[order], offset=unmixed.weights.offset[order])
+
+
+def on_axis(wide: NDArray[np.float32], energy_loss: NDArray[np.float64], axis: EnergyAxis) -> NDArray[np.float32]:
     """Resample prepared spectra onto the axis a model was trained on, where that is another (ready tables)."""
     if np.array_equal(energy_loss, axis.values):
         return wide

@@ -222,6 +222,7 @@ def show_passports(
     A model is judged by the acquisitions that it has not seen where the study held some out, by random spectra
     otherwise.
     """
+    from eelsflow.report.explanation_figure import explanation_figure, say_bands
     from eelsflow.report.passport_figure import draw_passport
 
     if dataset is None:
@@ -229,6 +230,10 @@ def show_passports(
     evidence = {
         (entry["model"], entry["preprocess"], entry["split"]): entry
         for entry in read_optional_json(directory / "evidence" / "passports.json")
+    }
+    explained = {
+        (entry["model"], entry["preprocess"], entry["split"]): entry["explanation"]
+        for entry in read_optional_json(directory / "evidence" / "explanations.json")
     }
     chance = chance_of(results)
     several = len({row["preprocess"] for row in results["models"]}) > 1
@@ -268,8 +273,30 @@ def show_passports(
             "95 % interval over acquisitions where these were held out, else over seeds; shaded: nine tenths of the "
             "clean accuracy or more.",
         )
+        passport["decides"], passport["energies"] = None, []
+        if (explanation := explained.get(key)) is not None:
+            explanation = {**explanation, "model": title}
+            passport["energies"] = say_bands(explanation)
+            passport["decides"] = gallery.add(
+                f"energies-{_slug(title)}",
+                explanation_figure(explanation),
+                alt=f"Which energies decide: {' '.join(passport['energies'])}",
+                caption=_say_method(explanation),
+            )
         passports.append(passport)
     return passports
+
+
+def _say_method(explanation: Mapping[str, Any]) -> str:
+    """Return how contributions were found, for the caption of their figure."""
+    how = (
+        "Terms of the machine's own sum over channels, which add up to its decision"
+        if explanation["method"] == "exact"
+        else "What the log-odds lose where a band is replaced by that of the mean spectrum; bands of which any one "
+        "would do show nothing"
+    )
+    several = f"; mean of {len(explanation['by_model'])} splits, and each" if "by_model" in explanation else ""
+    return f"{how}. The classes' mean spectra against {explanation['compared_with']}{several}."
 
 
 def _slug(text: str) -> str:

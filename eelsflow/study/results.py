@@ -303,6 +303,7 @@ def write_results(
             histories.append({**_identity(step), **read_json(path)})
     write_json(evidence / "histories.json", histories)
     write_json(evidence / "passports.json", passports(steps, place))
+    write_json(evidence / "explanations.json", explanations(steps, place))
     write_json(evidence / "architectures.json", _architectures(steps, place, n_classes=len(first_counts)))
     firsts = {step.fit.preset.name: step.fit.features for step in reversed(steps)}
     items = [(firsts[preset.name], place.store.root) for preset in study.preprocess]
@@ -546,6 +547,35 @@ def passports(steps: Sequence[AssessModel], place: Place) -> list[Row]:
             }
         )
     return rows
+
+
+EXPLAINED_SEEDS = 5
+"""Splits whose models are explained together, at most: more hardly change their mean and spread (ours)."""
+
+
+def explanations(steps: Sequence[AssessModel], place: Place) -> list[Row]:
+    """Return which energies decide for each model and preset: the mean over its splits, and that of each.
+
+    By the split that passports show: whole acquisitions held out, else random spectra.
+    """
+    rows = by_row(steps)
+    keys = [key for key in rows if key[2] == "group" or (*key[:2], "group") not in rows]
+    paths = [
+        [place.store.path(step.fit.digest) / "model" for step in rows[key][:EXPLAINED_SEEDS]] for key in keys
+    ]  # fmt: skip
+    found = place.executor.map(_explain, paths, label="explain")
+    return [
+        {"model": model, "preprocess": preset, "split": split, "explanation": explanation}
+        for (model, preset, split), explanation in zip(keys, found, strict=True)
+    ]
+
+
+def _explain(paths: list[Path]) -> dict[str, Any]:
+    from eelsflow.explanation import explain
+    from eelsflow.models.bundle import ModelBundle
+
+    bundle, *others = [ModelBundle.load(path) for path in paths]
+    return explain(bundle, models=others).as_dict()
 
 
 def outside_rows(steps: Sequence[JudgeOutside], store: Store) -> list[Row]:

@@ -18,7 +18,7 @@ The model of mixture and noise is the linear one of every unmixing; the hierarch
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,31 @@ _OUTER = 0.05  # share of the pixels beyond either end of a field
 
 
 @dataclass(frozen=True)
+class Weights:
+    """What decides between the classes of one field, as sums over the bands of a shape.
+
+    Attributes
+    ----------
+    of_bands
+        Of each class, shape (classes, bands).
+    offset
+        Of each class, shape (classes,): a shape's value for a class is ``of_bands @ shape + offset``.
+    unit
+        Of the difference of two classes' values: ``log-odds`` of the one pure class against the other, or
+        ``difference of fractions``, by least squares on the field's own two ends.
+
+    Notes
+    -----
+    Exact for what the spectrum itself says. What follows is not linear: fractions are drawn to the field's ends and
+    kept between 0 and 1, and a field without structure is decided by its mean spectrum.
+    """
+
+    of_bands: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    unit: str
+
+
+@dataclass(frozen=True)
 class Unmixed:
     """Fractions of one field.
 
@@ -72,6 +97,8 @@ class Unmixed:
         Fractions of the first class at the field's two ends where two classes have structure, else None.
     noise
         Covariance of the field's noise for a relative variance of 1, shape (bands, bands).
+    weights
+        What decides between the classes, band by band; None where no pixel has a shape.
     """
 
     fraction: NDArray[np.float64]
@@ -80,6 +107,7 @@ class Unmixed:
     correlation: float
     ends: tuple[float, float] | None
     noise: NDArray[np.float64]
+    weights: Weights | None
 
 
 def unmix(
@@ -110,7 +138,7 @@ def unmix(
     telling = _telling(single, specimen & single.known)
     noise = shape_noise(single, telling, references.noise)
     if not known.any() or not telling.any():
-        return Unmixed(empty, empty.copy(), empty.copy(), 0.0, None, noise)
+        return Unmixed(empty, empty.copy(), empty.copy(), 0.0, None, noise, None)
     whiten = whitening(noise)
     prior = _Prior(references.mean @ whiten.T, whiten @ references.spread @ whiten.T)
     alone = _Field.of(single, telling, np.ones(specimen.shape), whiten)
@@ -122,15 +150,18 @@ def unmix(
     ends = None
     if correlation < STRUCTURED:
         fraction, error, probability = _one_composition(alone, prior)
+        weights = _log_odds_weights(prior, alone.mean()[1])
     else:
         field = _Field.of(gathered, known, n_effective, whiten)
         if n_classes == 2:
             learnt = _Field.of(gathered, known & telling, n_effective, whiten)
-            fraction, error, probability, ends = _two_ends(field, learnt, prior)
+            fraction, error, probability, ends, weights = _two_ends(field, learnt, prior)
         else:
             fraction, error, probability = _least_squares(field, prior)
+            weights = _log_odds_weights(prior, float(np.median(field.variance)))
     fraction, error, probability = (_in_maps(values, known) for values in (fraction, error, probability))
-    return Unmixed(fraction, error, probability, correlation, ends, noise)
+    weights = replace(weights, of_bands=weights.of_bands @ whiten)
+    return Unmixed(fraction, error, probability, correlation, ends, noise, weights)
 
 
 def _telling(shapes: Shapes, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -242,9 +273,16 @@ def _one_composition(
     return fraction, error, probability
 
 
+def _log_odds_weights(prior: _Prior, variance: float) -> Weights:
+    """Return the log-densities of the pure classes, but for what they have in common, for noise of this variance."""
+    within = prior.spread + variance * np.eye(prior.mean.shape[1])
+    of_bands = np.asarray(np.linalg.solve(within, prior.mean.T).T, dtype=np.float64)
+    return Weights(of_bands, -0.5 * (of_bands * prior.mean).sum(axis=1), "log-odds")
+
+
 def _two_ends(
     field: _Field, learnt: _Field, prior: _Prior
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], tuple[float, float]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], tuple[float, float], Weights]:
     """Find the fractions in a field of two classes that has structure; `learnt` are the pixels that tell of it."""
     line = _fit_line(learnt, prior)
     place, _, _ = _expect(*line.measure(learnt), line.between)
@@ -259,6 +297,10 @@ def _two_ends(
     first = found @ belief
     error = np.sqrt(np.maximum(found**2 @ belief - first**2, 0.0) + (scale**2 @ belief) * spread**2)
     top, bottom = belief @ pairs
+    direction = line.shapes[0] - line.shapes[1]
+    slope = (top - bottom) / (high - low) * direction / float(direction @ direction)
+    start = bottom - (top - bottom) / (high - low) * low - float(slope @ line.shapes[1])
+    weights = Weights(np.array([slope, -slope]), np.array([start, 1.0 - start]), "difference of fractions")
     threshold = float(np.clip((top + bottom) / 2, *THRESHOLD_LIMITS))
     probability = ndtr((found - threshold) / np.maximum(scale * spread[:, None], _LEAST_SPREAD)) @ belief
     return (
@@ -266,6 +308,7 @@ def _two_ends(
         np.stack([error, error], axis=1),
         np.stack([probability, 1.0 - probability], axis=1),
         (float(top), float(bottom)),
+        weights,
     )
 
 
