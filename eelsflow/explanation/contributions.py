@@ -80,14 +80,17 @@ def explain(
 
     Notes
     -----
-    Ours in all choices. Spectra are compared with the mean of the two classes' mean spectra, which the model keeps in
-    bands of 1 eV; it is as long as the window has counts. See `Decision.contributions` for what is exact. Where a
-    decision is exact, contributions add up to its difference from that of the mean; it is exact in vectors, which is
-    what the machine sees: principal components draw each channel of a vector from all channels of the counts, and
-    normalisation divides by a scale of all of them, so that noise in one band of the counts reaches the contributions
-    of others. By occlusion contributions do not add up: where either of two bands would do, neither is missed. The
-    place of spectra on the axis is found once, from whole spectra. Maps of `mlls` follow from fractions of the field,
-    and are explained by the weights of these.
+    Ours in all choices. Spectra are compared with the mean of the two classes' mean spectra in the training set, which
+    a model keeps; of one that does not (of an earlier version) the references are taken, which are coarse in energy. See
+    `Decision.contributions` for what a contribution is. Where the decision is a sum over channels (method ``exact``),
+    contributions add up to its difference from that of the mean. It is a sum over the counts of the prepared spectrum,
+    with the offset and scale of its own normalisation, through the principal components. By occlusion contributions do
+    not add up: where either of two bands would do, neither is missed. The place of spectra on the axis is found once,
+    from whole spectra. Maps of `mlls` follow from fractions of the field and are explained by the weights of these.
+
+    Spectra of a class are those that the model decides for it, and to be decided for is to have such contributions,
+    also where they are noise: compare them with their error. What noise taught a machine speaks for the class in the
+    mean of its own training spectra too, and not in others.
     """
     bundles = [model, *models]
     pair = _pair_of(bundles, classes)
@@ -244,22 +247,42 @@ def _places(
 
 def _of_model(bundle: ModelBundle, pair: tuple[int, int], width: float, seed: int) -> _Part:
     """Explain the mean spectra of two classes, and what acquisitions of these differ by."""
-    references, axis = bundle.references, bundle.transform.axis
+    references = bundle.references
     rng = np.random.default_rng([seed, 1])
-    values, vectors = np.linalg.eigh(references.spread)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    drawn = rng.standard_normal((BETWEEN_ACQUISITIONS // 2, len(values))) @ root.T
-    drawn = np.concatenate([drawn, -drawn])  # so that their mean is the class's own
-    means = [references.mean[references.classes.index(bundle.classes[number])] for number in pair]
-    shapes = np.concatenate([[mean, *(mean + drawn)] for mean in means])
-    wide = np.full((len(shapes), axis.size), np.nan, dtype=np.float32)
-    wide[:, bundle.transform.channels] = templates(bundle, shapes)
-    n = 1 + len(drawn)
+    values, directions = np.linalg.eigh(references.spread)
+    drawn = rng.standard_normal((BETWEEN_ACQUISITIONS, len(values))) @ (directions * np.sqrt(np.maximum(values, 0.0))).T
+    shapes = np.concatenate([mean + np.vstack([np.zeros(len(values)), drawn]) for mean in _references(bundle, pair)])
+    decision, edges = Decision.of(bundle, pair), _edges(bundle, width)
+    means = class_means(bundle)[list(pair)]
+    n = 1 + BETWEEN_ACQUISITIONS
     # The spectra are at their place: nothing is looked for, and there is nothing beyond the window to look at.
-    at_home = np.zeros((len(wide), 1), dtype=np.intp), np.ones((len(wide), 1))
-    members = [(bundle.classes[number], np.arange(n), 1) for number in pair]
-    part = _by_classifier(bundle, pair, width, seed, _sets(wide, None, members), at_home, first_is_mean=True)
-    return replace(part, spread_over="acquisitions of a class")
+    at_home = np.zeros((2 * n, 1), dtype=np.intp), np.ones((2 * n, 1))
+    reading = read_spectra(bundle, _as_wide(bundle, shapes), means.mean(axis=0), at_home)
+    # References are coarse in energy: what acquisitions differ by is theirs, the mean is the training spectra's own.
+    moved = np.repeat(means - reading.before[[0, n], 0], n, axis=0)[:, None]
+    components = bundle.transform.component_map
+    reading = replace(
+        reading,
+        before=reading.before + moved,
+        vectors=np.asarray(reading.vectors + (moved if components is None else moved @ components), dtype=np.float32),
+    )
+    first = [0, n]
+    found = decision.contributions(reading, edges - edges[0]).reshape(2, n, -1)
+    return _Part(
+        names=[bundle.classes[number] for number in pair],
+        contribution=found[:, 0],
+        spread=found[:, 1:].std(axis=1, ddof=1),
+        error=np.full(found[:, 0].shape, np.nan),
+        spectrum=_share_by_ev(_on_channels(bundle, shapes[first]), edges - edges[0], bundle),
+        decision=decision.values(reading)[first],
+        at_mean=decision.at_mean(reading)[first],
+        n_explained=[1, 1],
+        sizes=[1, 1],
+        boundaries=bundle.transform.axis.boundaries[edges],
+        method="exact" if decision.is_exact else "occlusion",
+        unit=decision.unit,
+        spread_over="acquisitions of a class",
+    )
 
 
 def _of_acquisition(
@@ -344,24 +367,20 @@ def _by_classifier(
     seed: int,
     sets: _Sets,
     places: tuple[NDArray[np.intp], Floats],
-    *,
-    first_is_mean: bool = False,
 ) -> _Part:
-    decision = Decision.of(bundle, pair)
-    edges = band_edges(bundle.transform.axis, bundle.edge, width=width)
-    starts = edges - edges[0]
-    mean = mean_template(bundle, pair)
+    decision, edges = Decision.of(bundle, pair), _edges(bundle, width)
+    mean = class_means(bundle)[list(pair)].mean(axis=0)
 
     def contribute(wide: NDArray[np.float32]) -> Floats:
-        return decision.contributions(read_spectra(bundle, wide, mean, places), starts)
+        return decision.contributions(read_spectra(bundle, wide, mean, places), edges - edges[0])
 
     reading = read_spectra(bundle, sets.wide, mean, places)
-    found = decision.contributions(reading, starts)
-    values = np.stack([decision.values(reading), decision.of_mean(reading)])
+    found = decision.contributions(reading, edges - edges[0])
+    values = np.stack([decision.values(reading), decision.at_mean(reading)])
+    error = _noise_error(contribute, sets, seed)
     return _part(
-        bundle, edges, sets, found, values, _noise_error(contribute, sets, seed),
-        method="exact" if decision.is_exact else "occlusion", unit=decision.unit, first_is_mean=first_is_mean,
-    )  # fmt: skip
+        bundle, edges, sets, found, values, error, "exact" if decision.is_exact else "occlusion", decision.unit
+    )
 
 
 def _by_fraction(
@@ -373,10 +392,9 @@ def _by_fraction(
             f"{width:g} eV are asked for; leave the width as it is"
         )
     axis, edge = bundle.transform.axis, bundle.edge
+    mean = np.mean(_references(bundle, pair), axis=0)
     of_bands = weights.of_bands[pair[0]] - weights.of_bands[pair[1]]
     offset = float(weights.offset[pair[0]] - weights.offset[pair[1]])
-    references = bundle.references
-    mean = np.mean([references.mean[references.classes.index(bundle.classes[number])] for number in pair], axis=0)
 
     def contribute(wide: NDArray[np.float32]) -> Floats:
         shapes = to_shapes(wide, np.zeros_like(wide), axis, edge).values  # their sum is 1, as in the map
@@ -385,10 +403,8 @@ def _by_fraction(
     found = contribute(sets.wide)
     at_mean = float(of_bands @ mean) + offset
     values = np.stack([found.sum(axis=1) + at_mean, np.full(len(found), at_mean)])
-    return _part(
-        bundle, band_edges(axis, edge), sets, found, values, _noise_error(contribute, sets, seed),
-        method="exact", unit=weights.unit,
-    )  # fmt: skip
+    error = _noise_error(contribute, sets, seed)
+    return _part(bundle, band_edges(axis, edge), sets, found, values, error, "exact", weights.unit)
 
 
 def _noise_error(contribute: Contribute, sets: _Sets, seed: int) -> Floats | None:
@@ -416,25 +432,20 @@ def _part(
     found: Floats,
     values: Floats,
     error: Floats | None,
-    *,
     method: str,
     unit: str,
-    first_is_mean: bool = False,
 ) -> _Part:
-    """Take means over the sets; where a set begins with its mean, the others tell of the spread alone."""
-    axis = bundle.transform.axis
+    """Take means and spread over the sets."""
     empty = np.full((len(sets.names), edges.size - 1), np.nan)
     contribution, spread, errors, spectrum = empty.copy(), empty.copy(), empty.copy(), empty.copy()
     decision = np.empty((2, len(sets.names)))
-    shares = _shares(sets.wide, edges)
+    shares = _share_by_ev(sets.wide, edges, bundle)
     for row, members in enumerate(sets.members):
-        shown = members[:1] if first_is_mean else members
-        contribution[row] = found[shown].mean(axis=0)
-        spectrum[row] = 100.0 * shares[shown].mean(axis=0) / (np.diff(edges) * axis.dispersion)
-        decision[:, row] = values[:, shown].mean(axis=1)
-        others = members[1:] if first_is_mean else members
-        if others.size > 1:
-            spread[row] = found[others].std(axis=0, ddof=1)
+        contribution[row] = found[members].mean(axis=0)
+        spectrum[row] = shares[members].mean(axis=0)
+        decision[:, row] = values[:, members].mean(axis=1)
+        if members.size > 1:
+            spread[row] = found[members].std(axis=0, ddof=1)
         if error is not None:
             errors[row] = np.sqrt((error[members] ** 2).mean(axis=0))
     return _Part(
@@ -445,30 +456,49 @@ def _part(
         spectrum=spectrum,
         decision=decision[0],
         at_mean=decision[1],
-        n_explained=[1 if first_is_mean else members.size for members in sets.members],
+        n_explained=[members.size for members in sets.members],
         sizes=sets.sizes,
-        boundaries=axis.boundaries[edges],
+        boundaries=bundle.transform.axis.boundaries[edges],
         method=method,
         unit=unit,
         spread_over="spectra",
     )
 
 
-def _shares(wide: NDArray[np.float32], edges: NDArray[np.intp]) -> Floats:
-    """Return the share of the window's counts in each band, (n, bands)."""
-    bands = np.add.reduceat(wide[:, edges[0] : edges[-1]], edges[:-1] - edges[0], axis=1, dtype=np.float64)
+def _edges(bundle: ModelBundle, width: float) -> NDArray[np.intp]:
+    return band_edges(bundle.transform.axis, bundle.edge, width=width)
+
+
+def _share_by_ev(spectra: NDArray[np.floating[Any]], edges: NDArray[np.intp], bundle: ModelBundle) -> Floats:
+    """Return the share of all bands' counts that lies in each, % per eV, (n, bands)."""
+    bands = np.add.reduceat(spectra[:, edges[0] : edges[-1]], edges[:-1] - edges[0], axis=1, dtype=np.float64)
     total = np.abs(bands).sum(axis=1, keepdims=True)
-    return np.asarray(bands / np.where(total > 0, total, 1.0))
+    share = bands / np.where(total > 0, total, 1.0)
+    return np.asarray(100.0 * share / (np.diff(edges) * bundle.transform.axis.dispersion))
 
 
-def mean_template(bundle: ModelBundle, pair: tuple[int, int]) -> Floats:
-    """Return the mean of two classes' mean spectra in the training set, (channels of the window,), as `templates`."""
+def class_means(bundle: ModelBundle) -> NDArray[np.float32]:
+    """Return the classes' mean spectra, scaled as vectors are, (classes, channels); of references if none are kept."""
+    if bundle.means is not None:
+        return bundle.means
+    shapes = np.array(_references(bundle, range(len(bundle.classes))))
+    return bundle.transform.before_components(_as_wide(bundle, shapes))[1]
+
+
+def _references(bundle: ModelBundle, numbers: Sequence[int]) -> list[Floats]:
+    """Return the mean shapes of classes, (bands,) each."""
     references = bundle.references
-    means = [references.mean[references.classes.index(bundle.classes[number])] for number in pair]
-    return np.asarray(templates(bundle, np.mean(means, axis=0)[None])[0])
+    return [references.mean[references.classes.index(bundle.classes[number])] for number in numbers]
 
 
-def templates(bundle: ModelBundle, shapes: Floats) -> Floats:
+def _as_wide(bundle: ModelBundle, shapes: Floats) -> NDArray[np.float32]:
+    """Return shapes (n, bands) as wide spectra, (n, wide channels), with nothing beyond the window."""
+    wide = np.full((len(shapes), bundle.transform.axis.size), np.nan, dtype=np.float32)
+    wide[:, bundle.transform.channels] = _on_channels(bundle, shapes)
+    return wide
+
+
+def _on_channels(bundle: ModelBundle, shapes: Floats) -> Floats:
     """Return shapes, (n, bands), on the channels of the window, (n, channels): shares of the window's counts.
 
     Straight lines between the centres of the bands, through heights that leave every band its share.
@@ -491,7 +521,7 @@ def _dataset(parts: Sequence[_Part], bundles: Sequence[ModelBundle], pair: tuple
     import xarray as xr
 
     first, bundle = parts[0], bundles[0]
-    axis, references = bundle.transform.axis, bundle.references
+    shapes = _on_channels(bundle, np.array(_references(bundle, range(len(bundle.classes)))))
     by_model = np.stack([part.contribution for part in parts])
     both = ("of", "band")
     unit = {"units": first.unit}
@@ -502,7 +532,6 @@ def _dataset(parts: Sequence[_Part], bundles: Sequence[ModelBundle], pair: tuple
     def mean_square_of(name: str) -> Floats:
         return np.asarray(np.sqrt(np.mean([getattr(part, name) ** 2 for part in parts], axis=0)))
 
-    order = [references.classes.index(name) for name in bundle.classes]
     dataset = xr.Dataset(
         {
             "contribution": (both, by_model.mean(axis=0), unit),
@@ -515,7 +544,7 @@ def _dataset(parts: Sequence[_Part], bundles: Sequence[ModelBundle], pair: tuple
             "n_in_set": ("of", first.sizes),
             "class_spectrum": (
                 ("class", "energy_loss"),
-                100.0 * templates(bundle, references.mean[order]) / axis.dispersion,
+                100.0 * shapes / bundle.transform.axis.dispersion,
                 {"units": "% of the window's counts per eV"},
             ),
         },

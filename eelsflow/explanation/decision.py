@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self
 
 import numpy as np
@@ -16,8 +15,7 @@ from eelsflow.models.classifier import Classifier
 from eelsflow.models.discriminant import Discriminant
 from eelsflow.models.estimators import Estimator, scores
 from eelsflow.models.svm import Svm, decision_values
-from eelsflow.preprocess.features import FeatureTransform
-from eelsflow.preprocess.shapes import to_shapes
+from eelsflow.preprocess.presets import Normalize
 
 LEAST_PROBABILITY = 1e-6
 """Of a class whose log-odds are taken: beyond them a probability says nothing but that the model is sure (ours)."""
@@ -39,13 +37,16 @@ class Reading:
     ----------
     vectors
         Shape (n, places, channels): at one place on the axis, or at each that is summed over.
+    before
+        Same shape: before principal components, see `FeatureTransform.before_components`.
     weight
         Of the places, shape (n, places).
     mean
-        Shape (n, channels): the vectors of the mean spectrum, with the counts that each spectrum has in the window.
+        What the spectra before components are compared with, shape (n, channels).
     """
 
     vectors: NDArray[np.float32]
+    before: NDArray[np.float32]
     weight: Floats
     mean: NDArray[np.float32]
 
@@ -53,7 +54,7 @@ class Reading:
 def read_spectra(
     bundle: ModelBundle,
     wide: NDArray[np.float32],
-    mean: Floats,
+    mean: NDArray[np.float32],
     places: tuple[NDArray[np.intp], Floats],
 ) -> Reading:
     """Return spectra as the model reads them, at places that were found before.
@@ -65,32 +66,23 @@ def read_spectra(
     wide
         Prepared spectra, shape (n, wide channels).
     mean
-        The spectrum that they are compared with, as the share of the window's counts in each of its channels.
+        What they are compared with, scaled as vectors are, shape (channels,).
     places
         Where on the axis each is read, channels, and with which weight; shape (n, places) each.
     """
     transform = bundle.transform
     place, weight = places
-    with _keeping(transform):
-        vectors = np.stack(
-            [
-                transform.apply(wide, shift_ev=-moved * transform.axis.dispersion if moved.any() else None)
-                for moved in place.T
-            ],
-            axis=1,
-        )
-        counts = np.abs(to_shapes(wide, None, transform.axis, bundle.edge).counts)
-        scaled = np.full(wide.shape, np.nan, dtype=np.float32)
-        scaled[:, transform.channels] = mean * np.where(counts > 0, counts, 1.0)[:, None]
-        return Reading(vectors, weight, transform.apply(scaled))
-
-
-@contextmanager
-def _keeping(transform: FeatureTransform) -> Iterator[None]:
-    """Leave what the transform says of its latest spectra as it was: an explanation is no use of the model."""
-    padded = transform.padded
-    yield
-    transform.padded = padded
+    read = [
+        transform.before_components(wide, shift_ev=-moved * transform.axis.dispersion if moved.any() else None)
+        for moved in place.T
+    ]
+    vectors, before = (np.stack(one, axis=1) for one in zip(*read, strict=True))
+    means = np.broadcast_to(mean, (len(wide), mean.size))
+    normalize = bundle.preset.find(Normalize)
+    if normalize is None or normalize.method == "none":  # vectors are as long as spectra have counts
+        length = np.abs(vectors[:, 0]).sum(axis=1, keepdims=True) / np.abs(mean).sum()
+        means = np.asarray(means * length, dtype=np.float32)
+    return Reading(vectors, before, weight, means)
 
 
 @dataclass(frozen=True)
@@ -104,9 +96,10 @@ class Decision:
     pair
         Numbers of the two classes.
     score
-        From what the machine sees, (n, channels), to the decision values; None where the log-odds are taken.
+        From vectors, (n, channels), to the decision values; None where the log-odds are taken.
     weights
-        Of the channels, shape (channels,), where the decision value is a sum over them; else None.
+        Of the channels before principal components, shape (channels,), where the decision value is a sum over them;
+        else None.
     unit
         Of the decision.
     """
@@ -119,26 +112,25 @@ class Decision:
 
     @classmethod
     def of(cls, bundle: ModelBundle, pair: tuple[int, int]) -> Self:
-        """Find out whether the decision of a model is a sum over the channels of what it sees.
+        """Find out whether the decision of a model is a sum over the channels of a spectrum.
 
         Notes
         -----
         Asked, not looked up: a decision value whose differences between unit vectors and nothing explain those of
-        training spectra is linear, whatever the machine is called. Inputs that are spectra still (their length set to
-        one) keep their channels; features made of many channels (running sums, ratios, convolutions) do not. A model
-        that looks for its spectra on the axis sums probabilities over places, which is not linear.
+        training spectra is linear, whatever the machine is called. Features made of many channels (cosines, running
+        sums, ratios, convolutions) are not a sum over channels; and a model that looks for its spectra on the axis
+        sums probabilities over places, which is none either.
         """
         classifier = bundle.classifier
         score = _score_of(classifier, pair)
-        if score is not None and bundle.registration is None:
-            inputs = classifier.inputs
-            if inputs is None or inputs.kind == "unit":
-                seen = classifier.reference if inputs is None else inputs.apply(classifier.reference)
-                weights = _linear_weights(score, np.asarray(seen, dtype=np.float64))
-                if weights is not None:
-                    unit = "log-odds" if isinstance(classifier.model, Discriminant) else "decision value"
-                    return cls(bundle, pair, score, weights, unit)
-        return cls(bundle, pair, None, None, "log-odds")
+        if score is None or bundle.registration is not None or classifier.inputs is not None:
+            return cls(bundle, pair, None, None, "log-odds")
+        weights = _linear_weights(score, np.asarray(classifier.reference, dtype=np.float64))
+        if weights is None:
+            return cls(bundle, pair, None, None, "log-odds")
+        components = bundle.transform.component_map
+        unit = "log-odds" if isinstance(classifier.model, Discriminant) else "decision value"
+        return cls(bundle, pair, score, weights if components is None else components @ weights, unit)
 
     @property
     def is_exact(self) -> bool:
@@ -147,14 +139,11 @@ class Decision:
 
     def values(self, reading: Reading) -> Floats:
         """Return the decision of every spectrum, (n,)."""
-        if self.score is not None:
-            return self.score(self._seen(reading.vectors[:, 0]))
-        return self._log_odds(reading.vectors, reading.weight)
+        return self._values(reading.vectors, reading.weight)
 
-    def of_mean(self, reading: Reading) -> Floats:
-        """Return the decision of the mean spectrum at the counts of every spectrum, (n,)."""
-        alone = Reading(reading.mean[:, None], np.ones((len(reading.mean), 1)), reading.mean)
-        return self.values(alone)
+    def at_mean(self, reading: Reading) -> Floats:
+        """Return the decision of the mean, with the scale and at the places of every spectrum, (n,)."""
+        return self._values(self._replaced(reading, slice(None)), reading.weight)
 
     def contributions(self, reading: Reading, starts: NDArray[np.intp]) -> Floats:
         """Return what each band adds to the decision, (n, bands).
@@ -168,39 +157,46 @@ class Decision:
 
         Notes
         -----
-        Exact: the sum over the band's channels of weight times (spectrum - mean); over all bands it is the decision
-        of the spectrum minus that of the mean. Else by occlusion: what the decision loses where the band is replaced
-        by that of the mean. Both replace a band of the *vector*, after normalisation and principal components. A
-        linear machine has the same contributions either way, so that models may be compared; and a band replaced
-        before would, by the new range or area of the spectrum, move every channel of the vector, so that its
-        contribution would be that of other bands as well.
+        What the decision loses where a band of the prepared spectrum is replaced by that of the mean, brought to the
+        offset and scale that the spectrum was normalised by; principal components are taken of what has been replaced.
+        Offset and scale are kept as the place on the axis is: found anew, a band would move all channels of the vector,
+        and its contribution would be theirs as well. Where the decision is a sum over channels, these are its terms,
+        and add up to `values` minus `at_mean`.
         """
         if self.weights is not None:
-            terms = self.weights * (self._seen(reading.vectors[:, 0]) - self._seen(reading.mean))
+            terms = self.weights * (reading.before[:, 0].astype(np.float64) - reading.mean)
             return np.asarray(np.add.reduceat(terms, starts[:-1], axis=1))
         n, n_bands = len(reading.vectors), starts.size - 1
         without = np.empty((n_bands, n))
         at_once = max(_ROWS_AT_ONCE // max(n, 1), 1)  # a call of a network costs more than what it is called with
         for first in range(0, n_bands, at_once):
             numbers = range(first, min(first + at_once, n_bands))
-            vectors = np.repeat(reading.vectors[None], len(numbers), axis=0)
-            for copy, number in zip(vectors, numbers, strict=True):
-                band = slice(starts[number], starts[number + 1])
-                copy[:, :, band] = reading.mean[:, None, band]
-            weight = np.tile(reading.weight, (len(numbers), 1))
-            without[numbers] = self._log_odds(vectors.reshape(-1, *vectors.shape[2:]), weight).reshape(-1, n)
+            vectors = np.concatenate(
+                [self._replaced(reading, slice(*starts[number : number + 2])) for number in numbers]
+            )
+            without[numbers] = self._values(vectors, np.tile(reading.weight, (len(numbers), 1))).reshape(-1, n)
         return np.asarray((self.values(reading) - without).T)
 
-    def _seen(self, vectors: NDArray[np.float32]) -> Floats:
-        inputs = self.bundle.classifier.inputs
-        return np.asarray(vectors if inputs is None else inputs.apply(vectors), dtype=np.float64)
+    def _replaced(self, reading: Reading, band: slice) -> NDArray[np.float32]:
+        """Return the vectors of spectra in which a band is that of the mean, (n, places, channels)."""
+        change = reading.mean[:, None, band] - reading.before[:, :, band]
+        if self._components is not None:
+            return np.asarray(reading.vectors + change @ self._components[band], dtype=np.float32)
+        vectors = reading.vectors.copy()
+        vectors[:, :, band] += change
+        return vectors
 
-    def _log_odds(self, vectors: NDArray[np.float32], weight: Floats) -> Floats:
+    @cached_property
+    def _components(self) -> Floats | None:
+        return self.bundle.transform.component_map
+
+    def _values(self, vectors: NDArray[np.float32], weight: Floats) -> Floats:
+        if self.score is not None:
+            return self.score(vectors[:, 0])
         asked = weight > LEAST_WEIGHT
         summed = np.zeros((len(vectors), len(self.bundle.classes)))
-        rows = np.nonzero(asked)[0]
         probability = self.bundle.classifier.predict_proba(vectors[asked])
-        np.add.at(summed, rows, probability * weight[asked][:, None])
+        np.add.at(summed, np.nonzero(asked)[0], probability * weight[asked][:, None])
         summed /= summed.sum(axis=1, keepdims=True)
         one, other = np.log(np.clip(summed[:, list(self.pair)], LEAST_PROBABILITY, None)).T
         return np.asarray(one - other)

@@ -48,6 +48,9 @@ class ModelBundle:
         Where it comes from: study, digests, parameters.
     registration
         Where on the axis spectra lie, for a model that looks for it; None for one that takes the axis as it is.
+    means
+        Mean spectrum of each class in the training set, scaled as vectors are but before principal components, shape
+        (classes, channels of a vector), in the order of `classes`; None where it was not kept.
     """
 
     name: str
@@ -58,6 +61,7 @@ class ModelBundle:
     references: References
     provenance: dict[str, Any] = field(default_factory=dict)
     registration: Registration | None = None
+    means: NDArray[np.float32] | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -124,6 +128,8 @@ class ModelBundle:
         self.references.save(directory / "references.npz")
         if self.registration is not None:
             self.registration.save(directory / "registration.npz")
+        if self.means is not None:
+            np.save(directory / "means.npy", self.means, allow_pickle=False)
         write_json(
             directory / "model.json",
             {
@@ -148,7 +154,7 @@ class ModelBundle:
             If it is a network and TensorFlow is not installed.
         """
         description = read_description(directory)
-        aligned = directory / "registration.npz"
+        aligned, means = directory / "registration.npz", directory / "means.npy"
         try:
             bundle = cls(
                 name=description["name"],
@@ -159,6 +165,7 @@ class ModelBundle:
                 references=References.load(directory / "references.npz"),
                 provenance=description["provenance"],
                 registration=Registration.load(aligned) if aligned.exists() else None,
+                means=np.load(means, allow_pickle=False) if means.exists() else None,
             )
         except (MissingDependencyError, MemoryError):
             raise

@@ -7,6 +7,7 @@ on the wide spectra, so that what enters the window at its edges is what the det
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -162,6 +163,49 @@ class FeatureTransform:
         self.padded = False
         wide = self._check(wide)
         vectors = np.empty((len(wide), self.n_channels), dtype=np.float32)
+        for rows, cropped in self._cropped(wide, shift_ev):
+            vectors[rows] = self._normalize(self._denoise(cropped))
+        return vectors
+
+    def before_components(
+        self, wide: NDArray[np.float32], shift_ev: ArrayLike | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the vectors of wide spectra, and the same before principal components were taken.
+
+        Parameters
+        ----------
+        wide, shift_ev
+            As for `apply`, as are the errors.
+
+        Returns
+        -------
+        vectors
+            As `apply` returns them, shape (m, channels of the fine-structure window).
+        before
+            Same shape: what the detector recorded, with the offset and the scale that its vector was normalised by. A
+            change of `before` changes the vector by that times `component_map`, where offset and scale are kept.
+        """
+        wide = self._check(wide)
+        vectors, before = np.empty((2, len(wide), self.n_channels), dtype=np.float32)
+        for rows, cropped in self._cropped(wide, shift_ev):
+            denoised = self._denoise(cropped)
+            vectors[rows] = self._normalize(denoised)
+            centred = denoised - denoised.mean(axis=1, keepdims=True, dtype=np.float64)
+            scale = (centred * vectors[rows]).sum(axis=1, keepdims=True) / (centred**2).sum(axis=1, keepdims=True)
+            before[rows] = vectors[rows] + scale * (cropped - denoised)
+        return vectors, before
+
+    @property
+    def component_map(self) -> NDArray[np.float64] | None:
+        """What the principal components make of a change of each channel, (channels, channels); None without them."""
+        if self.pca is None:
+            return None
+        return np.asarray(self.pca.denoise(np.eye(self.n_channels)) - self.pca.denoise(np.zeros((1, self.n_channels))))
+
+    def _cropped(
+        self, wide: NDArray[np.float32], shift_ev: ArrayLike | None
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield rows and their fine-structure windows, shifted; sets `padded` where a shift repeats a channel."""
         shifts = None if shift_ev is None else np.broadcast_to(np.asarray(shift_ev, dtype=np.float64), (len(wide),))
         for begin in range(0, len(wide), _BLOCK):
             rows = slice(begin, begin + _BLOCK)
@@ -169,8 +213,7 @@ class FeatureTransform:
             if shifts is not None:
                 cropped, padded = _shift(wide[rows], self.axis, self.channels, shifts[rows])
                 self.padded |= padded
-            vectors[rows] = self._normalize(self._denoise(cropped))
-        return vectors
+            yield rows, cropped
 
     @property
     def energy_loss(self) -> NDArray[np.float64]:

@@ -39,7 +39,7 @@ def explanation_figure(explained: Mapping[str, Any]) -> Figure:
     of_model = explained["spread_over"] != "spectra"
     color = dict(zip(explained["class"], class_colors(len(explained["class"])), strict=True))
     pair = explained["classes"]
-    figure = new_figure(PAGE_WIDTH, 2.45 + 1.3 * len(names))
+    figure = new_figure(PAGE_WIDTH, 2.6 + 1.3 * len(names))
     panels: Sequence[Axes] = figure.subplots(
         1 + len(names), 1, sharex=True, gridspec_kw={"height_ratios": [1.45, *[1.0] * len(names)]}
     ).tolist()
@@ -58,7 +58,7 @@ def explanation_figure(explained: Mapping[str, Any]) -> Figure:
         Patch(color=color[one], label=plain(f"speaks for {one} ({way})"))
         for one, way in zip(pair, ("up", "down"), strict=True)
     ]
-    handles.append(Patch(color=GREY, alpha=0.4, linewidth=0, label="pale: the lesser half"))
+    handles.append(Patch(color=color[pair[0]], alpha=0.4, linewidth=0, label="pale: the lesser half"))
     whiskers = "acquisitions" if of_model else "spectra"
     if np.isfinite(_array(explained["spread"])).any():
         handles.append(Line2D([], [], color=BLACK, linewidth=0.8, marker="|", markersize=6, linestyle="none",
@@ -67,7 +67,7 @@ def explanation_figure(explained: Mapping[str, Any]) -> Figure:
         handles.append(Patch(color="#D8D8D8", label="noise of one spectrum (±1 s.d.)"))
     if "by_model" in explained:
         handles.append(Line2D([], [], color=BLACK, marker="o", markersize=2, linestyle="none", label="single models"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=1.2, columnspacing=1.2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=1.2)
     figure.align_ylabels(panels)
     return figure
 

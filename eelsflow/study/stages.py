@@ -237,6 +237,9 @@ def fit_model(step: FitModel, place: Place) -> Path:
         group = spectra.group[train] if spectra.group is not None and step.features.split != "pixel" else None
         seed = step.features.seed
 
+        before = transform.before_components(spectra.intensity[train])[1]
+        means = {name: before[label == name].mean(axis=0) for name in np.unique(label).tolist()}
+        del before
         warnings: list[str] = []
         folds: list[Split] = []
         if not step.model.is_network and step.grid:
@@ -306,6 +309,7 @@ def fit_model(step: FitModel, place: Place) -> Path:
             references=References.load(features / "references.npz"),
             provenance=provenance,
             registration=registration,
+            means=np.stack([means[name] for name in fitted.classifier.classes_]),
         )
         # A network is small, and the workers have loaded TensorFlow already; a machine may hold all spectra.
         saver = place.executor if step.model.is_network else LoopExecutor()

@@ -111,6 +111,44 @@ def test_three_classes_side_by_side_are_found():
     assert (found.fraction >= -1e-9).all()
 
 
+def values_of(found, shapes: Shapes) -> np.ndarray:
+    return shapes.values @ found.weights.of_bands.T + found.weights.offset
+
+
+def test_weights_give_the_fractions_of_least_squares_and_the_order_of_those_found(known):
+    truth = np.zeros((16, 16))
+    truth[:, :8] = 1.0
+    shapes = field(truth, 2)
+    found = judge(shapes, known)
+    assert found.ends is not None
+    assert found.weights.unit == "difference of fractions"
+    values = values_of(found, shapes)
+    np.testing.assert_allclose(values.sum(axis=-1), 1.0, atol=1e-9)
+    # fractions are drawn to the ends of the field, pixels of one noise alike: they keep the order
+    assert (np.diff(found.fraction[..., 0].ravel()[values[..., 0].ravel().argsort()]) > -1e-9).all()
+    for half, end in ((truth == 1.0, 0), (truth == 0.0, 1)):  # and least squares has the ends in the mean
+        assert values[half][:, 0].mean() == pytest.approx(found.ends[end], abs=0.1)
+
+
+@pytest.mark.parametrize("names", ["AB", "ABC"])
+def test_weights_without_two_ends_give_the_log_odds_of_pure_classes(names):
+    known = references(names, n=12)
+    fraction = np.zeros((12, 12, len(names)))
+    fraction[..., 0] = 1.0
+    if names == "ABC":
+        fraction[:4] = np.eye(3)[1]
+        fraction[8:] = np.eye(3)[2]
+    shapes = field(fraction, 1, names)
+    found = judge(shapes, known)
+    assert (found.ends, found.weights.unit) == (None, "log-odds")
+    values = values_of(found, shapes)
+    if names == "AB":  # decided by the mean of the field
+        assert (values.mean(axis=(0, 1)).argmax(), found.fraction.mean(axis=(0, 1)).argmax()) == (0, 0)
+    else:
+        log_odds = np.log(found.probability[..., 0] / found.probability[..., 2])
+        np.testing.assert_allclose(values[..., 0] - values[..., 2], log_odds, rtol=1e-6, atol=1e-6)
+
+
 def test_pixels_without_a_shape_or_specimen_have_no_fraction(known):
     shapes = field(np.ones((8, 8)), 1)
     shapes.relative_variance[2, 3] = np.inf
