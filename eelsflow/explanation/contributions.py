@@ -81,7 +81,7 @@ def explain(
     Notes
     -----
     Ours in all choices. Spectra are compared with the mean of the two classes' mean spectra in the training set, which
-    a model keeps; of one that does not (of an earlier version) the references are taken, which are coarse in energy. See
+    a model keeps; of one that does not (of an earlier version) its references are taken, coarse in energy. See
     `Decision.contributions` for what a contribution is. Where the decision is a sum over channels (method ``exact``),
     contributions add up to its difference from that of the mean. It is a sum over the counts of the prepared spectrum,
     with the offset and scale of its own normalisation, through the principal components. By occlusion contributions do

@@ -82,10 +82,12 @@ def _draw_spectra(
             axes.plot(energy_loss, means[number], color=color[name], linestyle=dashes, label=plain(f"{name}, training"))
     spectra = _array(explained["spectrum"])
     boundaries = [*explained["band_low"], explained["band_high"][-1]]
+    single = [name for name in names if name not in color]
     for number, name in enumerate([] if of_model else names):
+        label = f"{name}, here" if name in color else name if len(single) == 1 else "below, each"
         axes.stairs(
-            spectra[number], boundaries, color=color.get(name, BLACK if len(names) == 1 else GREY), linewidth=0.8,
-            baseline=None, label=plain(f"{name}, here") if name in color else plain(name),
+            spectra[number], boundaries, color=color.get(name, BLACK if len(single) == 1 else GREY), linewidth=0.8,
+            baseline=None, label=None if len(single) > 1 and name != single[0] else plain(label),
         )  # fmt: skip
     axes.set_ylabel("counts of the window\n(% per eV)")
     axes.set_title(plain(f"Which energies decide: {explained['model']}, {explained['edge']}"))

@@ -78,6 +78,17 @@ def test_table_study_writes_every_result(table_study, tmp_path):
     assert {"preprocess", "split", "seed", "C", "gamma", "fold"} == set(search["accuracy"].dims)
     for name in ("report.html", "study.yaml", "provenance.json", "model/model.json"):
         assert (out / name).is_file()
+    explanations = json.loads((out / "evidence" / "explanations.json").read_text())
+    assert [(entry["model"], entry["split"]) for entry in explanations] == [
+        (model, "group") for model in ("svm-linear", "svm-rbf", "svm-sgd")
+    ]
+    for entry in explanations:
+        explained = entry["explanation"]
+        assert explained["method"] == ("occlusion" if entry["model"] == "svm-rbf" else "exact")
+        assert np.allclose(np.mean(explained["by_model"], axis=0), explained["contribution"], rtol=1e-4, atol=1e-4)
+        assert len(explained["by_model"]) == 2  # splits
+        assert (out / "figures" / f"energies-{entry['model']}.png").is_file()
+        assert "Which energies decide" in (out / "passports" / f"{entry['model']}.html").read_text()
 
 
 @pytest.mark.usefixtures("no_figures")
