@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eelsflow.library import (
+        explain,
         from_hyperspy,
         grid_search,
         info,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Map",
     "classify",
+    "explain",
     "from_hyperspy",
     "grid_search",
     "info",

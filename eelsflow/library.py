@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from eelsflow.edges import Edge
+    from eelsflow.explanation import Explanation
     from eelsflow.maps import Map
     from eelsflow.models.bundle import ModelBundle
     from eelsflow.search.estimator import SvmGridSearch
@@ -332,6 +333,52 @@ def perturb(
         changed[where] = add_gaussian_noise(changed[where], sigma=noise_sigma, rng=np.random.default_rng(seed))
     changed[~recorded] = np.nan
     return spectra.copy(data=changed.reshape(spectra.shape))
+
+
+def explain(
+    value: Any = None,
+    *,
+    model: ModelBundle | Path | str | None = None,
+    pixels: Any = None,
+    classes: tuple[str, str] | None = None,
+    width: float = 1.0,
+) -> Explanation:
+    """Show which energies decide between two classes: in a map, in single pixels, or in a model.
+
+    Parameters
+    ----------
+    value
+        A map that `classify` returned, or an acquisition as `classify` takes it; None explains the model alone.
+    model
+        As in `classify`; of a map its own.
+    pixels
+        Pairs (y, x), each explained by itself, or a mask, shape (y, x), whose pixels are explained together; None: all
+        pixels of each class.
+    classes
+        The two classes; positive contributions speak for the first. By default the model's first two.
+    width
+        Of an energy band, eV.
+
+    Returns
+    -------
+    Explanation
+        It draws and saves itself, and holds an xarray Dataset: contributions over bands, with spread and error.
+
+    Raises
+    ------
+    EelsflowError
+        If the acquisition, the model or what is asked for cannot be used, or the map was loaded and has no spectra.
+    """
+    from eelsflow.explanation import explain
+    from eelsflow.maps import Map, classify
+
+    if value is None:
+        bundle = model if model is not None and not isinstance(model, str | Path) else load_model(model or "default")
+        return explain(bundle, classes=classes, width=width)
+    found = value if isinstance(value, Map) else classify(value, model="default" if model is None else model)
+    if found.prepared is None or found.bundle is None:
+        raise InputError("the map was loaded from a folder, which keeps no spectra; explain the acquisition's file")
+    return explain(found.bundle, found.prepared, pixels=pixels, classes=classes, width=width)
 
 
 def to_hyperspy(value: xr.DataArray | Map) -> Any:

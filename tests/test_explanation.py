@@ -233,7 +233,7 @@ def field(simulated_files, tmp_path_factory):
     for base, model in models.items():
         (directory / base).mkdir()
         model.save(directory / base)
-    return path, prepared, models, directory
+    return path, open_dataset(prepared), models, directory
 
 
 def test_a_map_by_fractions_is_explained_by_their_weights(field):
@@ -248,7 +248,7 @@ def test_a_map_by_fractions_is_explained_by_their_weights(field):
     y, x = (int(places[0]) for places in np.nonzero(found.specimen & np.isfinite(found.fraction[..., 0])))
     one = explain(model, prepared, pixels=[(y, x)]).dataset
     assert one["of"].values.tolist() == [f"pixel x {x}, y {y}"]
-    product = open_dataset(prepared)
+    product = prepared
     shape = to_shapes(
         product["gathered"].values[y, x], product["gathered_variance"].values[y, x], model.transform.axis, model.edge
     ).values
@@ -269,7 +269,7 @@ def test_pixels_of_a_map_are_explained_as_their_spectra_are(field):
         if name in explained["of"].values:
             assert explained["n_in_set"].sel(of=name) == (found.class_index == number).sum()
     y, x = np.argwhere(found.specimen)[7]
-    product = open_dataset(prepared)
+    product = prepared
     wide, variance = (product[name].values[y, x][None] for name in ("intensity", "variance"))
     here = explain(model, prepared, pixels=[(y, x)], width=2.0).dataset
     alone = explain(model, wide, variance=variance, pixels=[0], width=2.0).dataset
@@ -286,7 +286,7 @@ def test_pixels_of_a_map_are_explained_as_their_spectra_are(field):
 
 def test_the_command_explains_a_file_a_pixel_and_a_model(field, tmp_path, eelsflow):
     path, prepared, _, directory = field
-    y, x = np.argwhere(~open_dataset(prepared)["vacuum_mask"].values)[0]
+    y, x = np.argwhere(~prepared["vacuum_mask"].values)[0]
     for arguments, of in (
         ((path, "--model", directory / "mlls", "--pixel", f"{x},{y}"), [f"pixel x {x}, y {y}"]),
         (("--model", directory / "svm-linear", "--classes", "FeO,Fe3O4"), ["FeO", "Fe3O4"]),

@@ -20,6 +20,7 @@ from eelsflow.spectrum_image import build_spectrum_image
 PUBLIC = {
     "Map": ["dataset", "prepared", "recorded", "bundle", "pixels"],
     "classify": ["acquisition", "model", "edge", "low_loss", "executor"],
+    "explain": ["value", "model", "pixels", "classes", "width"],
     "from_hyperspy": ["value"],
     "grid_search": ["spectra", "labels", "kernel", "grid", "cv"],
     "info": ["file", "edge", "low_loss", "density"],
@@ -101,6 +102,14 @@ def test_a_map_is_saved_and_loaded_and_goes_to_hyperspy_and_back_equal_to_the_bi
     assert signals["reference"].axes_manager.signal_axes[0].units == "eV"
     stack = np.moveaxis(mapped.dataset["fraction"].values, -1, 0)
     assert np.array_equal(signals["fraction"].data, stack, equal_nan=True)
+
+
+def test_a_map_is_explained_with_its_own_model_and_a_loaded_one_has_no_spectra(mapped, image, saved_model, tmp_path):
+    explained = eelsflow.explain(mapped)
+    xr.testing.assert_identical(explained.dataset, eelsflow.explain(image, model=saved_model).dataset)
+    assert eelsflow.explain(model=saved_model).dataset["contribution"].sizes["band"] > 10
+    with pytest.raises(InputError, match="keeps no spectra"):
+        eelsflow.explain(eelsflow.Map.load(mapped.save(tmp_path / "map")))
 
 
 def test_a_map_of_another_version_is_refused(mapped, tmp_path):

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from eelsflow.errors import InputError
 from eelsflow.explanation.decision import Decision, Floats, read_spectra
 from eelsflow.explanation.result import Explanation
-from eelsflow.io.zarr_store import blocks, open_dataset
+from eelsflow.io.zarr_store import blocks
 from eelsflow.maps.pixels import PixelMap, map_pixels, on_axis
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.noise import sample_indices
 from eelsflow.preprocess.shapes import BAND_WIDTH, band_edges, to_shapes
 from eelsflow.unmixing.field import Weights
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 MOST_SPECTRA = 64
 """Of a set that are explained, evenly spread over it: their mean and spread change little with more (ours)."""
@@ -39,7 +36,7 @@ Pixels = Sequence[tuple[int, int]] | Sequence[int] | NDArray[np.bool_]
 
 def explain(
     model: ModelBundle,
-    spectra: Path | NDArray[np.floating[Any]] | None = None,
+    spectra: xr.Dataset | NDArray[np.floating[Any]] | None = None,
     *,
     variance: NDArray[np.floating[Any]] | None = None,
     pixels: Pixels | None = None,
@@ -55,7 +52,7 @@ def explain(
     model
         What decides.
     spectra
-        What is decided: a prepared acquisition (zarr, as a map is made of), or prepared wide spectra, shape (n,
+        What is decided: a prepared acquisition, as a map is made of it, or prepared wide spectra, shape (n,
         channels), on the model's axis. None explains the model alone, by the mean spectra of its classes in the
         training set and what acquisitions differ from them.
     variance
@@ -183,7 +180,7 @@ def _pair_of(bundles: Sequence[ModelBundle], classes: tuple[str, str] | None) ->
 
 def _explain_one(
     bundle: ModelBundle,
-    spectra: Path | NDArray[np.floating[Any]] | None,
+    spectra: xr.Dataset | NDArray[np.floating[Any]] | None,
     variance: NDArray[np.floating[Any]] | None,
     pixels: Pixels | None,
     pair: tuple[str, str],
@@ -193,8 +190,8 @@ def _explain_one(
     numbers = bundle.classes.index(pair[0]), bundle.classes.index(pair[1])
     if spectra is None:
         return _of_model(bundle, numbers, width, seed)
-    if isinstance(spectra, str | Path):
-        return _of_acquisition(bundle, Path(spectra), pixels, numbers, width, seed)
+    if isinstance(spectra, xr.Dataset):
+        return _of_acquisition(bundle, spectra, pixels, numbers, width, seed)
     wide = np.asarray(spectra, dtype=np.float32)
     axis = bundle.transform.axis
     if wide.ndim != 2 or wide.shape[1] != axis.size or (variance is not None and np.shape(variance) != wide.shape):
@@ -286,10 +283,10 @@ def _of_model(bundle: ModelBundle, pair: tuple[int, int], width: float, seed: in
 
 
 def _of_acquisition(
-    bundle: ModelBundle, prepared: Path, pixels: Pixels | None, pair: tuple[int, int], width: float, seed: int
+    bundle: ModelBundle, product: xr.Dataset, pixels: Pixels | None, pair: tuple[int, int], width: float, seed: int
 ) -> _Part:
     """Explain pixels of a prepared acquisition as its map decides them."""
-    product, found = open_dataset(prepared), map_pixels(prepared, bundle)
+    found = map_pixels(product, bundle)
     members = _members_of_map(found, pixels, bundle, pair)
     flat = np.concatenate([rows for _, rows, _ in members])
     axis = bundle.transform.axis

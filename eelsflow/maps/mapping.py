@@ -102,7 +102,9 @@ class Given:
     bundle: ModelBundle
 
 
-def look_at(acquisition: Any, *, model: ModelBundle | Path | str, edge: str | None, low_loss: Any) -> Given:
+def look_at(
+    acquisition: Any, *, model: ModelBundle | Path | str, edge: str | None = None, low_loss: Any = None
+) -> Given:
     """Refuse what cannot be mapped before anything expensive is done: the acquisition first, then the model."""
     image = as_spectrum_image(acquisition)
     axis = energy_axis(image)
