@@ -369,6 +369,95 @@ def _follow_champions() -> None:
 
 
 @app.command()
+def plan(
+    file: Annotated[Path | None, typer.Argument(help="An acquisition, as a first look.")] = None,
+    model: Annotated[str, typer.Option(help="As in `eelsflow classify`.")] = "default",
+    accuracy: Annotated[
+        float | None, typer.Option(help="Wanted share of single pixels of one class that are named rightly.")
+    ] = None,
+    fraction_error: Annotated[
+        float | None, typer.Option(help="Wanted standard error of a class's fraction in a single pixel.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The class of every specimen pixel, where it is known.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Phase fractions of every pixel (zarr or npz), where they are known.")
+    ] = None,
+    simulated: Annotated[
+        bool, typer.Option("--simulate", help="Plan from a simulated field of both oxides instead of a file.")
+    ] = False,
+    detector: Annotated[SimulatorDetector, typer.Option(help="Of --simulate.")] = SimulatorDetector.ccd,
+    thickness: Annotated[float | None, typer.Option(min=1.0, help="Of --simulate: the thickest place, nm.")] = None,
+    preset: Annotated[SimulatorPreset, typer.Option(help="Of --simulate.")] = SimulatorPreset.wide,
+    seed: Annotated[int, typer.Option(min=0, help="Of --simulate.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where plan.json, plan.png and plan.svg are written.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the curves.")] = False,
+) -> None:
+    """Plan a dose: how many electrons, or how many pixels to average, for a wanted accuracy or error of the fraction.
+
+    Single pixels are planned for, each judged by itself: a map, where neighbours lend, does better inside a phase.
+    """
+    _one_thread_each()
+    if accuracy is None and fraction_error is None:
+        raise InputError("nothing is wanted; name --accuracy SHARE, --fraction-error ERROR, or both")
+    if (file is None) != simulated:
+        raise InputError("a plan needs one acquisition: name a file, or --simulate for a simulated one, and not both")
+    if label is not None and truth is not None:
+        raise InputError("--label and --truth both say what the pixels are; name one of them")
+    if simulated and (label or truth):
+        raise InputError("a simulated field knows what its pixels are; leave --label and --truth out")
+    import numpy as np
+
+    from eelsflow.dataset.labels import label_pixels
+    from eelsflow.dose import plan_dose, write_plan
+    from eelsflow.io.read import read_spectrum_image
+    from eelsflow.maps.registry import find_model
+    from eelsflow.models.bundle import ModelBundle
+    from eelsflow.spectrum_image import energy_axis
+
+    if file is None:
+        image, labels = _simulate_both(preset, detector, thickness=thickness, seed=seed)
+    else:
+        image, labels = read_spectrum_image(file).load(), None
+    bundle = ModelBundle.load(find_model(model, axis=energy_axis(image)))
+    if label is not None or truth is not None:
+        no_vacuum = np.zeros(image.shape[:2], dtype=bool)  # thin pixels take no part in a plan, whatever they are
+        labels = label_pixels(no_vacuum, label=label or "", truth=truth, classes=bundle.classes, name=str(file))
+    found = plan_dose(image, bundle, accuracy=accuracy, fraction_error=fraction_error, labels=labels)
+    if out is not None:
+        write_plan(found, out)
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(found.sentences()))
+
+
+def _simulate_both(
+    preset: SimulatorPreset, detector: SimulatorDetector, *, thickness: float | None, seed: int
+) -> tuple[Any, Any]:
+    """Return a simulated field that holds both oxides, and the class of each of its pixels."""
+    import numpy as np
+
+    from eelsflow.dataset.labels import MIXED, PURE_FRACTION
+    from eelsflow.simulator import PRESETS, plan_directory, simulate_acquisition
+
+    parameters, scene = PRESETS[preset.value], "core_shell"
+    if preset is SimulatorPreset.wide:
+        scene = "mosaic"
+        if thickness is not None:
+            specimen = parameters.specimen.model_copy(update={"peak_thickness": (thickness, thickness)})
+            parameters = parameters.model_copy(update={"specimen": specimen})
+    elif thickness is not None:
+        raise InputError("the cubes of the preset paper have the thickness of their size; use --preset wide")
+    planned = plan_directory(
+        n_acquisitions=1, seed=seed, preset=parameters, detector=detector.value, scenes=(scene,), dose=(1.0, 1.0),
+        shape=(48, 48),
+    )[0]  # fmt: skip
+    acquisition = simulate_acquisition(planned.parameters, planned.seed, name=planned.name)
+    fraction = acquisition.truth["phase_fraction"].values
+    labels = np.full(fraction.shape[1:], MIXED, dtype="<U8")
+    for number, name in enumerate(acquisition.truth["phase"].values):
+        labels[fraction[number] >= PURE_FRACTION] = name
+    return acquisition.image, labels
+
+
+@app.command()
 def report(directory: Annotated[Path, typer.Argument(help="A study's results.")]) -> None:
     """Build the HTML report of a study again."""
     from eelsflow.report.page import build_report
