@@ -187,12 +187,12 @@ class DosePlan:
                 f"accuracy {dose.target:g}" if name == "accuracy" else f"standard error {dose.target:g} of a fraction"
             )
             if dose.factor is None:
-                by = "the model makes of these shapes" if self.labelled else "acquisitions of one class differ by"
                 beyond = curve.limit > dose.target if name == "accuracy" else curve.limit < dose.target
                 said.append(
                     f"{what} needs more than {RANGE[1]:g} electrons per pixel and channel of {ELECTRONS_PER:g} eV"
                     if beyond
-                    else f"{what} is not reached at any dose: without noise it is {curve.limit:.3f}, by what {by}"
+                    else f"{what} is not reached at any dose: without noise it is {curve.limit:.3f}, by the "
+                    "classes' shapes and what the model makes of them"
                 )
                 continue
             low, high = (_number(_times(bound, self.electrons)) for bound in (dose.low, dose.high))
@@ -267,11 +267,11 @@ def plan_dose(
     -----
     Expected counts: least squares of the recorded channels on a constant, the counts before the edge and their square
     (whose noise is not that of the edge), and the mean edge times what is left of a pixel's own without its noise;
-    pixels share the shape and keep their thickness. Shapes of the classes: those that the
-    acquisition shows itself (labelled, or found by the model) are taken from it; the others are the references',
-    moved by `COMMON` of what the acquisition deviates from them by, with what is left of their spread. A field that has
-    no structure is of each class with the probability that the model gives. What the energy offset is wrong by is that
-    of this acquisition. All choices are ours.
+    pixels share the shape and keep their thickness. Shapes of the classes: those that the acquisition shows itself
+    (labelled, or found by the model) are taken from it; the others are the references', moved by `COMMON` of what the
+    acquisition deviates from them by, with what is left of their spread. A field that has no structure is of each class
+    with the probability that the model gives. What the energy offset is wrong by is that of this acquisition. All
+    choices are ours.
 
     Averaged pixels: m times the counts with m times the variance of the read-out; that each pixel's background is
     fitted alone is left out.
