@@ -266,8 +266,8 @@ def plan_dose(
     Notes
     -----
     Expected counts: least squares of the recorded channels on a constant, the counts before the edge and their square
-    (whose noise is not that of the edge), and the mean edge times what is left of a pixel's own without its noise;
-    pixels share the shape and keep their thickness. Shapes of the classes: those that the acquisition shows itself
+    (whose noise is not that of the edge), and these counts times the row of the scan, with which the energy axis may
+    drift; then the mean edge times what is left of a pixel's own without its noise. Shapes of the classes: those that the acquisition shows itself
     (labelled, or found by the model) are taken from it; the others are the references', moved by `COMMON` of what the
     acquisition deviates from them by, with what is left of their spread. A field that has no structure is of each class
     with the probability that the model gives. What the energy offset is wrong by is that of this acquisition. All
@@ -468,7 +468,8 @@ class _Pilot:
         total = counts[:, inside].sum(axis=1, dtype=np.float64)
         below = counts[:, before].sum(axis=1, dtype=np.float64)
         level = below / below.mean()
-        basis = np.stack([np.ones_like(level), level, level**2], axis=1)
+        row = np.nonzero(telling)[0] / max(n_y - 1, 1) - 0.5
+        basis = np.stack([np.ones_like(level), level, level**2, row * level], axis=1)
         edge_counts = total - background
         by_level = basis @ np.linalg.lstsq(basis, edge_counts)[0]
         noise = fitted.noise.counts_per_electron * (total + background**2 / np.maximum(below, 1.0))
