@@ -267,11 +267,11 @@ def plan_dose(
     -----
     Expected counts: least squares of the recorded channels on a constant, the counts before the edge and their square
     (whose noise is not that of the edge), and these counts times the row of the scan, with which the energy axis may
-    drift; then the mean edge times what is left of a pixel's own without its noise. Shapes of the classes: those that the acquisition shows itself
-    (labelled, or found by the model) are taken from it; the others are the references', moved by `COMMON` of what the
-    acquisition deviates from them by, with what is left of their spread. A field that has no structure is of each class
-    with the probability that the model gives. What the energy offset is wrong by is that of this acquisition. All
-    choices are ours.
+    drift; then the mean edge times what is left of a pixel's own without its noise. Shapes of the classes: those that
+    the acquisition shows itself (labelled, or found by the model) are taken from it; the others are the references',
+    moved by `COMMON` of what the acquisition deviates from them by, with what is left of their spread. A field that has
+    no structure is of each class with the probability that the model gives. What the energy offset is wrong by is that
+    of this acquisition. All choices are ours.
 
     Averaged pixels: m times the counts with m times the variance of the read-out; that each pixel's background is
     fitted alone is left out.
@@ -756,13 +756,21 @@ def spread_bands(change: Floats, bounds: Floats, boundaries: Floats) -> Floats:
 
 
 def _expected_counts(pilot: _Pilot, group: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the expected counts of each pixel by those of its group, (pixels, channels)."""
+    """Return the expected counts of each pixel by those of its group, (pixels, channels).
+
+    How a shape changes with level and row, beyond what is in proportion, counts as far as it stands above its noise
+    (James and Stein, positive part): else pixels would seem to differ by the noise of what was learnt.
+    """
     expected = np.zeros(pilot.counts.shape, dtype=np.float32)
     for number in range(group.max() + 1):
         members = group == number
-        own = pilot.counts[members] - pilot.rest[members, None] * pilot.edge
-        coefficients = np.linalg.lstsq(pilot.basis[members], own)[0]
-        expected[members] = pilot.basis[members] @ coefficients + pilot.rest[members, None] * pilot.edge
+        rest = pilot.rest[members, None] * pilot.edge
+        own = pilot.counts[members] - rest
+        basis = np.linalg.qr(pilot.basis[members])[0]
+        coefficients = basis.T @ own
+        noise = float(pilot.fitted.noise.variance(own.mean(axis=0)).sum())
+        coefficients[2:] *= np.maximum(1.0 - noise / (coefficients[2:] ** 2).sum(axis=1, keepdims=True), 0.0)
+        expected[members] = basis @ coefficients + rest
     return expected
 
 
