@@ -42,8 +42,10 @@ def as_spectrum_image(acquisition: Any) -> xr.DataArray:
     )
 
 
-def name_of(image: xr.DataArray) -> str:
-    """Return what an acquisition is called in messages."""
+def name_of(acquisition: Any, image: xr.DataArray) -> str:
+    """Return what an acquisition, which was given and read, is called in messages: its file, else its source."""
+    if isinstance(acquisition, str | Path):
+        return Path(acquisition).name
     return str(image.attrs.get("source") or "the acquisition")
 
 

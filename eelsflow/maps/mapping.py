@@ -97,6 +97,7 @@ def classify(
 class Given:
     """An acquisition that shows the edge, with its low loss and the model that maps it."""
 
+    name: str
     image: xr.DataArray
     low_loss: xr.DataArray | None
     bundle: ModelBundle
@@ -107,15 +108,15 @@ def look_at(
 ) -> Given:
     """Refuse what cannot be mapped before anything expensive is done: the acquisition first, then the model."""
     image = as_spectrum_image(acquisition)
-    axis = energy_axis(image)
+    name, axis = name_of(acquisition, image), energy_axis(image)
     loaded = model if isinstance(model, ModelBundle) else None
     if loaded is not None:
         shown = loaded.edge if edge is None else resolve_edge(edge)
     else:
         shown = _edge_to_check(str(model), edge, axis)
-    _require_edge(name_of(image), axis, shown)
+    _require_edge(name, axis, shown)
     low = find_low_loss(acquisition, image, given=low_loss)
-    return Given(image, low, loaded or ModelBundle.load(find_model(str(model), edge=edge, axis=axis)))
+    return Given(name, image, low, loaded or ModelBundle.load(find_model(str(model), edge=edge, axis=axis)))
 
 
 def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = None) -> Path:
@@ -131,7 +132,7 @@ def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = No
     try:
         return prepare_counts(scratch, edge=bundle.edge, preset=bundle.acquisition_preset, executor=executor)
     except EelsflowError as error:
-        raise type(error)(f"{name_of(given.image)}: {error}") from error
+        raise type(error)(f"{given.name}: {error}") from error
 
 
 def _map(given: Given, scratch: Path, *, executor: Executor | None) -> Map:
