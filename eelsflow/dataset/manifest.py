@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
+import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from eelsflow.dataset.labels import PURE_FRACTION, read_phase_fraction, require_label, require_phases
 from eelsflow.dataset.splits import SplitBy
 from eelsflow.digest import digest_file
-from eelsflow.errors import DataSetError, StudyFileError, UnreadableFileError
+from eelsflow.errors import DataSetError, OutputPathError, StudyFileError, UnreadableFileError
 
 REQUIRED = ("path", "label", "group")
 COLUMNS = (*REQUIRED, "session", "truth", "low_loss")
@@ -135,6 +138,54 @@ def read_rows(path: Path) -> list[Row]:
             raise StudyFileError(f"{row.where}: the path is empty")
         rows.append(row)
     return rows
+
+
+def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a manifest with all its columns, whole or not at all.
+
+    Raises
+    ------
+    OutputPathError
+        If it cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputPathError(f"cannot write {path}: {error.strerror or error}; name another place") from error
+
+
+def name_truth(manifest: Path, acquisition: Path, truth: Path) -> None:
+    """Write the truth of an acquisition into its row of a manifest; all other cells stay as they are.
+
+    Raises
+    ------
+    StudyFileError
+        If the manifest has no row of the acquisition, or its row has a label, which a study would take before a truth.
+    UnreadableFileError, OutputPathError
+        If the manifest cannot be read or written.
+    """
+    rows = read_rows(manifest)
+    own = [row for row in rows if row.resolve(row.path) == acquisition.resolve()]
+    if not own:
+        raise StudyFileError(
+            f"manifest {manifest} has no row of {acquisition}; add it (`eelsflow manifest`), or leave out --manifest"
+        )
+    if own[0].label:
+        raise StudyFileError(
+            f"{own[0].where}: {own[0].path} has the label {own[0].label}, which a study takes for every pixel before "
+            "any truth: empty that cell, or leave out --manifest"
+        )
+    cell = Path(os.path.relpath(truth.resolve(), manifest.resolve().parent)).as_posix()
+    cells = [{column: getattr(row, column) for column in COLUMNS} for row in rows]
+    cells[rows.index(own[0])]["truth"] = cell
+    write_manifest(manifest, cells)
 
 
 def open_acquisition(row: Row) -> Acquisition:
