@@ -1,12 +1,17 @@
 """Does it pay to label what is proposed? Balanced accuracy on held-out acquisitions, beside labels at random.
 
-    python -m benchmarks.labelling [--seeds 8] [--first-seed 7101] [--repeats 3]
+    python -m benchmarks.labelling [--seeds 8] [--first-seed 7101] [--repeats 4]
 
-For every seed fields of the wide simulator are divided, several times, into two that are labelled from the start (one
-of either oxide), a pool and held-out ones. From the pool as many acquisitions are labelled, one after the other, as
-`LABELLED` says: those that `eelsflow label --suggest` ranks first, asked anew after each with the model trained so far,
-and in each the regions that it proposes; or random ones, and in each as many random pixels of the specimen. What a
-person would call pure in the simulator's truth is the label. The model is the discriminant.
+Two settings, each for every seed and several divisions of its acquisitions:
+
+- alike: four fields of the wide simulator are labelled from the start (two of either oxide), a pool and the held-out
+  fields are drawn as they are;
+- new conditions: four nanocubes of one microscope are labelled from the start, the pool is half of such cubes and half
+  of wide fields, and wide fields are held out.
+
+Four acquisitions of the pool are labelled then: those that `eelsflow label --suggest` ranks first, and in each the
+regions that it proposes; or random ones, and in each as many random pixels of the specimen. A label is what is pure in
+the simulator's truth; pixels that are not get none. The model is the discriminant.
 """
 
 from __future__ import annotations
@@ -37,8 +42,9 @@ from eelsflow.unmixing.references import References
 
 CLASSES = ("FeO", "Fe3O4")
 PRESET = resolve_preset("recommended")
-PIXELS = 32
+PIXELS = 24
 FIELDS, HELD_OUT, LABELLED = 36, 14, 4
+CUBES, MIXED_POOL = 16, 10
 START_PIXELS = 60
 RANDOM_DRAWS = 8
 
@@ -70,11 +76,13 @@ class Labelled:
     pixels: np.ndarray
 
 
-def simulate(seed: int, directory: Path) -> list[Field]:
+def simulate(seed: int, directory: Path, preset: str) -> list[Field]:
+    """Simulate and prepare the wide fields of a seed, or its cubes."""
+    options = {"n_acquisitions": CUBES} if preset == "paper" else {
+        "n_acquisitions": FIELDS, "detector": "both", "scenes": KNOWN_FIELDS,
+    }  # fmt: skip
     fields = []
-    for planned in plan_directory(
-        n_acquisitions=FIELDS, seed=seed, shape=(PIXELS, PIXELS), preset="wide", detector="both", scenes=KNOWN_FIELDS
-    ):
+    for planned in plan_directory(seed=seed, shape=(PIXELS, PIXELS), preset=preset, **options):
         acquisition = simulate_acquisition(planned.parameters, planned.seed, name=planned.name)
         try:
             product = prepare(acquisition.image, edge=O_K, preset=PRESET.for_acquisition)
@@ -97,6 +105,7 @@ def simulate(seed: int, directory: Path) -> list[Field]:
 
 
 def train(labelled: list[Labelled]) -> ModelBundle:
+    labelled = [one for one in labelled if one.pixels.any()]
     intensity, variance, label, group = (
         np.concatenate(parts)
         for parts in zip(
@@ -134,41 +143,58 @@ def balanced_accuracy(model: ModelBundle, held_out: list[Field]) -> float:
     return float(np.mean([np.mean(values) for values in recalls.values()]))
 
 
-def best(model: ModelBundle, pool: list[Field]) -> tuple[Field, Suggestion]:
+def rank(model: ModelBundle, pool: list[Field]) -> list[tuple[Field, Suggestion]]:
     judged = [
         (field, judge_usefulness(map_pixels(field.path, model), field.strength, model, acquisition=field.name))
         for field in pool
     ]
-    return max(judged, key=lambda one: one[1].score)
+    return sorted(judged, key=lambda one: -one[1].score)
 
 
-def compare(fields: list[Field], rng: np.random.Generator) -> dict[str, float]:
+def two_of_either(fields: list[Field]) -> list[Field]:
+    return [one for name in CLASSES for one in [field for field in fields if field.name.endswith(f"-{name}")][:2]]
+
+
+def without(fields: list[Field], taken: list[Field]) -> list[Field]:
+    return [field for field in fields if all(field is not one for one in taken)]
+
+
+def divide(wide: list[Field], cubes: list[Field], rng: np.random.Generator) -> dict[str, tuple[list[Field], ...]]:
+    """Return what is labelled at the start, the pool and what is held out, in either setting."""
+    wide, cubes = ([fields[k] for k in rng.permutation(len(fields))] for fields in (wide, cubes))
+    held_out, rest = wide[:HELD_OUT], wide[HELD_OUT:]
+    first, first_cubes = two_of_either(rest), two_of_either(cubes)
+    return {
+        "alike": (first, without(rest, first), held_out),
+        "new conditions": (
+            first_cubes, [*without(cubes, first_cubes)[:MIXED_POOL], *rest[:MIXED_POOL]], held_out,
+        ),
+    }  # fmt: skip
+
+
+def compare(first: list[Field], pool: list[Field], held_out: list[Field], rng: np.random.Generator) -> dict[str, float]:
     """Label one division both ways; return the balanced accuracy of each."""
-    order = [fields[k] for k in rng.permutation(len(fields))]
-    held_out, rest = order[:HELD_OUT], order[HELD_OUT:]
-    first = [next(field for field in rest if field.name.endswith(f"-{name}")) for name in CLASSES]
     start = [field.at_random(START_PIXELS, rng) for field in first]
-    pool = [field for field in rest if field not in first and (field.label != "").any()]
-    proposed, elsewhere, numbers = list(start), list(start), []
     model = train(start)
-    scores = {"start": balanced_accuracy(model, held_out)}
-    for _ in range(LABELLED):
-        field, suggestion = best(model, [one for one in pool if all(one is not used.field for used in proposed)])
+    proposed, elsewhere, numbers = list(start), list(start), []
+    for field, suggestion in rank(model, pool)[:LABELLED]:
         chosen = np.zeros(field.specimen.shape, dtype=bool)
         for region in suggestion.regions:
             chosen[tuple(np.transpose(region.members))] = True
         numbers.append(int(chosen.sum()))
         proposed.append(field.choose(chosen))
         elsewhere.append(field.at_random(numbers[-1], rng))
-        model = train([one for one in proposed if one.pixels.any()])
-    scores["proposed"] = balanced_accuracy(model, held_out)
-    scores["proposed acquisitions, random pixels"] = balanced_accuracy(train(elsewhere), held_out)
     draws = []
     for _ in range(RANDOM_DRAWS):
         drawn = [pool[k] for k in rng.permutation(len(pool))[:LABELLED]]
         labelled = [field.at_random(n, rng) for field, n in zip(drawn, numbers, strict=True)]
         draws.append(balanced_accuracy(train([*start, *labelled]), held_out))
-    scores["random"] = float(np.mean(draws))
+    scores = {
+        "start": balanced_accuracy(model, held_out),
+        "random": float(np.mean(draws)),
+        "proposed": balanced_accuracy(train(proposed), held_out),
+        "proposed acquisitions, random pixels": balanced_accuracy(train(elsewhere), held_out),
+    }
     everything = [field.at_random(int(np.mean(numbers)), rng) for field in pool]
     scores["whole pool"] = balanced_accuracy(train([*start, *everything]), held_out)
     return scores
@@ -178,22 +204,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Labels where they are proposed, beside labels at random.")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=7101)
-    parser.add_argument("--repeats", type=int, default=3, help="divisions of the fields of a seed")
+    parser.add_argument("--repeats", type=int, default=4, help="divisions of the fields of a seed")
     options = parser.parse_args()
-    rows = []
+    rows: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as directory:
-            fields = simulate(seed, Path(directory))
-            found = [compare(fields, np.random.default_rng([seed, repeat])) for repeat in range(options.repeats)]
-        rows.append({name: float(np.mean([one[name] for one in found])) for name in found[0]})
-        print(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items()), flush=True)
-    print(f"balanced accuracy on held-out acquisitions, mean of {len(rows)} seeds")
-    for name in rows[0]:
-        apart = np.array([row[name] - row["random"] for row in rows])
-        mean = np.mean([row[name] for row in rows])
-        error = apart.std(ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.nan
-        print(f"  {name:38s} {mean:.3f}   {apart.mean():+.3f} +- {error:.3f} against random, better in "
-              f"{(apart > 0).sum()} of {len(rows)}")  # fmt: skip
+            wide, cubes = (simulate(seed, Path(directory), preset) for preset in ("wide", "paper"))
+            found: dict[str, list[dict[str, float]]] = {}
+            for repeat in range(options.repeats):
+                rng = np.random.default_rng([seed, repeat])
+                for setting, division in divide(wide, cubes, rng).items():
+                    found.setdefault(setting, []).append(compare(*division, rng))
+        for setting, scores in found.items():
+            mean = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+            rows.setdefault(setting, []).append(mean)
+            print(f"seed {seed}, {setting}: " + ", ".join(f"{name} {value:.3f}" for name, value in mean.items()),
+                  flush=True)  # fmt: skip
+    for setting, means in rows.items():
+        print(f"{setting}: balanced accuracy on held-out acquisitions, mean of {len(means)} seeds")
+        for name in means[0]:
+            apart = np.array([one[name] - one["random"] for one in means])
+            error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else np.nan
+            print(f"  {name:38s} {np.mean([one[name] for one in means]):.3f}   {apart.mean():+.3f} +- {error:.3f} "
+                  f"against random, better in {(apart > 0).sum()} of {len(apart)}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -145,9 +145,10 @@ def format_ranked(ranked: Sequence[Suggestion]) -> str:
     """Return what to label next as lines for a terminal, the most useful first."""
     lines = []
     for number, one in enumerate(ranked, start=1):
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in one.shares.items())
         lines.append(
-            f"{number}. {one.acquisition}: score {one.score:.3f} (doubt {one.doubt:.2f}, distance {one.distance:.2f} "
-            f"of the limit, unknown {one.unknown:.0%})"
+            f"{number}. {one.acquisition}: score {one.score:.3f} ({shares}; doubt {one.doubt:.2f}, distance "
+            f"{one.distance:.2f} of the limit, unknown {one.unknown:.0%})"
         )
         for region in one.regions:
             y0, x0, y1, x1 = region.box

@@ -34,9 +34,9 @@ REGION_RADIUS = 4
 FEWEST_PIXELS = 6
 """Pixels below which a region is not worth drawing (our choice)."""
 
-FARTHEST = 5.0
-"""Distance, in units of the model's limit, beyond which an acquisition adds no more for being farther away: it may be
-of another material altogether (our choice)."""
+CERTAIN, ONE_CLASS = 0.2, 0.1
+"""What a pixel without any doubt counts beside one that is all doubt, and what part counts of an acquisition of one
+class alone (our choices, made on simulated fields)."""
 
 
 class SuggestedRegion(BaseModel):
@@ -58,13 +58,16 @@ class SuggestedRegion(BaseModel):
 class Suggestion(BaseModel):
     """An acquisition to label, and where.
 
-    `score` is what it is ranked by, `doubt` times `distance`: see `rank`.
+    `score` is what it is ranked by, see `judge_usefulness`; `shares` the share of its telling pixels that can be
+    labelled as each class, by the map; `doubt` their mean doubt; `distance` of its mean spectrum from the training
+    acquisitions, in units of the model's limit; `unknown` the share of pixels unlike all training spectra.
     """
 
     model_config = ConfigDict(frozen=True)
 
     acquisition: str
     score: float
+    shares: dict[str, float]
     doubt: float
     distance: float
     unknown: float
@@ -193,16 +196,28 @@ def judge_usefulness(
         That made the map.
     acquisition
         What it is called.
+
+    Notes
+    -----
+    Ours. Each pixel that can be labelled (`pixel_doubt`) counts `CERTAIN` plus its doubt. The score is twice the sum of
+    the class that comes second, plus `ONE_CLASS` times the whole, over the number of telling pixels, and times 1 to 2
+    by the acquisition's distance (2 from the model's limit on). The second class counts most because acquisitions
+    differ by more than their classes: labels of two classes in one recording tell what the classes differ by, and those
+    of two recordings, each of one class, what the recordings differ by as well.
     """
     doubt = pixel_doubt(found, strength)
     telling = telling_pixels(strength, found.specimen)
     n_telling = max(int(telling.sum()), 1)
-    whole = float(np.nansum(doubt)) / n_telling
-    distance = min(found.mean_distance / model.references.mean_limit, FARTHEST)
+    asked = np.isfinite(doubt)
+    members = [asked & (found.class_index == number) for number in range(len(found.classes))]
+    worth = sorted((float((CERTAIN + doubt[of_class]).sum()) / n_telling for of_class in members), reverse=True)
+    second = worth[1] if len(worth) > 1 else 0.0
+    distance = found.mean_distance / model.references.mean_limit
     return Suggestion(
         acquisition=acquisition,
-        score=whole * distance,
-        doubt=whole,
+        score=(2.0 * second + ONE_CLASS * sum(worth)) * (1.0 + min(distance, 1.0)),
+        shares={name: float(of.sum()) / n_telling for name, of in zip(found.classes, members, strict=True)},
+        doubt=float(doubt[asked].mean()) if asked.any() else 0.0,
         distance=distance,
         unknown=float(found.unknown[telling].sum()) / n_telling,
         regions=tuple(suggest_regions(doubt, telling)),
