@@ -18,7 +18,7 @@ def pixel_map():
         classes=["FeO", "Fe3O4"],
         class_index=np.zeros(shape, dtype=np.int16),
         probability=probability,
-        fraction=probability,
+        fraction=probability.copy(),
         fraction_error=np.full((*shape, 2), 0.02, dtype=np.float32),
         unknown=np.zeros(shape, dtype=bool),
         distance=np.ones(shape, dtype=np.float32),

@@ -24,9 +24,7 @@ def simulated(tmp_path_factory):
     """A folder as `eelsflow simulate --low-loss` writes it, of five acquisitions."""
     directory = tmp_path_factory.mktemp("simulated")
     preset = PRESETS["paper"].model_copy(update={"axis": AXIS})
-    simulate_directory(
-        directory, n_acquisitions=5, seed=3, shape=(12, 12), preset=preset, low_loss=LowLossRecording()
-    )
+    simulate_directory(directory, n_acquisitions=5, seed=3, shape=(12, 12), preset=preset, low_loss=LowLossRecording())
     return directory
 
 
@@ -54,7 +52,7 @@ def discover(folder, **options):
 def test_a_manifest_says_what_can_be_known_and_leaves_out_the_rest_with_the_reason(folder):
     found = discover(folder, classes=["FeO", "Fe3O4"])
     rows = {row.path: row for row in read_rows(folder / "manifest.csv")}
-    assert [path for path in rows] == [
+    assert list(rows) == [
         f"day 1/cubes-{name}.zarr" for name in ("000-FeO", "001-Fe3O4", "002-FeO", "003-Fe3O4", "004-core-shell")
     ]
     assert [row.label for row in rows.values()] == ["FeO", "Fe3O4", "FeO", "Fe3O4", ""]
@@ -82,7 +80,7 @@ def test_rows_that_a_person_filled_are_kept_and_new_files_are_added(folder):
     manifest = folder / "manifest.csv"
     manifest.write_text("path,label,group,session\nday 1/cubes-001-Fe3O4.zarr,mine,g7,tuesday\ngone.dm3,FeO,,\n")
     found = discover(folder)
-    kept, gone, *added = read_rows(manifest)
+    kept, gone = read_rows(manifest)[:2]
     assert (kept.label, kept.group, kept.session, kept.truth) == ("mine", "g7", "tuesday", "")
     assert (gone.path, gone.label) == ("gone.dm3", "FeO")
     assert (found.kept, found.added) == (2, 4)

@@ -1,0 +1,305 @@
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from itertools import count
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from eelsflow.dataset.labels import read_phase_fraction
+from eelsflow.io.zarr_store import write_spectrum_image
+from eelsflow.labelling.field import Field, mean_spectrum, open_field
+from eelsflow.labelling.regions import Region, read_drawing, start_drawing
+from eelsflow.labelling.serve import Session, serving
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.simulator import PRESETS, simulate_acquisition
+from eelsflow.simulator.acquisition import AxisParameters
+
+CHROMIUM = shutil.which("chromium")
+SHAPE = (12, 16)
+SQUARE = {"class": "FeO", "polygon": [[2, 2], [10, 2], [10, 9], [2, 9]]}
+
+
+def small_field():
+    """A field of flat spectra, whose right half is brighter, with vacuum in the first column."""
+    rng = np.random.default_rng(3)
+    strength = np.where(np.arange(SHAPE[1]) < 8, 100.0, 200.0) * np.ones(SHAPE)
+    specimen = np.ones(SHAPE, dtype=bool)
+    specimen[:, 0] = False
+    spectra = strength[..., None] / 10 * (1 + 0.1 * rng.standard_normal((*SHAPE, 20)))
+    return Field(
+        name="scan <1>.dm3",
+        sha256="abc",
+        specimen=specimen,
+        strength=strength.astype(np.float32),
+        components=rng.random((*SHAPE, 3)).astype(np.float32),
+        energy_loss=525.0 + np.arange(20.0),
+        spectra=spectra.astype(np.float32),
+        n_window=10,
+        pixel_size=1.0,
+        pixel_unit="px",
+    )
+
+
+@pytest.fixture
+def session(tmp_path):
+    truth = tmp_path / "scan.truth.npz"
+    drawing = start_drawing(truth, classes=["FeO", "Fe3O4"], shape=SHAPE, sha256="abc")
+    return Session(small_field(), drawing, truth, acquisition=tmp_path / "scan.dm3")
+
+
+@pytest.fixture
+def address(session):
+    with serving(session) as url:
+        yield url
+
+
+def ask(address, what="", body=None, **headers):
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+    try:
+        if body is None:
+            connection.request("GET", parts.path + what, headers=headers)
+        else:
+            sent = {"Content-Type": "application/json"} | headers
+            connection.request("POST", parts.path + what, body=json.dumps(body), headers=sent)
+        response = connection.getresponse()
+        return response, response.read()
+    finally:
+        connection.close()
+
+
+def test_the_page_and_all_that_it_loads_come_from_this_address(address):
+    response, html = ask(address)
+    assert response.status == 200
+    policy = response.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self';")
+    assert "http" not in policy
+    assert "unsafe-eval" not in policy
+    assert b"http" not in html
+    for what, kind in (("label.js", "text/javascript"), ("label.css", "text/css"), ("bokeh.js", "text/javascript")):
+        response, content = ask(address, what)
+        assert response.headers.get_content_type() == kind
+        assert len(content) > 1000
+
+
+def test_nobody_gets_anything_without_the_token_or_by_another_name_or_from_another_page(address):
+    parts = urlsplit(address)
+    root = f"http://{parts.netloc}"
+    assert parts.hostname == "127.0.0.1"
+    assert len(parts.path) > 20
+    for path in ("/", "/start", "/wrong/", "/wrong/start", parts.path + "../start", parts.path + "static/label.js"):
+        assert ask(root, path)[0].status == 404, path
+    assert ask(root + "/wrong/", "save", {"regions": [SQUARE]})[0].status == 404
+    assert ask(address, Host="evil.example")[0].status == 403
+    assert ask(address, Host=f"evil.example:{parts.port}")[0].status == 403
+    assert ask(address, Host=f"localhost:{parts.port}")[0].status == 200
+    assert ask(address, "save", {"regions": [SQUARE]}, Origin="http://evil.example")[0].status == 403
+    assert ask(address, "save", {"regions": [SQUARE]}, **{"Content-Type": "text/plain"})[0].status == 404
+    assert ask(address, "start", {})[0].status == 404
+
+
+def test_what_is_no_region_is_refused_and_nothing_is_written(address, session):
+    for body in ([], {}, {"regions": [{"class": "no"}]}, {"regions": []}, {"regions": 1}):
+        response, content = ask(address, "save", body)
+        assert response.status == 400, body
+        assert json.loads(content)["error"]
+    response, _ = ask(address, "save", {"regions": [SQUARE]}, **{"Content-Length": str(1 << 30)})
+    assert response.status == 413
+    assert not session.truth.exists()
+
+
+def test_a_look_returns_labels_counts_and_mean_spectra_with_their_errors(address, session):
+    _, content = ask(address, "look", {"regions": [SQUARE], "drawing": {**SQUARE, "polygon": [[0, 0], [2, 0], [2, 2]]}})
+    found = json.loads(content)
+    assert found["counts"] == {"FeO": 56, "Fe3O4": 0, "mixed": 0}
+    assert found["spectra"]["Fe3O4"]["specimen"] == 0
+    pixels = Region.model_validate(SQUARE).pixels(SHAPE)
+    expected = mean_spectrum(session.field, pixels)
+    assert found["spectra"]["FeO"]["mean"] == pytest.approx(expected.mean, abs=1e-5)
+    assert found["drawing"]["pixels"] == 3
+    assert found["drawing"]["specimen"] == 2  # the first column is vacuum
+
+
+def test_the_error_of_a_mean_spectrum_is_how_much_such_means_scatter():
+    field = small_field()
+    rng = np.random.default_rng(1)
+    truth = np.ones(20)
+    apart = []
+    for _ in range(200):
+        noisy = field.strength[..., None] / 10 * (1 + 0.1 * rng.standard_normal((*SHAPE, 20)))
+        one = mean_spectrum(
+            Field(**{**field.__dict__, "spectra": noisy.astype(np.float32)}), np.ones(SHAPE, dtype=bool)
+        )
+        apart.append((one.mean - truth) / one.error)
+    assert one.pixels == 12 * 15
+    assert np.std(apart) == pytest.approx(1.0, abs=0.05)
+    assert abs(np.mean(apart)) < 0.1
+
+
+def test_a_field_has_layers_and_with_a_model_its_map_and_doubt(saved_model, tmp_path):
+    parameters = PRESETS["paper"].model_copy(
+        update={"shape": (16, 16), "axis": AxisParameters(start=470.0, n_channels=520)}
+    )
+    path = write_spectrum_image(simulate_acquisition(parameters, 3).image, tmp_path / "cube.zarr")
+    bundle = ModelBundle.load(saved_model)
+    field = open_field(path, edge=bundle.edge, model=bundle)
+    assert field.shape == (16, 16)
+    assert np.nanmin(field.components) == 0
+    assert np.nanmax(field.components) == 1
+    assert np.nanmean(field.strength[field.specimen]) > 2 * np.nanmean(field.strength[~field.specimen])
+    mean = mean_spectrum(field, field.specimen)
+    window = (field.energy_loss > 525) & (field.energy_loss < 555)
+    assert np.nanmean(mean.mean[window]) == pytest.approx(1.0, abs=0.02)
+    before = (field.energy_loss > 515) & (field.energy_loss < 522)
+    assert abs(np.nanmean(mean.mean[before])) < 0.05
+    drawing = start_drawing(tmp_path / "t.npz", classes=bundle.classes, shape=(16, 16), sha256=field.sha256)
+    start = Session(field, drawing, tmp_path / "t.npz", acquisition=path).start()
+    assert [name.split()[0] for name in start["layers"]] == [
+        "Strength", "Principal", "Principal", "Principal", "Principal", "Class", "Confidence", "Doubt",
+    ]  # fmt: skip
+    json.dumps(start)
+
+
+class Browser:
+    """A page of headless Chromium, driven through a pipe."""
+
+    def __init__(self, folder):
+        to_browser, self._out = os.pipe()
+        self._in, from_browser = os.pipe()
+        self._numbers, self._buffer, self.complaints = count(1), b"", []
+        arguments = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+                     f"--user-data-dir={folder}", "--window-size=1280,900", "about:blank")  # fmt: skip
+        redirect = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
+        self.process = subprocess.Popen(
+            ["bash", "-c", redirect, CHROMIUM, *arguments], pass_fds=(to_browser, from_browser),
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        os.close(to_browser)
+        os.close(from_browser)
+        self._session = None
+
+    def begin(self):
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.send("Runtime.enable")
+        self.send("Log.enable")
+        self.send("Page.enable")
+
+    def send(self, method, **params):
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._buffer:
+                read = os.read(self._in, 1 << 16)
+                assert read, "Chromium ended"
+                self._buffer += read
+            text, _, self._buffer = self._buffer.partition(b"\0")
+            got = json.loads(text)
+            if got.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded") or (
+                got.get("method") == "Runtime.consoleAPICalled" and got["params"]["type"] in ("error", "warning")
+            ):
+                self.complaints.append(got["params"])
+            if got.get("id") == number:
+                assert "error" not in got, got
+                return got["result"]
+
+    def run(self, script):
+        result = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait_for(self, script):
+        deadline = time.monotonic() + 30
+        while not self.run(script):
+            assert time.monotonic() < deadline, f"{script}: {self.complaints}"
+            time.sleep(0.05)
+
+    def click(self, x, y, times=1):
+        for nth in range(1, times + 1):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=nth)
+
+    def close(self):
+        os.close(self._out)
+        os.close(self._in)
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def browser(folder):
+    one = Browser(folder)
+    try:
+        one.begin()
+        yield one
+    finally:
+        one.close()
+
+
+FRAME = """(() => {
+  const plot = Bokeh.documents.map((one) => one.get_model_by_name("map")).find((one) => one)
+  const view = Bokeh.index.find_one(plot)
+  const box = view.el.getBoundingClientRect(), frame = view.frame.bbox
+  return [box.x + frame.left, box.y + frame.top, frame.width, frame.height]
+})()"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_polygon_drawn_in_a_browser_is_saved_with_the_pixels_inside_and_no_other(address, session, tmp_path):
+    with browser(tmp_path / "profile") as page:
+        page.send("Page.navigate", url=address)
+        page.wait_for("document.body?.dataset.ready === 'yes'")
+        assert page.run("document.getElementById('name').textContent") == "scan <1>.dm3"
+        left, top, width, height = page.run(FRAME)
+        at = [(left + x / SHAPE[1] * width, top + y / SHAPE[0] * height) for x, y in SQUARE["polygon"]]
+        page.run("document.querySelector('[data-class=Fe3O4]').click()")
+        for corner in at[:3]:
+            page.click(*corner)
+            time.sleep(0.4)  # two clicks in a short time are a double click
+        page.click(*at[3], times=2)
+        page.wait_for("document.querySelector('[data-class=Fe3O4] .count').textContent === '56 px'")
+        page.wait_for("!document.getElementById('save').disabled")
+        page.run("document.getElementById('save').click()")
+        page.wait_for("document.getElementById('said').textContent.startsWith('saved 56')")
+        assert page.complaints == []
+    phases, fraction = read_phase_fraction(session.truth)
+    expected = np.full((2, *SHAPE), np.nan)
+    expected[:, 2:9, 2:10] = [[[0.0]], [[1.0]]]
+    assert phases == ["FeO", "Fe3O4"]
+    assert np.array_equal(fraction, expected, equal_nan=True)
+    (region,) = read_drawing(session.truth).regions
+    assert (region.label, len(region.polygon)) == ("Fe3O4", 4)
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_address_and_ctrl_c_leaves_nothing_running(tmp_path):
+    parameters = PRESETS["paper"].model_copy(
+        update={"shape": (12, 12), "axis": AxisParameters(start=485.0, n_channels=400)}
+    )
+    path = write_spectrum_image(simulate_acquisition(parameters, 3).image, tmp_path / "cube.zarr")
+    command = [sys.executable, "-m", "eelsflow.cli", "label", path, "--classes", "FeO,Fe3O4", "--no-browser"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        address = running.stdout.readline().strip()
+        assert ask(address, "save", {"regions": [SQUARE]})[0].status == 200
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 0
+    assert "cube.truth.npz: FeO 56, Fe3O4 0, mixed 0 of 144 pixels" in err
+    with pytest.raises(ConnectionRefusedError):
+        ask(address)
