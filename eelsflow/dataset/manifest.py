@@ -161,31 +161,43 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         raise OutputPathError(f"cannot write {path}: {error.strerror or error}; name another place") from error
 
 
-def name_truth(manifest: Path, acquisition: Path, truth: Path) -> None:
-    """Write the truth of an acquisition into its row of a manifest; all other cells stay as they are.
+def row_of(manifest: Path, acquisition: Path) -> Row:
+    """Return the row of an acquisition that a truth can be named in.
 
     Raises
     ------
     StudyFileError
         If the manifest has no row of the acquisition, or its row has a label, which a study would take before a truth.
-    UnreadableFileError, OutputPathError
-        If the manifest cannot be read or written.
+    UnreadableFileError
+        If the manifest cannot be read.
     """
-    rows = read_rows(manifest)
-    own = [row for row in rows if row.resolve(row.path) == acquisition.resolve()]
-    if not own:
+    own = next((row for row in read_rows(manifest) if row.resolve(row.path) == acquisition.resolve()), None)
+    if own is None:
         raise StudyFileError(
             f"manifest {manifest} has no row of {acquisition}; add it (`eelsflow manifest`), or leave out --manifest"
         )
-    if own[0].label:
+    if own.label:
         raise StudyFileError(
-            f"{own[0].where}: {own[0].path} has the label {own[0].label}, which a study takes for every pixel before "
-            "any truth: empty that cell, or leave out --manifest"
+            f"{own.where}: {own.path} has the label {own.label}, which a study takes for every pixel before any truth: "
+            "empty that cell, or leave out --manifest"
         )
+    return own
+
+
+def name_truth(manifest: Path, acquisition: Path, truth: Path) -> None:
+    """Write the truth of an acquisition into its row of a manifest; all other cells stay as they are.
+
+    Raises
+    ------
+    StudyFileError, UnreadableFileError
+        As `row_of`.
+    OutputPathError
+        If the manifest cannot be written.
+    """
+    own = row_of(manifest, acquisition)
     cell = Path(os.path.relpath(truth.resolve(), manifest.resolve().parent)).as_posix()
-    cells = [{column: getattr(row, column) for column in COLUMNS} for row in rows]
-    cells[rows.index(own[0])]["truth"] = cell
-    write_manifest(manifest, cells)
+    rows = [row.model_copy(update={"truth": cell}) if row == own else row for row in read_rows(manifest)]
+    write_manifest(manifest, [row.model_dump(include=set(COLUMNS)) for row in rows])
 
 
 def open_acquisition(row: Row) -> Acquisition:

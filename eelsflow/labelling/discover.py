@@ -116,7 +116,7 @@ def write_discovered(
     seen: dict[str, str] = {}
     if out.exists():
         for there in read_rows(out):
-            discovery.rows.append({column: getattr(there, column) for column in COLUMNS})
+            discovery.rows.append(there.model_dump(include=set(COLUMNS)))
             given |= {there.resolve(cell) for cell in (there.path, there.low_loss) if cell}
             if there.resolve(there.path).exists():
                 seen.setdefault(digest_file(there.resolve(there.path)), there.path)

@@ -56,8 +56,6 @@ class Field:
         Intensity, background subtracted, shape (y, x, channels).
     n_window
         Channels that `strength` is the sum of.
-    pixel_size, pixel_unit
-        As in the file.
     mapped
         By the model; None without one.
     doubt
@@ -74,8 +72,6 @@ class Field:
     energy_loss: NDArray[np.float64]
     spectra: NDArray[np.float32]
     n_window: int
-    pixel_size: float
-    pixel_unit: str
     mapped: PixelMap | None = None
     doubt: NDArray[np.float32] | None = None
     suggested: tuple[SuggestedRegion, ...] = ()
@@ -184,8 +180,6 @@ def _look(name: str, prepared: Path, edge: Edge) -> Field:
         energy_loss=energy_loss,
         spectra=spectra,
         n_window=window.stop - window.start,
-        pixel_size=float(product.attrs["pixel_size"]),
-        pixel_unit=str(product.attrs["pixel_unit"]),
     )
 
 

@@ -31,22 +31,23 @@ class Layer:
         As the page calls it.
     values
         Shape (y, x), or (y, x, 3) of red, green and blue from 0 to 1; NaN is drawn as the background.
-    palette
-        A colour for each whole number, of classes; None: grey from the least value to the greatest.
+    classes
+        What the whole numbers stand for, with their colours; None: grey from the least value to the greatest.
     """
 
     name: str
     values: NDArray[np.floating]
-    palette: tuple[str, ...] | None = None
+    classes: dict[str, str] | None = None
 
 
-def colors_of(classes: tuple[str, ...]) -> dict[str, str]:
-    """Return the colour of each class and of mixed pixels."""
-    return {**dict(zip(classes, class_colors(len(classes)), strict=True)), MIXED: GREY}
+def colors_of(drawing: Drawing, field: Field) -> dict[str, str]:
+    """Return the colour of each class that is drawn, or that the model knows."""
+    names = list(dict.fromkeys([*drawing.classes, *(field.mapped.classes if field.mapped else ())]))
+    return dict(zip(names, class_colors(len(names)), strict=True))
 
 
-def layers_of(field: Field) -> list[Layer]:
-    """Return the pictures of an acquisition, the first to be shown first."""
+def layers_of(field: Field, colors: dict[str, str]) -> list[Layer]:
+    """Return the pictures of an acquisition, the first to be shown first; a class has the same colour everywhere."""
     components = field.components
     layers = [
         Layer("Strength of the edge (counts)", field.strength.astype(np.float64)),
@@ -55,9 +56,8 @@ def layers_of(field: Field) -> list[Layer]:
     ]
     if field.mapped is not None:
         index = np.where(field.specimen, field.mapped.class_index, np.nan)
-        palette = tuple(class_colors(len(field.mapped.classes)))
         layers += [
-            Layer(f"Class by the model ({', '.join(field.mapped.classes)})", index, palette),
+            Layer("Class by the model", index, {name: colors[name] for name in field.mapped.classes}),
             Layer("Confidence of the model", field.mapped.confidence),
         ]
     if field.doubt is not None:
@@ -77,23 +77,24 @@ def page_content(field: Field, drawing: Drawing, *, truth: Path, manifest: Path 
     """
     from bokeh.embed import json_item
 
-    layers = layers_of(field)
+    colors = colors_of(drawing, field)
+    layers = layers_of(field, colors)
+    labels = {name: colors[name] for name in drawing.classes} | {MIXED: GREY}
     return {
         "name": field.name,
         "truth": str(truth),
         "manifest": str(manifest) if manifest is not None else None,
         "shape": list(field.shape),
-        "pixel": [field.pixel_size, field.pixel_unit],
-        "classes": [{"name": name, "color": color} for name, color in colors_of(drawing.classes).items()],
+        "classes": [{"name": name, "color": color} for name, color in labels.items()],
         "mixed": MIXED,
         "regions": [region.to_json() for region in drawing.regions],
-        "layers": [layer.name for layer in layers],
+        "layers": [{"name": layer.name, "classes": list(layer.classes or ())} for layer in layers],
         "suggested": [
             {"box": list(one.box), "pixels": one.pixels, "doubt": one.doubt, "lines": outline(one.members)}
             for one in field.suggested
         ],
         "map": json_item(_map_figure(field, layers)),
-        "spectra": json_item(_spectra_figure(drawing.classes, field.energy_loss)),
+        "spectra": json_item(_spectra_figure(labels, field.energy_loss)),
     }
 
 
@@ -153,14 +154,14 @@ def _map_figure(field: Field, layers: list[Layer]) -> Any:
             plot.image_rgba(image=[_rgba(layer.values)], **where, name=name, visible=visible)
             continue
         low, high = float(np.nanmin(layer.values)), float(np.nanmax(layer.values))
-        if layer.palette is None:
+        if layer.classes is None:
             mapper = LinearColorMapper(palette=PALETTE, low=low, high=high if high > low else low + 1.0)
         else:
-            mapper = LinearColorMapper(palette=list(layer.palette), low=-0.5, high=len(layer.palette) - 0.5)
+            mapper = LinearColorMapper(palette=list(layer.classes.values()), low=-0.5, high=len(layer.classes) - 0.5)
         mapper.nan_color = NOTHING_KNOWN
         values = layer.values.astype(np.float32)
         plot.image(image=[values], **where, color_mapper=mapper, name=name, visible=visible)
-        if layer.palette is None:
+        if layer.classes is None:
             bar = ColorBar(color_mapper=mapper, name=f"bar-{number}", visible=visible, height=10, padding=4)
             plot.add_layout(bar, "below")
     plot.image_rgba(image=[np.zeros((n_y, n_x), dtype=np.uint32)], **where, name="labels")
@@ -193,7 +194,7 @@ def _map_figure(field: Field, layers: list[Layer]) -> Any:
     return plot
 
 
-def _spectra_figure(classes: tuple[str, ...], energy_loss: NDArray[np.float64]) -> Any:
+def _spectra_figure(colors: dict[str, str], energy_loss: NDArray[np.float64]) -> Any:
     from bokeh.models import ColumnDataSource, Range1d
     from bokeh.plotting import figure
 
@@ -205,7 +206,7 @@ def _spectra_figure(classes: tuple[str, ...], energy_loss: NDArray[np.float64]) 
     plot.axis.axis_label_text_font_style = "normal"
     plot.grid.grid_line_alpha = 0.4
     dashes = ("solid", "dashed", "dotdash", "dotted", "dashdot")
-    for number, (name, color) in enumerate([*colors_of(classes).items(), ("", "#000000")]):
+    for number, (name, color) in enumerate([*colors.items(), ("", "#000000")]):
         source = ColumnDataSource({"x": [], "mean": [], "low": [], "high": []}, name=f"spectrum-{name}")
         plot.varea("x", "low", "high", source=source, fill_color=color, fill_alpha=0.25)
         width, dash = (2.0, dashes[number % len(dashes)]) if name else (1.2, "solid")

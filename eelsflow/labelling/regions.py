@@ -49,13 +49,20 @@ class Region(BaseModel):
 
     def pixels(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """Return which pixels of an image of this shape (y, x) it holds, same shape."""
-        y, x = np.meshgrid(*(np.arange(n) + 0.5 for n in shape), indexing="ij")
-        if self.polygon:
-            return _inside(x, y, np.array(self.polygon))
-        points = np.array(self.brush)
+        points = np.array(self.polygon or self.brush)
+        reach = 0.0 if self.polygon else self.radius
+        low, high = np.floor(points.min(axis=0) - reach), np.ceil(points.max(axis=0) + reach)
+        columns, rows = (
+            slice(int(np.clip(first, 0, n)), int(np.clip(last, 0, n)))
+            for first, last, n in zip(low, high, shape[::-1], strict=True)
+        )
         held = np.zeros(shape, dtype=bool)
-        for start, end in zip(points, np.concatenate([points[1:], points[-1:]]), strict=True):
-            held |= _squared_distance(x, y, start, end) <= self.radius**2
+        near = held[rows, columns]
+        y, x = np.mgrid[rows, columns] + 0.5
+        if self.polygon:
+            near[:] = _inside(x, y, points)
+        for start, end in zip(points, [*points[1:], points[-1]], strict=True) if self.brush else ():
+            near |= _squared_distance(x, y, start, end) <= self.radius**2
         return held
 
     def to_json(self) -> dict[str, Any]:

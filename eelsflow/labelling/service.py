@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eelsflow.dataset.aside import SetAside
-from eelsflow.dataset.manifest import name_truth, read_rows
+from eelsflow.dataset.manifest import name_truth, read_rows, row_of
 from eelsflow.edges import Edge, resolve_edge
 from eelsflow.errors import InputError, UnreadableFileError
 from eelsflow.io.read import read_spectrum_image
@@ -48,6 +48,8 @@ def label_from_file(
     EelsflowError
         If a file cannot be read or written, or the regions are none.
     """
+    if manifest is not None:
+        row_of(manifest, path)  # refused before anything is written
     try:
         content = json.loads(regions.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -94,6 +96,8 @@ def open_session(
     EelsflowError
         If the acquisition, the model or the truth file cannot be used.
     """
+    if manifest is not None:
+        row_of(manifest, path)  # refused before she draws
     bundle = ModelBundle.load(find_model(model, edge=edge)) if model is not None else None
     if not classes and bundle is not None and not truth.exists():
         classes = bundle.classes

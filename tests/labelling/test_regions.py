@@ -216,3 +216,4 @@ def test_a_manifest_that_labels_the_whole_acquisition_or_lacks_it_is_not_changed
                 labelled / "scan.zarr", labelled / "regions.json", truth=labelled / "t.npz", manifest=manifest
             )
         assert manifest.read_text() == text
+        assert not (labelled / "t.npz").exists()

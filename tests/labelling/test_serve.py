@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from urllib.parse import urlsplit
 
@@ -16,7 +17,8 @@ import pytest
 from eelsflow.dataset.labels import read_phase_fraction
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.labelling.field import Field, mean_spectrum, open_field
-from eelsflow.labelling.regions import Region, read_drawing, start_drawing
+from eelsflow.labelling.page import colors_of, layers_of
+from eelsflow.labelling.regions import Drawing, Region, read_drawing, start_drawing
 from eelsflow.labelling.serve import Session, serving
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.simulator import PRESETS, simulate_acquisition
@@ -43,8 +45,6 @@ def small_field():
         energy_loss=525.0 + np.arange(20.0),
         spectra=spectra.astype(np.float32),
         n_window=10,
-        pixel_size=1.0,
-        pixel_unit="px",
     )
 
 
@@ -135,9 +135,7 @@ def test_the_error_of_a_mean_spectrum_is_how_much_such_means_scatter():
     apart = []
     for _ in range(200):
         noisy = field.strength[..., None] / 10 * (1 + 0.1 * rng.standard_normal((*SHAPE, 20)))
-        one = mean_spectrum(
-            Field(**{**field.__dict__, "spectra": noisy.astype(np.float32)}), np.ones(SHAPE, dtype=bool)
-        )
+        one = mean_spectrum(replace(field, spectra=noisy.astype(np.float32)), np.ones(SHAPE, dtype=bool))
         apart.append((one.mean - truth) / one.error)
     assert one.pixels == 12 * 15
     assert np.std(apart) == pytest.approx(1.0, abs=0.05)
@@ -162,10 +160,23 @@ def test_a_field_has_layers_and_with_a_model_its_map_and_doubt(saved_model, tmp_
     assert abs(np.nanmean(mean.mean[before])) < 0.05
     drawing = start_drawing(tmp_path / "t.npz", classes=bundle.classes, shape=(16, 16), sha256=field.sha256)
     start = Session(field, drawing, tmp_path / "t.npz", acquisition=path).start()
-    assert [name.split()[0] for name in start["layers"]] == [
+    assert [layer["name"].split()[0] for layer in start["layers"]] == [
         "Strength", "Principal", "Principal", "Principal", "Principal", "Class", "Confidence", "Doubt",
     ]  # fmt: skip
+    assert start["layers"][5]["classes"] == bundle.classes
     json.dumps(start)
+
+
+def test_a_class_has_one_colour_whatever_the_order_of_the_model_and_of_the_person(pixel_map):
+    field = replace(small_field(), mapped=pixel_map.found)
+    drawing = Drawing(classes=("Fe3O4", "FeO", "Fe2O3"), shape=SHAPE, sha256="abc")
+    colors = colors_of(drawing, field)
+    assert list(colors) == ["Fe3O4", "FeO", "Fe2O3"]
+    field = replace(field, mapped=replace(pixel_map.found, class_index=np.zeros(SHAPE, dtype=np.int16),
+                                          probability=np.ones((*SHAPE, 2), dtype=np.float32)))  # fmt: skip
+    (layer,) = [one for one in layers_of(field, colors) if one.classes]
+    assert layer.classes == {"FeO": colors["FeO"], "Fe3O4": colors["Fe3O4"]}
+    assert (layer.values[:, 1:] == 0).all()  # FeO is the model's first
 
 
 class Browser:
@@ -230,6 +241,15 @@ class Browser:
             for kind in ("mousePressed", "mouseReleased"):
                 self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=nth)
 
+    def drag(self, start, end, rest):
+        x, y = start
+        self.send("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", clickCount=1)
+        time.sleep(rest)
+        for share in (0.25, 0.5, 0.75, 1.0):
+            x, y = (one + share * (other - one) for one, other in zip(start, end, strict=True))
+            self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, button="left", buttons=1)
+        self.send("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
+
     def close(self):
         os.close(self._out)
         os.close(self._in)
@@ -257,30 +277,39 @@ FRAME = """(() => {
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_polygon_drawn_in_a_browser_is_saved_with_the_pixels_inside_and_no_other(address, session, tmp_path):
+def test_what_is_drawn_in_a_browser_is_saved_with_the_pixels_inside_and_no_other(address, session, tmp_path):
     with browser(tmp_path / "profile") as page:
         page.send("Page.navigate", url=address)
         page.wait_for("document.body?.dataset.ready === 'yes'")
         assert page.run("document.getElementById('name').textContent") == "scan <1>.dm3"
         left, top, width, height = page.run(FRAME)
-        at = [(left + x / SHAPE[1] * width, top + y / SHAPE[0] * height) for x, y in SQUARE["polygon"]]
+
+        def at(x, y):
+            return left + x / SHAPE[1] * width, top + y / SHAPE[0] * height
+
         page.run("document.querySelector('[data-class=Fe3O4]').click()")
-        for corner in at[:3]:
-            page.click(*corner)
+        *corners, last = SQUARE["polygon"]
+        for corner in corners:
+            page.click(*at(*corner))
             time.sleep(0.4)  # two clicks in a short time are a double click
-        page.click(*at[3], times=2)
+        page.click(*at(*last), times=2)
         page.wait_for("document.querySelector('[data-class=Fe3O4] .count').textContent === '56 px'")
+        page.run("document.querySelector('[data-class=FeO]').click()")
+        page.run("document.querySelector('[data-tool=rectangle]').click()")
+        page.drag(at(12, 2), at(15, 5), rest=0.5)
+        page.wait_for("document.querySelector('[data-class=FeO] .count').textContent === '9 px'")
         page.wait_for("!document.getElementById('save').disabled")
         page.run("document.getElementById('save').click()")
-        page.wait_for("document.getElementById('said').textContent.startsWith('saved 56')")
+        page.wait_for("document.getElementById('said').textContent.startsWith('saved 65')")
         assert page.complaints == []
     phases, fraction = read_phase_fraction(session.truth)
     expected = np.full((2, *SHAPE), np.nan)
     expected[:, 2:9, 2:10] = [[[0.0]], [[1.0]]]
+    expected[:, 2:5, 12:15] = [[[1.0]], [[0.0]]]
     assert phases == ["FeO", "Fe3O4"]
     assert np.array_equal(fraction, expected, equal_nan=True)
-    (region,) = read_drawing(session.truth).regions
-    assert (region.label, len(region.polygon)) == ("Fe3O4", 4)
+    regions = read_drawing(session.truth).regions
+    assert [(region.label, len(region.polygon)) for region in regions] == [("Fe3O4", 4), ("FeO", 4)]
 
 
 @pytest.mark.slow

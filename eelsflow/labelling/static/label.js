@@ -23,6 +23,9 @@ async function begin() {
   await Bokeh.embed.embed_item(start.spectra, "spectra")
   const model = (name) => Bokeh.documents.map((one) => one.get_model_by_name(name)).find((one) => one)
   const plot = model("map")
+  // Who rests before she drags still drags: BokehJS takes .3 s of rest for another gesture
+  const gestures = Bokeh.index.find_one(plot)?.canvas_view?.ui_event_bus?.ui_gestures?.constructor
+  if (gestures) gestures.press_threshold = 1e9
   const [height, width] = start.shape
   const names = [...start.classes.map((one) => one.name), ""]
   const colors = Object.fromEntries([...start.classes.map((one) => [one.name, one.color]), ["", "#000000"]])
@@ -32,8 +35,8 @@ async function begin() {
   // What the page shows of itself
   document.title = `${start.name} – label`
   byId("name").textContent = start.name
-  byId("where").textContent = `Saved to ${start.truth}` + (start.manifest ? `, and named in ${start.manifest}` : "")
-  start.layers.forEach((name, number) => byId("layer").add(new Option(name, number)))
+  byId("where").textContent = `Save writes ${start.truth}` + (start.manifest ? ` and names it in ${start.manifest}` : "")
+  start.layers.forEach(({name}, number) => byId("layer").add(new Option(name, number)))
   for (const name of names) {
     const button = document.createElement("button")
     const titles = {[start.mixed]: "mixed or none", "": "no label (erase)"}
@@ -153,8 +156,9 @@ async function begin() {
     const value = image[y * width + x]
     const parts = [`x ${x}, y ${y}`]
     if (image instanceof Float32Array) {
-      const digits = Math.abs(value) >= 100 ? 0 : 3
-      parts.push(Number.isFinite(value) ? `${start.layers[number].replace(/ \(.*/, "")}: ${value.toFixed(digits)}` : "no specimen, or nothing known")
+      const {name, classes} = start.layers[number]
+      const shown = classes.length ? classes[value] : value.toFixed(Math.abs(value) >= 100 ? 0 : 3)
+      parts.push(Number.isFinite(value) ? `${name.replace(/ \(.*/, "")}: ${shown}` : "no specimen, or nothing known")
     }
     const code = labels ? labels[y * width + x] : -1
     parts.push(code < 0 ? "no label" : names[code])
