@@ -41,7 +41,7 @@ class Field:
 
     Attributes
     ----------
-    name, sha256
+    name
         Of the acquisition.
     specimen
         Shape (y, x); False in vacuum and where a pixel is lost.
@@ -65,7 +65,6 @@ class Field:
     """
 
     name: str
-    sha256: str
     specimen: NDArray[np.bool_]
     strength: NDArray[np.float32]
     components: NDArray[np.float32]
@@ -173,7 +172,6 @@ def _look(name: str, prepared: Path, edge: Edge) -> Field:
     shapes[~telling_pixels(strength, specimen)] = np.nan
     return Field(
         name=name,
-        sha256=product.attrs["sha256"],
         specimen=specimen,
         strength=strength,
         components=_components(shapes),
