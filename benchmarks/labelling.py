@@ -27,7 +27,7 @@ from eelsflow.dataset.labels import PURE_FRACTION
 from eelsflow.edges import O_K
 from eelsflow.errors import InputError
 from eelsflow.executors import LoopExecutor
-from eelsflow.io.zarr_store import write_dataset
+from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.labelling.suggest import Suggestion, edge_strength, judge_usefulness
 from eelsflow.maps.pixels import map_pixels
 from eelsflow.models.bundle import ModelBundle
@@ -145,7 +145,12 @@ def balanced_accuracy(model: ModelBundle, held_out: list[Field]) -> float:
 
 def rank(model: ModelBundle, pool: list[Field]) -> list[tuple[Field, Suggestion]]:
     judged = [
-        (field, judge_usefulness(map_pixels(field.path, model), field.strength, model, acquisition=field.name))
+        (
+            field,
+            judge_usefulness(
+                map_pixels(open_dataset(field.path), model), field.strength, model, acquisition=field.name
+            ),
+        )
         for field in pool
     ]
     return sorted(judged, key=lambda one: -one[1].score)

@@ -116,7 +116,7 @@ def open_field(path: Path, *, edge: Edge, model: ModelBundle | None = None, low_
         field = _look(path.name, prepared, edge)
         if model is None:
             return field
-        found = map_pixels(prepared, model)
+        found = map_pixels(open_dataset(prepared), model)
     doubt = pixel_doubt(found, field.strength)
     regions = suggest_regions(doubt, telling_pixels(field.strength, field.specimen))
     return replace(field, mapped=found, doubt=doubt, suggested=tuple(regions))

@@ -259,7 +259,7 @@ def suggest(
                 preset = model.acquisition_preset
                 prepared = prepare_file(path, Path(folder), edge=model.edge, preset=preset, low_loss=low_loss)
                 strength = edge_strength(open_dataset(prepared), model.edge)
-                return judge_usefulness(map_pixels(prepared, model), strength, model, acquisition=name)
+                return judge_usefulness(map_pixels(open_dataset(prepared), model), strength, model, acquisition=name)
 
         result = attempt(name, judge)
         if isinstance(result, SetAside):
