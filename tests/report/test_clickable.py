@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from eelsflow.catalogue.states import State
 from eelsflow.edges import SHIPPED
 from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
-from eelsflow.maps.pixels import map_pixels
+from eelsflow.maps.build import map_prepared
 from eelsflow.maps.write import write_map
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.blocks import prepare_blocks
@@ -42,9 +43,9 @@ class Map:
         prepare_blocks(store, folder / "out.zarr", edge=SHIPPED["O_K"], preset=preset)
         self.bundle = ModelBundle.load(model)
         self.product = open_dataset(folder / "out.zarr")
-        self.found = map_pixels(folder / "out.zarr", self.bundle)
-        given = image if give_image else None
-        self.summary = write_map(self.found, self.product, self.bundle, folder, title=title, image=given)
+        self.map = map_prepared(self.product, self.bundle, recorded=image if give_image else None)
+        self.found, self.summary = self.map.pixels, self.map.summary
+        write_map(self.map, folder, title=title)
         self.page = folder / "map.html"
         self.html = self.page.read_text(encoding="utf-8")
         self.about = read_about(self.html)
@@ -166,10 +167,9 @@ def test_residuals_of_simulated_pixels_stay_within_the_noise_that_is_drawn(small
 
 
 def test_the_same_map_gives_the_same_page_here_and_in_another_process(small, tmp_path):
-    arguments = (small.found, small.product, small.bundle)
     again = tmp_path / "again"
     again.mkdir()
-    write_map(*arguments, again, title=NAME, image=small.image)
+    write_map(small.map, again, title=NAME)
     assert (again / "map.html").read_bytes() == small.page.read_bytes()
     code = "from eelsflow.report.clickable_figures import draw_figures; print(draw_figures(2, 'nm'), end='')"
     elsewhere = {**os.environ, "PYTHONHASHSEED": "1"}
@@ -222,15 +222,16 @@ def test_without_the_image_what_was_recorded_is_put_together_and_the_page_says_s
 
 
 def test_an_image_of_other_pixels_is_refused(small, tmp_path):
+    other = replace(small.map, recorded=small.image[:15])
     with pytest.raises(InputError, match=r"15 x 20 pixels and the map 16 x 20.*give the image that was prepared"):
-        write_map(small.found, small.product, small.bundle, tmp_path, title="", image=small.image[:15])
+        write_map(other, tmp_path, title="")
 
 
 def test_a_page_has_a_bounded_size_and_says_what_was_coarsened(small, tmp_path, monkeypatch):
     sizes = []
     for limit in (1_700_000, 1_430_000, 0):  # nothing is as small as the last
         monkeypatch.setattr(clickable, "SMALL_BYTES", limit)
-        write_map(small.found, small.product, small.bundle, tmp_path, title=NAME, image=small.image)
+        write_map(small.map, tmp_path, title=NAME)
         html = (tmp_path / "map.html").read_text(encoding="utf-8")
         sizes.append(len(html))
         assert sizes[-1] <= limit or limit == 0
@@ -241,7 +242,7 @@ def test_a_page_has_a_bounded_size_and_says_what_was_coarsened(small, tmp_path, 
 
 def test_of_a_large_image_every_second_pixel_is_in_the_page(small, tmp_path, monkeypatch):
     monkeypatch.setattr(clickable_spectra, "MOST_PIXELS", 100)
-    write_map(small.found, small.product, small.bundle, tmp_path, title=NAME, image=small.image)
+    write_map(small.map, tmp_path, title=NAME)
     html = (tmp_path / "map.html").read_text(encoding="utf-8")
     about = read_about(html)
     assert about["shape"] == [8, 10]
@@ -254,7 +255,7 @@ def test_of_a_large_image_every_second_pixel_is_in_the_page(small, tmp_path, mon
 def test_where_pixels_do_not_fit_there_are_fewer_in_the_page(small, tmp_path, monkeypatch):
     monkeypatch.setattr(clickable, "SMALL", 10)
     monkeypatch.setattr(clickable, "LARGE_BYTES", 1_345_000)
-    write_map(small.found, small.product, small.bundle, tmp_path, title=NAME, image=small.image)
+    write_map(small.map, tmp_path, title=NAME)
     html = (tmp_path / "map.html").read_text(encoding="utf-8")
     assert read_about(html)["stride"] > 1
     assert len(html) <= 1_345_000
@@ -410,7 +411,7 @@ def test_every_layer_is_drawn_and_nothing_is_wider_than_the_window(browser, smal
 def test_a_page_is_written_and_opened_in_time(browser, saved_model, tmp_path):
     found = Map(simulated((64, 64)), saved_model, tmp_path)
     begin = time.perf_counter()
-    write_map(found.found, found.product, found.bundle, tmp_path, title="64", image=found.image)
+    write_map(found.map, tmp_path, title="64")
     print(f"all files of the map in {time.perf_counter() - begin:.2f} s, page {found.page.stat().st_size / 1e6:.1f} MB")
     print(f"opened in {browser.open(found.page.as_uri(), ready=READY):.2f} s")
     assert found.page.stat().st_size < clickable.SMALL_BYTES
