@@ -158,14 +158,11 @@ def test_averaged_pixels_bring_their_read_out_along(bundle, mosaic):
     assert averaged.factor > 1.1 * dose.factor
 
 
-@pytest.mark.parametrize("detector", ["ccd", "counting"])
-def test_fresh_acquisitions_at_the_dose_that_is_named_have_the_accuracy_that_is_wanted(bundle, detector):
-    image, labels = simulate("mosaic", 21, detector=detector)
-    dose = plan_dose(image, bundle, accuracy=0.85, labels=labels).answers["accuracy"][0]
-    assert dose.factor is not None
+def accuracy_at(dose, seed, detector, bundle):
+    """The share of pixels of four fresh acquisitions that are named rightly, mean over the classes."""
     right = []
     for repeat in range(4):  # another dose by one part in a thousand draws another noise
-        again, labels = simulate("mosaic", 21, detector=detector, dose=dose.factor * (1 + 0.001 * repeat))
+        again, labels = simulate("mosaic", seed, detector=detector, dose=dose * (1 + 0.001 * repeat))
         steps = tuple(step for step in bundle.acquisition_preset.steps if not isinstance(step, Spatial))
         product = prepare(again, edge=bundle.edge, preset=bundle.acquisition_preset.model_copy(update={"steps": steps}))
         intensity, variance = product["intensity"].values, product["variance"].values
@@ -175,7 +172,21 @@ def test_fresh_acquisitions_at_the_dose_that_is_named_have_the_accuracy_that_is_
         for name in bundle.classes:
             chosen = thick & (labels == name)
             right.append((bundle.predict(intensity[chosen])[0] == name).mean())
-    assert np.mean(right) == pytest.approx(0.85, abs=0.03)
+    return float(np.mean(right))
+
+
+def test_fresh_acquisitions_at_the_dose_that_is_named_have_the_accuracy_that_is_wanted(bundle):
+    missed = []
+    for detector in ("ccd", "counting"):
+        for seed in (21, 22):
+            image, labels = simulate("mosaic", seed, detector=detector)
+            dose = plan_dose(image, bundle, accuracy=0.85, labels=labels).answers["accuracy"][0]
+            if dose.factor is not None:
+                missed.append(accuracy_at(dose.factor, seed, detector, bundle) - 0.85)
+    # one plan errs by .012 from class means of 200 pixels, .011 from its draws, .009 from what is measured: .018
+    assert len(missed) >= 3
+    assert np.abs(missed).max() < 3 * 0.018
+    assert abs(np.mean(missed)) < 3 * 0.018 / np.sqrt(len(missed))
 
 
 def test_a_target_beyond_the_limit_says_so(bundle):
