@@ -175,6 +175,7 @@ def accuracy_at(dose, seed, detector, bundle):
     return float(np.mean(right))
 
 
+@pytest.mark.slow
 def test_fresh_acquisitions_at_the_dose_that_is_named_have_the_accuracy_that_is_wanted(bundle):
     missed = []
     for detector in ("ccd", "counting"):
