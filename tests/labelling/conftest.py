@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from eelsflow.maps.pixels import PixelMap
+from eelsflow.preprocess.shapes import Shapes
 
 
 @pytest.fixture
@@ -30,6 +31,8 @@ def pixel_map():
         class_shape=np.zeros((2, 3)),
         class_shape_error=np.zeros((2, 3)),
         bands=np.arange(3.0),
+        judged=Shapes(np.full((*shape, 3), 1 / 3), np.ones(shape), np.ones(shape), np.arange(3.0)),
+        noise=np.eye(3),
     )
     cube, flat = ("y", "x", "energy_loss"), ("y", "x")
     values = np.ones((*shape, 300), dtype=np.float32)
