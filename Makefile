@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 TESTS ?= tests
 
-.PHONY: demo test fuzz bench lint types contracts clean
+.PHONY: install demo test fuzz bench docs lint types contracts clean
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@echo "installing the locked environment into .venv (some minutes, once)"
@@ -16,6 +16,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo "compiling (a minute, once)"
 	$(BIN)/python -m eelsflow.warm_up
 	@touch $@
+
+install: $(INSTALLED)  ## the environment alone
 
 demo: $(INSTALLED)  ## the main job on simulated acquisitions
 	$(BIN)/eelsflow demo
@@ -30,6 +32,10 @@ bench: $(INSTALLED)  ## every quoted figure beside its peer; hours, or minutes w
 	-$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement benchmarks/requirements.lock
 	$(BIN)/python -m benchmarks $(QUICK)
 
+docs: $(INSTALLED)  ## the handbook, into docs/_build/html; the gallery's scripts are run, and a warning is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d docs/_build/doctrees -c docs . docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +47,4 @@ contracts: $(INSTALLED)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo docs/_build docs/generated

@@ -17,7 +17,7 @@ def test_help_names_every_extension():
 
 
 def test_page_of_formats_names_every_extension():
-    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert [extension for extension in READABLE_EXTENSIONS if not any(extension in row for row in rows)] == []
 
