@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from weakref import WeakSet
 
 from matplotlib.figure import Figure
 from sphinx_gallery.scrapers import figure_rst
@@ -25,6 +26,7 @@ exclude_patterns = [
     *(path.name for path in ROOT.iterdir() if path.name not in ("docs", "deployments", "CHANGELOG.md")),
     "docs/_build",
     "docs/gallery",
+    "docs/templates",
     f"{GENERATED}/gallery/**/*.ipynb",
     f"{GENERATED}/gallery/*.py",
 ]
@@ -38,7 +40,7 @@ autodoc_member_order = "bysource"
 
 html_theme = "pydata_sphinx_theme"
 html_title = "eelsflow"
-templates_path = ["templates"]
+templates_path = [str(ROOT / "docs/templates")]
 html_static_path = ["static"]
 html_sidebars = {"**": ["all-pages.html"]}
 html_extra_path = ["static/index.html"]
@@ -60,11 +62,15 @@ _home = tempfile.TemporaryDirectory(prefix="eelsflow-handbook-")
 os.environ["EELSFLOW_HOME"] = _home.name
 
 
+_kept: WeakSet[Figure] = WeakSet()
+
+
 def save_returned_figure(block, block_vars, gallery_conf):
     """Keep the figure that a block of an example ends with: the library's figures are of no global state."""
     figure = block_vars["example_globals"].get("___")
-    if not isinstance(figure, Figure):
+    if not isinstance(figure, Figure) or figure in _kept:
         return ""
+    _kept.add(figure)
     path = next(block_vars["image_path_iterator"])
     figure.savefig(path)
     return figure_rst([path], gallery_conf["src_dir"])
@@ -78,6 +84,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "image_scrapers": ("matplotlib", save_returned_figure),
     "download_all_examples": False,
+    "remove_config_comments": True,
     "show_memory": False,
     "write_computation_times": False,
     "show_signature": False,

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from eelsflow.dataset.manifest import read_rows
 from eelsflow.models.estimators import find_class
 from eelsflow.models.networks import build_network
-from eelsflow.models.spec import BASES, NAMED
+from eelsflow.models.spec import BASES, NAMED, resolve_model
+from eelsflow.preparation import prepare
 from eelsflow.preprocess.presets import PRESETS, Step
 from eelsflow.simulator import PRESETS as SIMULATOR
 from eelsflow.simulator import simulate_acquisition
@@ -47,7 +49,7 @@ def readers_folder(tmp_path, monkeypatch, saved_model):
     )
     energy_loss = 400 + 0.25 * np.arange(480)
     expected = 4e11 * energy_loss**-3.0
-    for position, sigma, height in ((458.0, 0.8, 800), (460.2, 0.9, 1000), (465.6, 1.2, 800)):
+    for position, sigma, height in ((459.5, 1.8, 1000), (464.8, 1.8, 1100)):
         expected = expected + height * np.exp(-0.5 * ((energy_loss - position) / sigma) ** 2)
     counts = np.random.default_rng(0).poisson(np.broadcast_to(expected, (12, 12, 480)))
     write_dm(tmp_path / "titanium.dm3", counts, start=400.0, step=0.25, pixel_nm=2.0)
@@ -63,7 +65,7 @@ def readers_folder(tmp_path, monkeypatch, saved_model):
     "page", [pytest.param(page, marks=[pytest.mark.slow] * is_slow(page), id=page.stem) for page in PAGES]
 )
 def test_blocks_of_a_page_work_in_their_order(page, readers_folder):
-    """A block that begins with the name of a file is that file; other Python is run, and other YAML does not occur."""
+    """A block that begins with the name of a file is that file; other Python is run, and other YAML names models."""
     namespace: dict[str, object] = {}
     for number, (kind, content) in enumerate(find_blocks(page)):
         named = NAME.match(content)
@@ -74,10 +76,23 @@ def test_blocks_of_a_page_work_in_their_order(page, readers_folder):
             (readers_folder / named[1]).write_text(content)
             if kind == "yaml":
                 load_study(readers_folder / named[1])
+        elif kind == "yaml":
+            assert [resolve_model(model) for model in yaml.safe_load(content)["models"]]
         elif kind == "python":
             exec(compile(content, f"{page.name}, block {number}", "exec"), namespace)
         else:
             assert kind in ("toctree", "diff", "text"), f"{page.name}: a {kind} block without the name of a file"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "offset"), [("tio2_linescan_core_loss.dm3", -5.70), ("oxide_spectrum_image.dm3", 2.69)]
+)
+def test_edge_of_the_handbook_is_found_in_recorded_spectra(name, offset, real_data, tmp_path):
+    (study,) = (text for _, text in find_blocks(DOCS / "edges.md") if text.startswith("# titanium.yaml"))
+    (tmp_path / "titanium.yaml").write_text(study)
+    prepared = prepare(real_data / name, edge=load_study(tmp_path / "titanium.yaml").edge)
+    assert prepared.attrs["energy_offset"] == pytest.approx(offset, abs=0.02)
 
 
 def test_step_of_the_handbook_can_be_put_into_the_program(tmp_path):
@@ -108,7 +123,7 @@ def test_every_model_is_on_its_page_and_those_of_others_can_be_built(readers_fol
     for _, content in find_blocks(page):
         if name := NAME.match(content):
             (readers_folder / name[1]).write_text(content)
-    boosted, wide = (load_study(readers_folder / name).models[-1] for name in ("boosted.yaml", "wide.yaml"))
+    _, boosted, wide = load_study(readers_folder / "mine.yaml").models
     find_class(boosted.base)
     assert build_network(wide.base, 300, 2, {"units": 32}).output_shape == (None, 2)
 

@@ -37,6 +37,8 @@ eelsflow.run_study(folder / "study.yaml", folder / "results", runner="loop", qui
 # %%
 # Map.
 
+# sphinx_gallery_thumbnail_number = 2
+
 found = eelsflow.classify(scan, model=folder / "results")
 found.plot()
 

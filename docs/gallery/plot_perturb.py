@@ -51,9 +51,9 @@ axis.legend()
 plt.show()
 
 # %%
-# A machine learns from four acquisitions and judges two that it has not seen. It does well where the axis is right,
-# and no better than a coin from one or two eV on: that is why eelsflow finds the axis of every acquisition first, and
-# why models that look for their spectra on the axis are worth having.
+# A machine learns from four acquisitions and judges two that it has not seen. It does well where the axis is right, and
+# loses nearly all of that within one or two eV: that is why eelsflow finds the axis of every acquisition first, and why
+# models that look for their spectra on the axis are worth having.
 
 
 def vectors(spectra):

@@ -44,11 +44,10 @@ def fraction(spectra, iron_oxide, magnetite):
 
 
 # %%
-# Above the cube of one phase, below that of two. Look at what is *inside* a field: ``paper-raw`` leaves all the
-# noise, ``paper`` takes components of the whole image and gives the pure cube one value, so nothing but the cube
-# itself is judged; ``recommended`` averages neighbours that look alike and keeps the boundary. The *level* is wrong
-# with all of them, since this cube's own shape is not quite that of the other two: that is why maps adapt their
-# references to the field.
+# Above the cube of one phase, below that of two. Look at what is *inside* a field: ``paper-raw`` leaves all the noise;
+# ``paper`` takes components of the whole image, gives the pure cube one value and flattens the other; ``recommended``
+# averages neighbours that look alike, and follows the truth best here. The *level* is wrong with all of them, since
+# this cube's own shape is not quite that of the other two: that is why maps adapt their references to the field.
 
 truth = xr.open_zarr(folder / "cubes-004-core-shell.truth.zarr", consolidated=False)
 true = truth["phase_fraction"].sel(phase="FeO").where(~truth["vacuum"]).values

@@ -25,7 +25,7 @@ scenes = ["field-008-inclusions", "field-006-gradient", "field-005-interface", "
 
 study = "{name: one, edge: O_K, classes: [FeO, Fe3O4], models: mlls, data: {simulate: {acquisitions: 12, pixels: 16}}}"
 (folder / "study.yaml").write_text(study)
-results = eelsflow.run_study(folder / "study.yaml", folder / "results", quick=True)
+eelsflow.run_study(folder / "study.yaml", folder / "results", quick=True)
 
 # %%
 # Truth above, map below. A pixel counts to the phase that makes up more than .55 of it; what is nearer to one half is

@@ -339,7 +339,7 @@ def _explain_yaml(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {reason}"
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path | str) -> Study:
     """Read a study file.
 
     Parameters
@@ -354,6 +354,7 @@ def load_study(path: Path) -> Study:
     StudyFileError
         If it is not YAML, or does not follow the model: the message names each key that is wrong.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
