@@ -35,7 +35,7 @@ suppress_warnings = ["config.cache"]  # the gallery takes a function
 myst_heading_anchors = 3
 default_role = "py:obj"
 numpydoc_show_class_members = False
-autodoc_typehints = "none"  # signatures have them, and numpydoc says what they mean
+maximum_signature_line_length = 80  # a parameter a line, with its type
 autodoc_member_order = "bysource"
 
 html_theme = "pydata_sphinx_theme"
@@ -61,7 +61,6 @@ html_theme_options = {
 _home = tempfile.TemporaryDirectory(prefix="eelsflow-handbook-")
 os.environ["EELSFLOW_HOME"] = _home.name
 
-
 _kept: WeakSet[Figure] = WeakSet()
 
 
@@ -79,7 +78,6 @@ def save_returned_figure(block, block_vars, gallery_conf):
 sphinx_gallery_conf = {
     "examples_dirs": "docs/gallery",
     "gallery_dirs": f"{GENERATED}/gallery",
-    "filename_pattern": r"plot_",
     "within_subsection_order": "FileNameSortKey",
     "capture_repr": (),
     "image_scrapers": ("matplotlib", save_returned_figure),
@@ -88,7 +86,6 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,
     "show_signature": False,
-    "plot_gallery": True,
 }
 
 
