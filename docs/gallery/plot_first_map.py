@@ -7,7 +7,7 @@ nothing has to be labelled.
 
 Where the folder of recorded spectra is at hand, the file is ``oxide_spectrum_image.dm3``, an oxide of titanium and
 lanthanum (from pycroscopy/SciFiDatasets). It shows oxygen K and holds *no* iron: the map must say that its spectra
-are unlike the training, and hatch them as unknown. Elsewhere the file is a simulated core of FeO in a shell of Fe3O4.
+are unlike the training, and hatch them as unknown. Elsewhere the file is a simulated field with a sharp boundary.
 """
 
 import os
@@ -18,7 +18,7 @@ import eelsflow
 
 folder = Path(tempfile.mkdtemp())
 recorded = Path(os.environ.get("EELSFLOW_DATA", "../../../shared/data"), "oxide_spectrum_image.dm3")
-simulated = eelsflow.simulate(folder, acquisitions=5, seed=5).with_name("cubes-004-core-shell.zarr")
+simulated = eelsflow.simulate(folder, acquisitions=6, seed=21, preset="wide").with_name("field-005-interface.zarr")
 scan = recorded if recorded.exists() else simulated
 
 # %%
