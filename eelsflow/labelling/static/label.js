@@ -210,14 +210,14 @@ async function begin() {
     }
     for (const button of byId("classes").children) {
       const name = button.dataset.class
-      button.children[2].textContent = name ? `${latest.counts[name].toLocaleString()} px` : ""
+      button.children[2].textContent = name ? `${latest.counts[name].toLocaleString("en")} px` : ""
       if (name) draw(name, latest.spectra[name])
     }
     draw("", about ? latest.drawing : null)
     const shown = ["", ...start.classes.map((one) => one.name)].map((name) => model(`spectrum-${name}`).data)
     const known = shown.flatMap((one) => [...one.low, ...one.high]).filter(Number.isFinite)
     if (known.length) model("spectra").y_range.setv({start: Math.min(-0.2, ...known), end: 1.05 * Math.max(...known)})
-    if (about) say(`${latest.drawing.pixels.toLocaleString()} pixels in this region, ${latest.drawing.specimen.toLocaleString()} with specimen`)
+    if (about) say(`${latest.drawing.pixels.toLocaleString("en")} pixels in this region, ${latest.drawing.specimen.toLocaleString("en")} with specimen`)
   }
 
   function draw(name, one) {
@@ -259,7 +259,7 @@ async function begin() {
     try {
       const answer = await ask("save", {regions})
       saved = sent
-      say(`saved ${answer.labelled.toLocaleString()} labelled pixels`)
+      say(`saved ${answer.labelled.toLocaleString("en")} labelled pixels`)
     } catch (error) {
       say(error instanceof TypeError ? gone : error.message, true)
     }
