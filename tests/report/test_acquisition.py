@@ -57,5 +57,8 @@ def test_the_page_needs_nothing_else_and_shows_warnings_and_drift(tmp_path, summ
     assert "do not rely on it &lt;b&gt;" in html
     assert "outside of what the model was trained on: dose 1, training 2 to 3" in html
     assert "<h1>a &amp; b</h1>" in html
+    assert not re.findall(r"(?:src|href)=\"(?!data:)[^\"]*", html)
+    (tmp_path / "map.html").touch()
+    html = write_acquisition_page(tmp_path, summary, title="a & b", conditions=rows).read_text()
     assert re.findall(r"(?:src|href)=\"(?!data:)[^\"]*", html) == ['href="map.html']
     assert "<script" not in html
