@@ -8,7 +8,9 @@ and distributed only where they are used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eelsflow.library import (
+    from eelsflow.maps import Map, classify
+    from eelsflow.preparation import prepare
+    from eelsflow.public import (
         explain,
         from_hyperspy,
         grid_search,
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
         simulate,
         to_hyperspy,
     )
-    from eelsflow.maps import Map, classify
-    from eelsflow.preparation import prepare
     from eelsflow.study.config import load_study
 
 __version__ = "0.1.0"
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_ELSEWHERE.get(name, "eelsflow.library")), name)
+    return getattr(import_module(_ELSEWHERE.get(name, "eelsflow.public")), name)
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eelsflow import library
+from eelsflow import public
 from eelsflow.errors import EelsflowError, InputError, MissingDependencyError, UnusableModelError
 from eelsflow.io.formats import list_formats
 
@@ -102,7 +102,7 @@ def info(
     """Describe what a readable file holds."""
     from eelsflow.describe import format_description
 
-    description = library.info(file, edge=edge, low_loss=low_loss, density=density)
+    description = public.info(file, edge=edge, low_loss=low_loss, density=density)
     typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
 
 
@@ -137,7 +137,7 @@ def simulate(
 ) -> None:
     """Simulate acquisitions of iron oxides with their ground truth."""
     with _progress("simulate") as on_step:
-        manifest = library.simulate(
+        manifest = public.simulate(
             directory,
             acquisitions=acquisitions,
             seed=seed,
@@ -204,12 +204,12 @@ def _one_thread_each() -> None:
 
 def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: bool, strict: bool) -> None:
     if runner is None:
-        runner = RunnerName.prefect if library.orchestration_importable() else RunnerName.loop
+        runner = RunnerName.prefect if public.orchestration_importable() else RunnerName.loop
     if runner is RunnerName.prefect:
         # The run's log is in the UI; the terminal has the progress bar and what goes wrong.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with _progress("study") as on_step:
-        results = library.run_study(
+        results = public.run_study(
             resolved, out, runner=runner.value, promote=promote, strict=strict, on_step=on_step, say=_say
         )
     _say_set_aside(results)
@@ -737,7 +737,7 @@ def up(
     out: Annotated[str | None, typer.Option(help="As in `eelsflow watch`.")] = None,
 ) -> None:
     """Start everything on this machine until Ctrl-C: the pages of Prefect, MLflow and the catalogue, and schedules."""
-    if not library.orchestration_importable():
+    if not public.orchestration_importable():
         raise MissingDependencyError(
             "`eelsflow up` needs the flows of a checkout and Prefect; install with "
             "`pip install -e '.[cpu,orchestration]'`"

@@ -88,7 +88,11 @@ def classify(
     """
     given = look_at(acquisition, model=model, edge=edge, low_loss=low_loss)
     scratch = TemporaryDirectory(prefix="eelsflow-")
-    found = _map(given, Path(scratch.name), executor=executor)
+    try:
+        found = _map(given, Path(scratch.name), executor=executor)
+    except BaseException:
+        scratch.cleanup()
+        raise
     weakref.finalize(found, scratch.cleanup)
     return found
 

@@ -1,9 +1,11 @@
 """The library's face: what it is, what it loads, and that it gives what the command line gives."""
 
+import gc
 import inspect
 import json
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -187,6 +189,18 @@ def test_an_array_without_the_edge_is_refused_by_its_name(saved_model):
     image = build_spectrum_image(np.ones((4, 4, 100)), 600 + np.arange(100.0), source="late.dm4")
     with pytest.raises(EdgeOutOfRangeError, match=r"late\.dm4.*outside the energy axis"):
         eelsflow.classify(image, model=saved_model)
+
+
+def test_spectra_of_a_map_go_with_it_and_of_a_refused_acquisition_at_once(image, saved_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(InputError, match="the acquisition: "):
+        eelsflow.classify(image.where(image["x"] < 0).assign_attrs(source=""), model=saved_model)
+    assert not list(tmp_path.iterdir())
+    found = eelsflow.classify(image, model=saved_model)
+    assert list(tmp_path.iterdir())
+    del found
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 def test_prepare_gives_what_the_chain_gives(image):
