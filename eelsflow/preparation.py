@@ -130,11 +130,6 @@ def prepare_counts(directory: Path, *, edge: Edge, preset: Preset, executor: Exe
     return out
 
 
-def open_counts(directory: Path) -> xr.DataArray:
-    """Open the core loss that `write_counts` wrote."""
-    return open_spectrum_image(directory / _RAW)
-
-
 def remove_counts(directory: Path) -> None:
     """Remove what `write_counts` wrote."""
     for name in (_RAW, _LOW):
