@@ -212,8 +212,8 @@ class Run:
         """Provide what the watcher needs around it."""
         yield
 
-    def disturb(self, n_maps: int) -> bool:
-        """Do what is not killing, told how many maps there are; return whether there is more to come."""
+    def disturb(self, n_ended: int) -> bool:
+        """Do what is not killing, told how many files have come to an end; return whether there is more to come."""
         return False
 
     def _command(self, *arguments: str) -> list[str]:
@@ -258,7 +258,7 @@ class Run:
                         watcher = self.start()
                     continue
                 n_ended = sum(row["state"] in ("classified", "quarantined") for row in self.status())
-                more = self.disturb(len(self.maps()))
+                more = self.disturb(n_ended)
                 if n_ended >= expected and not feeding.is_alive() and not more:
                     break
                 if time.monotonic() - began > 300 + 6 * expected + 2 * self.pause_seconds * self.kills:
@@ -417,10 +417,10 @@ class RunOnFullDisk(Run):
         finally:
             subprocess.run(["umount", "--lazy", str(self.home)], check=True)
 
-    def disturb(self, n_maps: int) -> bool:
-        """Fill the file system when some maps are there, and free it again."""
+    def disturb(self, n_ended: int) -> bool:
+        """Fill the file system when some files have come to an end, and free it again."""
         ballast = self.home / "ballast"
-        if self._full_until is None and n_maps > len(self.files) // 8:
+        if self._full_until is None and n_ended > len(self.files) // 8:
             self._full_until = time.monotonic() + 20
             with contextlib.suppress(OSError), ballast.open("wb") as stream:
                 while True:
