@@ -113,7 +113,9 @@ def code_version(*modules: str) -> str:
     root = Path(str(resources.files("eelsflow")))
     for name in sorted(modules):
         base = root.joinpath(*name.split("."))
-        sources = sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]
+        sources = [base.with_suffix(".py")]
+        if base.is_dir():  # templates and scripts of pages are sources too
+            sources = sorted(path for path in base.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         for source in sources:
             sha.update(f"{source.relative_to(root).as_posix()}\0".encode())
             sha.update(source.read_bytes())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import ArrayLike
 
+    from eelsflow.dose import DosePlan
     from eelsflow.edges import Edge
     from eelsflow.explanation import Explanation
     from eelsflow.maps import Map
@@ -379,6 +380,62 @@ def explain(
     if found.prepared is None or found.bundle is None:
         raise InputError("the map was loaded from a folder, which keeps no spectra; explain the acquisition's file")
     return explain(found.bundle, found.prepared, pixels=pixels, classes=classes, width=width)
+
+
+def plan_dose(
+    acquisition: Any,
+    *,
+    model: ModelBundle | Path | str = "default",
+    accuracy: float | None = None,
+    fraction_error: float | None = None,
+    labels: Any = None,
+) -> DosePlan:
+    """Plan how many electrons, or how many averaged pixels, a wanted result needs.
+
+    Parameters
+    ----------
+    acquisition
+        A first look at the specimen, as `read` takes it.
+    model
+        As in `classify`.
+    accuracy
+        Wanted share of single pixels of one class that are named rightly, above chance and below 1.
+    fraction_error
+        Wanted standard error of a class's fraction in a single pixel, between 0 and 1; where neither is wanted, the
+        curves alone are the answer.
+    labels
+        What the pixels are, where it is known: a class (text) that all are of, a truth file (a `Path`), or the class of
+        each, shape (y, x). None: the model says it.
+
+    Returns
+    -------
+    DosePlan
+        Curves against the electrons per pixel and channel of .1 eV, and the answers; it draws itself.
+
+    Raises
+    ------
+    EelsflowError
+        If the acquisition, the model or what is wanted cannot be used; see `eelsflow.dose.plan_dose`.
+    """
+    import numpy as np
+
+    from eelsflow.dataset.labels import label_pixels
+    from eelsflow.dose import plan_dose
+    from eelsflow.maps import find_model
+    from eelsflow.models.bundle import ModelBundle
+    from eelsflow.spectrum_image import energy_axis
+
+    image = read(acquisition).load()
+    bundle = model
+    if isinstance(bundle, str | Path):
+        bundle = ModelBundle.load(find_model(str(bundle), axis=energy_axis(image)))
+    if isinstance(labels, str | Path):
+        no_vacuum = np.zeros(image.shape[:2], dtype=bool)  # thin pixels take no part in a plan, whatever they are
+        label, truth = (labels, None) if isinstance(labels, str) else ("", labels)
+        labels = label_pixels(no_vacuum, label=label, truth=truth, classes=bundle.classes, name="the acquisition")
+    elif labels is not None:
+        labels = np.asarray(labels, dtype=np.str_)
+    return plan_dose(image, bundle, accuracy=accuracy, fraction_error=fraction_error, labels=labels)
 
 
 def to_hyperspy(value: xr.DataArray | Map) -> Any:

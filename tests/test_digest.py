@@ -58,3 +58,17 @@ def test_missing_file_is_named():
 
 def test_code_version_differs_between_parts_of_the_library():
     assert code_version("preprocess") != code_version("models")
+
+
+def test_templates_and_scripts_of_pages_count_as_sources(monkeypatch, tmp_path):
+    for name in ("digest.py", "pages/__init__.py", "pages/map.js"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr("eelsflow.digest.resources.files", lambda _: tmp_path)
+    version = code_version.__wrapped__  # its answers are kept for the life of a process
+    before = version("digest", "pages")
+    (tmp_path / "pages" / "__pycache__").mkdir()
+    (tmp_path / "pages" / "__pycache__" / "map.pyc").write_text("1")
+    assert version("digest", "pages") == before
+    (tmp_path / "pages" / "map.js").write_text("2")
+    assert version("digest", "pages") != before

@@ -4,8 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eelsflow import public
 from eelsflow.dataset.labels import MIXED, PURE_FRACTION
-from eelsflow.dose import Curve, plan_dose, record, spread_bands, spread_kernel, write_plan
+from eelsflow.dose import Curve, plan_dose, write_plan
+from eelsflow.dose.curves import spread_bands
+from eelsflow.dose.recording import record, spread_kernel
 from eelsflow.edges import SHIPPED
 from eelsflow.energy import EnergyAxis
 from eelsflow.errors import InputError
@@ -71,8 +74,8 @@ def bundle(tmp_path_factory):
 def few_draws():
     """An eighth of the draws: seconds instead of half a minute, and accuracies to .02."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eelsflow.dose._N_ACQUISITIONS", 64)
-        patch.setattr("eelsflow.dose._PER_DECADE", 2)
+        patch.setattr("eelsflow.dose.curves._N_ACQUISITIONS", 64)
+        patch.setattr("eelsflow.dose.plan._PER_DECADE", 2)
         yield
 
 
@@ -251,6 +254,8 @@ def test_the_command_prints_the_plan(eelsflow, bundle, mosaic, tmp_path, monkeyp
     status, printed, _ = eelsflow(*asked, "--accuracy", "0.8", "--json", "--out", tmp_path / "plan")
     assert status == 0
     assert json.loads(printed) == json.loads((tmp_path / "plan" / "plan.json").read_text())
+    by_library = public.plan_dose(mosaic[0], model=bundle, accuracy=0.8)
+    assert json.loads(printed) == json.loads(json.dumps(by_library.to_dict()))
     for arguments, message in (
         (asked, "nothing is wanted"),
         ([*asked, "--accuracy", "0.8", "--simulate"], "and not both"),

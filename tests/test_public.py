@@ -29,6 +29,7 @@ PUBLIC = {
     "load_model": ["model", "edge"],
     "load_study": ["path"],
     "perturb": ["spectra", "shift_ev", "noise_sigma", "seed"],
+    "plan_dose": ["acquisition", "model", "accuracy", "fraction_error", "labels"],
     "prepare": ["acquisition", "edge", "preset", "low_loss", "executor"],
     "read": ["acquisition"],
     "run_study": ["study", "out", "runner", "quick", "promote", "strict", "on_step", "say"],

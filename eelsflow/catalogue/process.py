@@ -213,8 +213,9 @@ def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:
 def map_code() -> str:
     """Return the version of what makes a map of a prepared acquisition and a model."""
     return code_version(
-        "maps", "models", "unmixing", "report.clickable", "report.clickable_figures", "report.clickable_spectra",
-        "report.map_figure", "report.packing", "report.style",
+        "maps", "models", "unmixing", "report.acquisition", "report.class_spectra", "report.clickable",
+        "report.clickable_figures", "report.clickable_spectra", "report.map_figure", "report.maps", "report.packing",
+        "report.style", "report.templates",
     )  # fmt: skip
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 import sqlalchemy as sa
@@ -18,6 +16,8 @@ from eelsflow.catalogue import page
 from eelsflow.catalogue.history import history_figure, recorded_in
 from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.errors import EelsflowError
+from eelsflow.loopback import LoopbackHandler
+from eelsflow.loopback import serving as serving_pages
 
 PREFERRED_PORT = 4280
 SERVED = {
@@ -31,8 +31,6 @@ SERVED = {
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
 HEADERS_OF_MAP = HEADERS | {
@@ -40,8 +38,6 @@ HEADERS_OF_MAP = HEADERS | {
     + "; script-src 'unsafe-inline'"
 }
 """Of ``map.html``: what is written in the page may run, and nothing from elsewhere; its own policy names it by hash."""
-
-LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 @contextlib.contextmanager
@@ -56,29 +52,16 @@ def serving(catalogue: Catalogue, *, preferred_port: int = PREFERRED_PORT) -> It
         pass
 
     Handler.catalogue = catalogue
-    try:
-        server = ThreadingHTTPServer(("127.0.0.1", preferred_port), Handler)
-    except OSError:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="catalogue", daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving_pages(Handler, preferred_port=preferred_port) as address:
+        yield address
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     catalogue: Catalogue
-    server_version = "eelsflow"
-    sys_version = ""
+    headers_sent = HEADERS
 
     def do_GET(self) -> None:
-        host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
-        if host not in LOCAL_NAMES:
-            self._answer(HTTPStatus.FORBIDDEN, b"this page is for the machine that it runs on\n", "text/plain")
+        if not self.is_for_us():
             return
         try:
             self._show()
@@ -87,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
             OSError,
             EelsflowError,
         ) as error:  # the database or a map is not to be had just now
-            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not to be had just now: {error}\n".encode(), "text/plain")
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"not to be had just now: {error}")
 
     def _show(self) -> None:
         address = urlsplit(self.path)
@@ -97,11 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif address.path == "/drift":
             self._page(page.show_drift(self.catalogue))
         elif address.path == "/drift.png":
-            self._answer(HTTPStatus.OK, self._drift(), "image/png")
+            self.answer(HTTPStatus.OK, self._drift(), "image/png")
         elif found := re.fullmatch(r"/acquisition/(\d{1,12})(?:/([a-z]+\.[a-z]+))?", address.path):
             self._acquisition(int(found[1]), found[2])
         else:
-            self._answer(HTTPStatus.NOT_FOUND, b"nothing is here\n", "text/plain")
+            self.refuse(HTTPStatus.NOT_FOUND, "nothing is here")
 
     def do_HEAD(self) -> None:  # the name that http.server asks for
         self.do_GET()
@@ -115,30 +98,17 @@ class _Handler(BaseHTTPRequestHandler):
         if one is not None and one.map is not None and name in SERVED:
             content = read_from(one.map, name)
         if content is None or name is None:
-            self._answer(HTTPStatus.NOT_FOUND, b"nothing is here\n", "text/plain")
+            self.refuse(HTTPStatus.NOT_FOUND, "nothing is here")
         else:
             headers = HEADERS_OF_MAP if name == "map.html" else HEADERS
-            self._answer(HTTPStatus.OK, content, SERVED[name], headers)
+            self.answer(HTTPStatus.OK, content, SERVED[name], headers)
 
     def _drift(self) -> bytes:
         newest = max((one.changed for one in self.catalogue.select()), default=0.0)
         return _draw_drift(self.catalogue, newest)
 
     def _page(self, html: str) -> None:
-        self._answer(HTTPStatus.OK, html.encode(), "text/html; charset=utf-8")
-
-    def _answer(self, status: HTTPStatus, content: bytes, kind: str, headers: Mapping[str, str] = HEADERS) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing: the terminal is for what happens to acquisitions."""
+        self.answer(HTTPStatus.OK, html.encode(), "text/html; charset=utf-8")
 
 
 @lru_cache(maxsize=1)

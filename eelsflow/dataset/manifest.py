@@ -88,7 +88,7 @@ def read_manifest(path: Path) -> list[Acquisition]:
     return name_acquisitions(acquisitions)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, *, allow_empty: bool = False) -> list[Row]:
     """Read the rows of a manifest; none of the files that they name is looked at.
 
     Parameters
@@ -96,6 +96,8 @@ def read_rows(path: Path) -> list[Row]:
     path
         CSV with the columns path, label, group and optionally session, truth, low_loss. A label may be empty; an
         empty group is the acquisition itself. Relative paths are relative to its folder.
+    allow_empty
+        Take a manifest of a header alone, which names nothing yet.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def read_rows(path: Path) -> list[Row]:
             f"manifest {path} has the columns {list(header)} ({found}); expected path, label, group and optionally "
             "session, truth, low_loss, each once; a label or group that is not known is an empty cell"
         )
-    if not lines:
+    if not lines and not allow_empty:
         raise StudyFileError(f"manifest {path} names no acquisition; write one row a file")
 
     rows = []

@@ -115,7 +115,7 @@ def write_discovered(
     discovery, given = Discovery(), set[Path]()
     seen: dict[str, str] = {}
     if out.exists():
-        for there in read_rows(out):
+        for there in read_rows(out, allow_empty=True):
             discovery.rows.append(there.model_dump(include=set(COLUMNS)))
             given |= {there.resolve(cell) for cell in (there.path, there.low_loss) if cell}
             if there.resolve(there.path).exists():

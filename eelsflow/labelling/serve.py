@@ -9,7 +9,6 @@ import secrets
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from eelsflow.errors import EelsflowError, InputError
 from eelsflow.labelling.field import Field, MeanSpectrum, mean_spectrum
 from eelsflow.labelling.page import page_content
 from eelsflow.labelling.regions import NOT_LABELLED, Drawing, label_codes, parse_regions, write_drawing
+from eelsflow.loopback import LoopbackHandler
+from eelsflow.loopback import serving as serving_pages
 
 MOST_BYTES = 16 << 20
 """Of what the page may send: some hundred thousand corners."""
@@ -29,8 +30,6 @@ MOST_BYTES = 16 << 20
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
 _STATIC = {
@@ -121,26 +120,14 @@ def serving(session: Session, *, port: int = 0) -> Iterator[str]:
         pass
 
     Handler.session, Handler.token = session, secrets.token_urlsafe(16)
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
-    Handler.names = tuple(f"{name}:{server.server_port}" for name in ("127.0.0.1", "localhost"))
-    thread = threading.Thread(target=server.serve_forever, name="label", daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/{Handler.token}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving_pages(Handler, preferred_port=port) as address:
+        yield f"{address}/{Handler.token}/"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     session: Session
     token: str
-    names: tuple[str, ...]
-    server_version = "eelsflow"
-    sys_version = ""
-    timeout = 30
+    headers_sent = HEADERS
 
     def do_GET(self) -> None:
         page = self._page()
@@ -149,28 +136,28 @@ class _Handler(BaseHTTPRequestHandler):
         if page == "start":
             self._json(HTTPStatus.OK, self.session.start())
         elif page == "bokeh.js":
-            self._answer(HTTPStatus.OK, _bokeh_js(), "text/javascript; charset=utf-8")
+            self.answer(HTTPStatus.OK, _bokeh_js(), "text/javascript; charset=utf-8")
         elif page in _STATIC:
             name, kind = _STATIC[page]
-            self._answer(HTTPStatus.OK, (resources.files("eelsflow.labelling") / "static" / name).read_bytes(), kind)
+            self.answer(HTTPStatus.OK, (resources.files("eelsflow.labelling") / "static" / name).read_bytes(), kind)
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, "nothing is here")
+            self.refuse(HTTPStatus.NOT_FOUND, "nothing is here")
 
     def do_POST(self) -> None:
         page = self._page()
         if page is None:
             return
         origin = self.headers.get("Origin")
-        if origin is not None and origin.removeprefix("http://") not in self.names:
-            self._refuse(HTTPStatus.FORBIDDEN, "this is for its own page")
+        if origin is not None and origin != f"http://{self.headers.get('Host', '')}":
+            self.refuse(HTTPStatus.FORBIDDEN, "this is for its own page")
             return
         work = {"look": self.session.look, "save": self.session.save}.get(page)
         length = self.headers.get("Content-Length", "")
         if work is None or self.headers.get_content_type() != "application/json" or not length.isdecimal():
-            self._refuse(HTTPStatus.NOT_FOUND, "nothing is here")
+            self.refuse(HTTPStatus.NOT_FOUND, "nothing is here")
             return
         if int(length) > MOST_BYTES:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "these are more regions than anybody draws")
+            self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "these are more regions than anybody draws")
             return
         try:
             self._json(HTTPStatus.OK, work(json.loads(self.rfile.read(int(length)))))
@@ -179,33 +166,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _page(self) -> str | None:
         """Return what is asked for, below the token; None where it was refused."""
-        if self.headers.get("Host", "") not in self.names:
-            self._refuse(HTTPStatus.FORBIDDEN, "this page is for the machine that it runs on")
+        if not self.is_for_us():
             return None
         parts = self.path.partition("?")[0].split("/")
         if len(parts) != 3 or not secrets.compare_digest(parts[1].encode(), self.token.encode()):
-            self._refuse(HTTPStatus.NOT_FOUND, "nothing is here")
+            self.refuse(HTTPStatus.NOT_FOUND, "nothing is here")
             return None
         return parts[2]
 
     def _json(self, status: HTTPStatus, content: Any) -> None:
-        self._answer(status, json.dumps(content).encode(), "application/json")
-
-    def _refuse(self, status: HTTPStatus, text: str) -> None:
-        self.close_connection = True  # what was sent along is not read
-        self._answer(status, f"{text}\n".encode(), "text/plain; charset=utf-8")
-
-    def _answer(self, status: HTTPStatus, content: bytes, kind: str) -> None:
-        self.send_response(status)
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        self.answer(status, json.dumps(content).encode(), "application/json")
 
 
 def _bokeh_js() -> bytes:

@@ -100,6 +100,15 @@ def scan(directory, name, *, seed=4, date=None, zero_loss=False, shape=(12, 12))
     return write_spectrum_image(image.assign_attrs(metadata=json.dumps(metadata)), directory / name)
 
 
+def test_a_manifest_of_a_header_alone_is_extended(folder):
+    out = folder / "manifest.csv"
+    out.write_text("path,label,group,session\n")
+    found = write_discovered(folder, out, edge=SHIPPED["O_K"])
+    assert found.added > 0
+    assert found.kept == 0
+    assert len(read_rows(out)) == found.added
+
+
 def test_session_is_folder_and_date_and_files_of_one_scan_are_one_group(tmp_path):
     scan(tmp_path / "a", "map 1 core.zarr", seed=1, date="12/14/2019")
     scan(tmp_path / "a", "map_1.zarr", seed=2, date="12/14/2019")

@@ -1,0 +1,5 @@
+"""`python -m eelsflow.cli`."""
+
+from eelsflow.cli import main
+
+main()

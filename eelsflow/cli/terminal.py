@@ -1,0 +1,94 @@
+"""What commands say, show and wait for on a terminal, and the choices that several of them offer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+import typer
+
+
+class SimulatorPreset(StrEnum):
+    """What the simulator draws from."""
+
+    paper = "paper"
+    wide = "wide"
+
+
+class SimulatorDetector(StrEnum):
+    """What the simulator records with."""
+
+    ccd = "ccd"
+    counting = "counting"
+    both = "both"
+
+
+class RunnerName(StrEnum):
+    """Where a study runs."""
+
+    prefect = "prefect"
+    loop = "loop"
+
+
+def say(text: str) -> None:
+    """Tell a person something, beside what the command prints."""
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[str, int | None, int | None], None]]:
+    """Show progress on a terminal; elsewhere say nothing."""
+    if not sys.stderr.isatty():
+        yield lambda title, number, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda title, number, total: progress.update(task, description=title, completed=number, total=total)
+
+
+def one_thread_each() -> None:
+    """Keep numerical libraries to one thread: parallelism is the cluster's, and sums then round alike everywhere.
+
+    They read it when they are loaded, so this comes before anything that imports NumPy.
+    """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
+@contextmanager
+def until_stopped() -> Iterator[Any]:
+    """Turn Ctrl-C and SIGTERM into an event, so that what is worked on is given back."""
+    import signal
+    from threading import Event
+
+    stop = Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def log_lines(name: str) -> Iterator[None]:
+    """Print what a part of the program says of its work."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
