@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eelsflow.errors import InputError
 from eelsflow.store import home
-from flows.server import current_server, running_server
+from flows.server import ABANDONED, current_server, running_server
 from flows.tell import configure_crash_automation
 
 DEPLOYMENTS = Path(__file__).parents[1] / "deployments" / "prefect.yaml"
@@ -56,6 +56,26 @@ def deploy_to_server(names: list[str], environment: dict[str, str] | None = None
     _create_queue()
     chosen = [word for name in names for word in ("--name", name)] or ["--all"]
     _run_prefect("deploy", "--prefect-file", str(DEPLOYMENTS), *chosen, environment=environment)
+
+
+def end_abandoned_submissions() -> None:
+    """Call runs over that a worker was about to start when it was killed; to be asked before the next worker starts.
+
+    No process sends heartbeats for such a run, so it would keep its place for ever.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    pending = filters.FlowRunFilter(
+        state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[StateType.PENDING]))
+    )
+    pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL]))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=pending, work_pool_filter=pool):
+            over = Crashed(message=ABANDONED)
+            client.set_flow_run_state(run.id, over)
 
 
 def _create_queue() -> None:

@@ -35,6 +35,11 @@ HEARTBEAT_SECONDS = 30  # the least that Prefect allows
 # Three heartbeats missed: one may be late on a busy machine.
 ZOMBIE_AFTER = timedelta(seconds=3 * HEARTBEAT_SECONDS + 5)
 ZOMBIE_AUTOMATION = "eelsflow: mark flow runs without a heartbeat as crashed"
+# A worker starts a process in seconds, and a pod in some minutes.
+ABANDONED_AFTER = timedelta(minutes=10)
+ABANDONED_AUTOMATION = "eelsflow: mark flow runs that never began as crashed"
+ABANDONED = "The worker was gone before it had started this run."
+LEASES_ON_DISK = "prefect.server.concurrency.lease_storage.filesystem"
 STOP_SECONDS = 12
 LEAVE_SECONDS = 10  # a server that is there takes two at most
 RECORD_SECONDS = 5
@@ -113,7 +118,7 @@ def running_server(home: Path, *, preferred_port: int = PREFERRED_PORT, start_se
         else:
             server = stack.enter_context(_local_server(folder, preferred_port, start_seconds))
         stack.enter_context(_environment({"PREFECT_API_URL": server.api_url}))
-        configure_zombie_automation()
+        configure_automations()
         entered = datetime.now(UTC)
         try:
             yield server
@@ -256,6 +261,9 @@ def _spawn(folder: Path, in_use: Path, port: int) -> subprocess.Popen[bytes]:
         # Beside the database: the installed package may be read-only.
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
     }
+    # On disk: what a run holds of a deployment's limit is else forgotten with a server that is killed, and nobody runs
+    # any more (seen with Prefect 3.8.8).
+    environment.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", LEASES_ON_DISK)
     if login := os.environ.get("PREFECT_API_AUTH_STRING"):  # what its clients say is what it asks for
         environment.setdefault("PREFECT_SERVER_API_AUTH_STRING", login)
     with (folder / "server.log").open("wb") as log:
@@ -401,42 +409,47 @@ def _wait_until_recorded(since: datetime) -> None:
             time.sleep(0.2)
 
 
-def configure_zombie_automation() -> None:
-    """Let the server mark a flow run as crashed when its heartbeats stop; done once however often it is called.
+def configure_automations() -> None:
+    """Let the server mark flow runs as crashed whose process is gone; done once however often it is called.
 
-    A killed process cannot report its end, so without this its run would be "Running" for ever. Only flows of
-    eelsflow are watched (their names begin so): on a shared server, others may send heartbeats more seldom.
+    A killed process cannot report its end, so without this its run would be "Running" for ever, and one whose worker
+    was killed while it started the process "Pending"; both keep their places. Only flows of eelsflow are watched (their
+    names begin so): on a shared server, others may send heartbeats more seldom.
     """
     from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
 
+    def silence(name: str, after: str, expect: set[str], within: timedelta, message: str) -> AutomationCore:
+        return AutomationCore(
+            name=name,
+            description="A process that was killed cannot report its end.",
+            trigger=EventTrigger(
+                match={"prefect.resource.id": "prefect.flow-run.*"},
+                match_related={"prefect.resource.role": "flow", "prefect.resource.name": "eelsflow-*"},
+                for_each={"prefect.resource.id"},
+                after={after},
+                expect=expect,
+                posture=Posture.Proactive,
+                threshold=1,
+                within=within,
+            ),
+            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
+        )
+
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Paused")}
-    heartbeat = "prefect.flow-run.heartbeat"
-    automation = AutomationCore(
-        name=ZOMBIE_AUTOMATION,
-        description="A process that was killed cannot report its end.",
-        trigger=EventTrigger(
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related={"prefect.resource.role": "flow", "prefect.resource.name": "eelsflow-*"},
-            for_each={"prefect.resource.id"},
-            after={heartbeat},
-            expect={heartbeat, *ends},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=ZOMBIE_AFTER,
-        ),
-        actions=[
-            ChangeFlowRunState(state=StateType.CRASHED, message="No heartbeat: the process that ran this flow is gone.")
-        ],
-    )
+    heartbeat, pending, running = (f"prefect.flow-run.{name}" for name in ("heartbeat", "Pending", "Running"))
+    gone = "No heartbeat: the process that ran this flow is gone."
+    wanted = [
+        silence(ZOMBIE_AUTOMATION, heartbeat, {heartbeat, *ends}, ZOMBIE_AFTER, gone),
+        silence(ABANDONED_AUTOMATION, pending, {running, *ends}, ABANDONED_AFTER, ABANDONED),
+    ]
     with get_client(sync_client=True) as client:
-        found = client.read_automations_by_name(ZOMBIE_AUTOMATION)
-        for existing in found:
-            if (
-                AutomationCore.model_validate(existing.model_dump(exclude={"id"})) == automation
-                and existing is found[0]
-            ):
-                return
-            client.delete_automation(existing.id)
-        client.create_automation(automation)
+        for automation in wanted:
+            found = client.read_automations_by_name(automation.name)
+            same = [one for one in found if AutomationCore.model_validate(one.model_dump(exclude={"id"})) == automation]
+            for existing in found:
+                if existing not in same[:1]:
+                    client.delete_automation(existing.id)
+            if not same:
+                client.create_automation(automation)

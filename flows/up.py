@@ -23,7 +23,7 @@ from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.serve import serving
 from eelsflow.dask_tls import command_options
 from eelsflow.store import home, make_directory
-from flows.deploy import POOL, deploy_to_server
+from flows.deploy import POOL, deploy_to_server, end_abandoned_submissions
 from flows.server import ServerError, free_port, running_server
 from flows.server_watch import end, watched
 from flows.tell import configure_crash_automation
@@ -65,6 +65,8 @@ def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str],
         if inbox is not None:
             address, dashboard = stack.enter_context(_dask(where, programs))
             say(f"Dask works at {address}, its pages are at {dashboard}")
+            if server.started:  # then no worker of another program asks it for runs
+                end_abandoned_submissions()
             stack.enter_context(_schedules(where, open_inbox(inbox).root, out, address, programs))
             say(f"{inbox} is looked into on a schedule; maps go to {out}/maps")
         lost = "everything is stopped; start it again (systemd does)"

@@ -1,5 +1,6 @@
 """What a server of one's own is set up with, as a worker meets it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Crashed, Pending, Running
 
 from eelsflow.errors import InputError
-from flows.deploy import POOL, QUEUE, deploy
-from flows.server import ZOMBIE_AUTOMATION, Server, _refresh_settings
+from flows.deploy import POOL, QUEUE, deploy, end_abandoned_submissions
+from flows.server import ABANDONED_AUTOMATION, ZOMBIE_AUTOMATION, Server, _refresh_settings
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -61,8 +62,31 @@ def test_a_second_study_waits_until_the_first(client: SyncPrefectClient, given, 
         client.set_flow_run_state(run, Completed(), force=True)
 
 
-def test_a_run_whose_process_was_killed_is_called_over(client: SyncPrefectClient) -> None:
-    assert len(client.read_automations_by_name(ZOMBIE_AUTOMATION)) == 1
+@pytest.mark.parametrize("name", [ZOMBIE_AUTOMATION, ABANDONED_AUTOMATION])
+def test_a_run_whose_process_or_worker_was_killed_is_called_over(client: SyncPrefectClient, name: str) -> None:
+    assert len(client.read_automations_by_name(name)) == 1
+
+
+def test_a_run_whose_worker_was_killed_while_it_started_it_gives_its_place_back(client: SyncPrefectClient) -> None:
+    abandoned = ask_for(client, "eelsflow-inbox/inbox")
+    client.set_flow_run_state(abandoned.id, Pending())
+    dropped = ask_for(client, "eelsflow-inbox/inbox")
+    assert client.set_flow_run_state(dropped.id, Pending()).state.is_cancelled()  # there is one place
+    end_abandoned_submissions()
+    assert client.read_flow_run(abandoned.id).state.is_crashed()
+    following = ask_for(client, "eelsflow-inbox/inbox")
+    assert client.set_flow_run_state(following.id, Pending()).state.is_pending()
+    client.set_flow_run_state(following.id, Completed(), force=True)
+
+
+def test_what_a_run_holds_of_a_limit_is_on_disk_and_outlives_the_server(
+    prefect_server: Server, client: SyncPrefectClient
+) -> None:
+    run = ask_for(client, "eelsflow-inbox/inbox")
+    lease = client.set_flow_run_state(run.id, Pending()).state.state_details.deployment_concurrency_lease_id
+    home = Path(os.environ["PREFECT_HOME"])
+    assert (home / "concurrency_leases" / f"{lease}.json").is_file()
+    client.set_flow_run_state(run.id, Completed(), force=True)
 
 
 def test_the_queue_has_its_limit_back_after_somebody_took_it_away(client: SyncPrefectClient) -> None:

@@ -26,7 +26,7 @@ from flows.server import (
     ZOMBIE_AUTOMATION,
     Server,
     ServerError,
-    configure_zombie_automation,
+    configure_automations,
     free_port,
     running_server,
 )
@@ -215,8 +215,8 @@ def test_port_that_is_taken_is_not_chosen() -> None:
 
 
 def test_zombie_automation_is_made_once(prefect_server: Server) -> None:
-    configure_zombie_automation()
-    configure_zombie_automation()
+    configure_automations()
+    configure_automations()
     with get_client(sync_client=True) as client:
         assert len(client.read_automations_by_name(ZOMBIE_AUTOMATION)) == 1
 
