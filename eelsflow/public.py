@@ -136,6 +136,9 @@ def simulate(
     from eelsflow.simulator import LowLossRecording, simulate_directory
     from eelsflow.store import make_directory
 
+    if acquisitions < 1 or pixels < 8:
+        raise InputError(f"{acquisitions} acquisitions of {pixels} x {pixels} pixels; at least 1 of 8 x 8 is simulated")
+
     return simulate_directory(
         make_directory(Path(directory)),
         n_acquisitions=acquisitions,
@@ -194,6 +197,8 @@ def run_study(
     from eelsflow.store import Store, home, make_directory, read_json
     from eelsflow.study.config import Study, load_study
 
+    if runner not in ("loop", "prefect"):
+        raise InputError(f"there is no runner {runner!r}; name 'loop' or 'prefect'")
     resolved = study if isinstance(study, Study) else load_study(Path(study))
     resolved = resolved.quick() if quick else resolved
     out = make_directory(Path(out))
@@ -277,11 +282,19 @@ def grid_search(
     EelsflowError
         If spectra and labels do not fit each other, or a class has too few spectra for the folds.
     """
+    import numpy as np
+
     from eelsflow.models.spec import resolve_model
     from eelsflow.search.estimator import SvmGridSearch
 
+    rows, names = np.asarray(spectra, dtype=np.float64), np.asarray(labels)
+    if rows.ndim != 2 or names.shape != rows.shape[:1] or not np.isfinite(rows).all():
+        raise InputError(
+            f"spectra have the shape {rows.shape} and labels {names.shape}"
+            f"{'' if np.isfinite(rows).all() else ', and some values are not finite'}; expected (n, channels) and (n,)"
+        )
     values = resolve_model(f"svm-{kernel}").resolve_grid("paper") if grid is None else grid
-    return SvmGridSearch(kernel, values, cv=cv).fit(spectra, labels)
+    return SvmGridSearch(kernel, values, cv=cv).fit(rows, names)
 
 
 def perturb(
@@ -316,10 +329,15 @@ def perturb(
     from eelsflow.preprocess.features import shift_spectra
     from eelsflow.robustness.perturb import add_gaussian_noise
 
-    if not spectra.dims or spectra.dims[-1] != "energy_loss":
+    dims = tuple(getattr(spectra, "dims", ()))
+    if not dims or dims[-1] != "energy_loss":
         raise InputError(
-            f"spectra have dimensions {tuple(spectra.dims)}; expected 'energy_loss' last: "
-            "spectra.transpose(..., 'energy_loss')"
+            f"spectra are {type(spectra).__name__} with dimensions {dims}; expected an xarray with 'energy_loss' last, "
+            "such as spectra.transpose(..., 'energy_loss')"
+        )
+    if not np.isfinite(shift_ev).all() or not noise_sigma >= 0:
+        raise InputError(
+            f"shifts {shift_ev!r} eV and noise {noise_sigma}; expected finite shifts and no negative noise"
         )
     axis = EnergyAxis.from_values(spectra["energy_loss"].values)
     rows = np.asarray(spectra.values, dtype=np.float32).reshape(-1, axis.size)
@@ -340,6 +358,7 @@ def explain(
     value: Any = None,
     *,
     model: ModelBundle | Path | str | None = None,
+    models: Sequence[ModelBundle | Path | str] = (),
     pixels: Any = None,
     classes: tuple[str, str] | None = None,
     width: float = 1.0,
@@ -352,6 +371,8 @@ def explain(
         A map that `classify` returned, or an acquisition as `classify` takes it; None explains the model alone.
     model
         As in `classify`; of a map its own.
+    models
+        Further ones, the same model trained with other seeds: contributions are the mean over all, and each is kept.
     pixels
         Pairs (y, x), each explained by itself, or a mask, shape (y, x), whose pixels are explained together; None: all
         pixels of each class.
@@ -368,18 +389,24 @@ def explain(
     Raises
     ------
     EelsflowError
-        If the acquisition, the model or what is asked for cannot be used, or the map was loaded and has no spectra.
+        If the acquisition, the model or what is asked for cannot be used, a model is named beside a map, or the map was
+        loaded and has no spectra.
     """
     from eelsflow.explanation import explain
     from eelsflow.maps import Map, classify
 
+    if classes is not None and (isinstance(classes, str) or len(classes) != 2):
+        raise InputError(f"classes are {classes!r}; name two, such as ('FeO', 'Fe3O4')")
+    if isinstance(value, Map) and model is not None:
+        raise InputError("a map is explained by the model that made it; leave model out, or explain the acquisition")
+    others = [one if not isinstance(one, str | Path) else load_model(one) for one in models]
     if value is None:
         bundle = model if model is not None and not isinstance(model, str | Path) else load_model(model or "default")
-        return explain(bundle, classes=classes, width=width)
+        return explain(bundle, classes=classes, width=width, models=others)
     found = value if isinstance(value, Map) else classify(value, model="default" if model is None else model)
     if found.prepared is None or found.bundle is None:
         raise InputError("the map was loaded from a folder, which keeps no spectra; explain the acquisition's file")
-    return explain(found.bundle, found.prepared, pixels=pixels, classes=classes, width=width)
+    return explain(found.bundle, found.prepared, pixels=pixels, classes=classes, width=width, models=others)
 
 
 def plan_dose(
@@ -431,8 +458,10 @@ def plan_dose(
         bundle = ModelBundle.load(find_model(str(bundle), axis=energy_axis(image)))
     if isinstance(labels, str | Path):
         no_vacuum = np.zeros(image.shape[:2], dtype=bool)  # thin pixels take no part in a plan, whatever they are
+        if isinstance(labels, str) and labels not in bundle.classes:
+            raise InputError(f"all pixels are labelled {labels!r}, which is not one of the classes {bundle.classes}")
         label, truth = (labels, None) if isinstance(labels, str) else ("", labels)
-        labels = label_pixels(no_vacuum, label=label, truth=truth, classes=bundle.classes, name="the acquisition")
+        labels = label_pixels(no_vacuum, label=label, truth=truth, classes=bundle.classes, name=image.attrs["source"])
     elif labels is not None:
         labels = np.asarray(labels, dtype=np.str_)
     return plan_dose(image, bundle, accuracy=accuracy, fraction_error=fraction_error, labels=labels)

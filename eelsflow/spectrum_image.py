@@ -106,6 +106,11 @@ def check_spectrum_image(image: xr.DataArray) -> None:
     unit = image.coords["energy_loss"].attrs.get("units") if "energy_loss" in image.coords else None
     if unit != "eV":
         raise SpectrumImageSchemaError(f"energy_loss has the unit {unit!r}; expected a coordinate in 'eV'")
+    size = image.attrs.get("pixel_size")
+    if not isinstance(size, int | float | np.number) or not np.isfinite(size) or size <= 0:
+        raise SpectrumImageSchemaError(
+            f"pixel_size is {size!r}; expected a positive number, or 1 with the pixel_unit 'px' where it is not known"
+        )
     if image.attrs.get("pixel_unit") not in ("nm", "px"):
         raise SpectrumImageSchemaError(
             f"pixel_unit is {image.attrs.get('pixel_unit')!r}; expected 'nm', or 'px' where the size is not known"

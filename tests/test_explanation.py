@@ -242,6 +242,7 @@ def test_a_map_by_fractions_is_explained_by_their_weights(field):
     found, explained = map_pixels(prepared, model), explain(model, prepared).dataset
     assert explained.attrs["method"] == "exact"
     assert explained.attrs["unit"] == ("difference of fractions" if found.ends is not None else "log-odds")
+    assert ("no structure" in explained.attrs["note"]) == (found.ends is None)
     assert np.allclose(
         explained["contribution"].sum("band"), explained["decision"] - explained["decision_at_mean"], atol=1e-5
     )

@@ -14,7 +14,8 @@ from eelsflow.errors import EdgeOutOfRangeError, UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
-from eelsflow.maps import check_model, classify_file, find_model, map_product, register_model
+from eelsflow.maps import Map, check_model, classify, classify_file, find_model, map_product, register_model
+from eelsflow.maps.write import _file_names
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.blocks import prepare_blocks
 from eelsflow.preprocess.presets import resolve_preset
@@ -285,3 +286,21 @@ def test_manganite_is_mapped_as_trivalent_and_its_wrong_dispersion_is_noticed(
     unlike = [warning for warning in summary["warnings"] if "unlike the training data" in warning]
     assert bool(unlike) == (dispersion == 0.5)
     assert not any("normalise" in warning for warning in summary["warnings"])
+
+
+def test_classes_whose_names_make_one_file_name_have_files_of_their_own():
+    names = _file_names(["Fe²⁺ a/b", "Fe²⁺ a b", "磁鉄鉱", "赤鉄鉱", "FeO"])
+    assert len(set(names)) == 5
+    assert names[2:] == ["fraction-磁鉄鉱", "fraction-赤鉄鉱", "fraction-FeO"]
+
+
+def test_a_map_saved_into_the_folder_of_another_leaves_nothing_of_it(saved_model, tmp_path):
+    image = simulate_acquisition(PRESETS["paper"].model_copy(update={"shape": (16, 16)}), 3).image
+    found = classify(image, model=saved_model)
+    found.save(tmp_path)
+    (tmp_path / "fraction-other.tif").touch()
+    assert (tmp_path / "map.html").exists()
+    Map.load(tmp_path).save(tmp_path)  # it has no spectra any more
+    assert not (tmp_path / "map.html").exists()
+    assert not (tmp_path / "fraction-other.tif").exists()
+    assert "map.html" not in (tmp_path / "index.html").read_text()

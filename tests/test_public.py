@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from eelsflow.spectrum_image import build_spectrum_image
 PUBLIC = {
     "Map": ["dataset", "prepared", "recorded", "bundle", "pixels"],
     "classify": ["acquisition", "model", "edge", "low_loss", "executor"],
-    "explain": ["value", "model", "pixels", "classes", "width"],
+    "explain": ["value", "model", "models", "pixels", "classes", "width"],
     "from_hyperspy": ["value"],
     "grid_search": ["spectra", "labels", "kernel", "grid", "cv"],
     "info": ["file", "edge", "low_loss", "density"],
@@ -142,6 +143,52 @@ def test_a_signal_that_is_no_spectrum_or_no_map_is_refused(image):
         eelsflow.from_hyperspy({"class_index": hs.signals.Signal2D(np.zeros((3, 3)))})
     with pytest.raises(Exception, match="holds no energy-loss spectra"):
         eelsflow.from_hyperspy(hs.signals.Signal2D(np.zeros((3, 3))))
+
+
+def test_signals_that_are_not_of_one_map_any_more_are_refused(mapped):
+    signals = eelsflow.to_hyperspy(mapped)
+    signals["unknown"] = signals["unknown"].isig[:4, :4]
+    for given in (signals, {}):
+        with pytest.raises(InputError, match="to_hyperspy"):
+            eelsflow.from_hyperspy(given)
+    with pytest.raises(InputError, match="no HyperSpy signal"):
+        eelsflow.from_hyperspy("scan.dm3")
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, np.nan])
+def test_a_pixel_size_that_is_none_is_pixels(size):
+    array = xr.DataArray(
+        np.ones((3, 4, 20)), dims=("y", "x", "energy_loss"), coords={"energy_loss": 500.0 + np.arange(20.0)},
+        attrs={"pixel_size": size, "pixel_unit": "nm"},
+    )  # fmt: skip
+    array["energy_loss"].attrs["units"] = "eV"
+    image = eelsflow.read(array)
+    assert (image.attrs["pixel_size"], image.attrs["pixel_unit"]) == (1.0, "px")
+    image.attrs["pixel_size"] = size
+    with pytest.raises(SpectrumImageSchemaError, match="pixel_size"):
+        eelsflow.read(image)
+
+
+def test_what_cannot_be_asked_for_is_refused_in_the_words_of_the_library(mapped, image, tmp_path):
+    prepared = eelsflow.prepare(image)["intensity"]
+    refused = [
+        lambda: eelsflow.run_study(tmp_path / "study.yaml", tmp_path, runner="lop"),
+        lambda: eelsflow.simulate(tmp_path, pixels=0),
+        lambda: eelsflow.perturb(prepared, shift_ev=np.nan),
+        lambda: eelsflow.perturb(prepared, noise_sigma=-1.0),
+        lambda: eelsflow.perturb(prepared.values),
+        lambda: eelsflow.grid_search(np.full((20, 5), np.nan), ["a", "b"] * 10),
+        lambda: eelsflow.grid_search(np.ones((20, 5)), ["a", "b"]),
+        lambda: eelsflow.explain(mapped, classes="FeO"),
+        lambda: eelsflow.explain(mapped, model="another"),
+    ]
+    for ask in refused:
+        with pytest.raises(InputError):
+            ask()
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(eelsflow.__file__).parent / "py.typed").is_file()
 
 
 def test_without_hyperspy_it_is_said_how_to_have_it(image, monkeypatch):

@@ -29,6 +29,11 @@ NOISY_SPECTRA, DRAWS = 512, (8, 32)
 BETWEEN_ACQUISITIONS = 32
 """Spectra drawn from what acquisitions of a class differ by, where a model alone is explained (ours)."""
 
+BY_ITS_MEAN = (
+    "This field shows no structure, so its map decides all pixels alike, by their mean spectrum; what is shown here is "
+    "what each spectrum says by itself."
+)
+
 _TEMPLATE_STEPS = 20
 
 Pixels = Sequence[tuple[int, int]] | Sequence[int] | NDArray[np.bool_]
@@ -144,6 +149,7 @@ class _Part:
     method: str
     unit: str
     spread_over: str
+    note: str = ""
 
     def only(self, names: Sequence[str]) -> _Part:
         """Return some of the sets."""
@@ -401,7 +407,8 @@ def _by_fraction(
     at_mean = float(of_bands @ mean) + offset
     values = np.stack([found.sum(axis=1) + at_mean, np.full(len(found), at_mean)])
     error = _noise_error(contribute, sets, seed)
-    return _part(bundle, band_edges(axis, edge), sets, found, values, error, "exact", weights.unit)
+    part = _part(bundle, band_edges(axis, edge), sets, found, values, error, "exact", weights.unit)
+    return replace(part, note=BY_ITS_MEAN) if weights.unit == "log-odds" else part
 
 
 def _noise_error(contribute: Contribute, sets: _Sets, seed: int) -> Floats | None:
@@ -562,6 +569,7 @@ def _dataset(parts: Sequence[_Part], bundles: Sequence[ModelBundle], pair: tuple
             "width": float(width),
             "compared_with": f"the mean of the mean spectra of {pair[0]} and {pair[1]} in the training set",
             "spread_over": first.spread_over,
+            "note": first.note,
         },
     )
     if len(parts) > 1:

@@ -38,7 +38,7 @@ class Explanation:
 
         And ``class_spectrum`` (``class``, ``energy_loss``), % of the window's counts per eV. Attributes: ``method``
         (exact, occlusion), ``classes`` (the pair; positive speaks for the first), ``unit``, ``model``, ``edge``,
-        ``width`` (eV), ``compared_with``, ``spread_over``.
+        ``width`` (eV), ``compared_with``, ``spread_over``, ``note`` (what else is to be known; else empty).
     """
 
     dataset: xr.Dataset

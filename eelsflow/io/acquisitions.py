@@ -85,9 +85,10 @@ def _image_of_array(array: xr.DataArray) -> xr.DataArray:
 
 def _pixel_size(array: xr.DataArray, others: list[Any]) -> tuple[float, str]:
     """Return the pixel size that attributes or the coordinate along a row say."""
-    if "pixel_size" in array.attrs and array.attrs.get("pixel_unit") in ("nm", "px"):
-        return float(array.attrs["pixel_size"]), str(array.attrs["pixel_unit"])
+    size, unit = 1.0, "px"
     along = array.coords[others[-1]] if others and others[-1] in array.coords else None
-    if along is not None and along.size > 1 and along.attrs.get("units") == "nm":
-        return float(abs(along.values[1] - along.values[0])), "nm"
-    return 1.0, "px"
+    if "pixel_size" in array.attrs and array.attrs.get("pixel_unit") in ("nm", "px"):
+        size, unit = float(array.attrs["pixel_size"]), str(array.attrs["pixel_unit"])
+    elif along is not None and along.size > 1 and along.attrs.get("units") == "nm":
+        size, unit = float(abs(along.values[1] - along.values[0])), "nm"
+    return (size, unit) if np.isfinite(size) and size > 0 else (1.0, "px")

@@ -75,6 +75,8 @@ def image_of_signal(signal: Any) -> xr.DataArray:
     EelsflowError
         If it holds no energy-loss spectra, or its energy axis is not uniform.
     """
+    if not hasattr(signal, "axes_manager"):
+        raise InputError(f"{type(signal).__name__} is no HyperSpy signal; `eelsflow.read` takes files and arrays")
     described = {
         "data": signal.data,
         "axes": list(signal.axes_manager.as_dictionary().values()),
@@ -150,7 +152,16 @@ def dataset_of_signals(signals: Mapping[str, Any]) -> xr.Dataset:
         variables[name] = xr.Variable(ordered, values, ours["variable"]["attrs"]).transpose(*dims)
         attrs, coords = ours["attrs"], ours["coords"]
     made = {key: (one["dims"], np.asarray(one["data"]), one["attrs"]) for key, one in coords.items()}
-    return xr.Dataset(variables, coords=made, attrs=attrs)
+    try:
+        dataset = xr.Dataset(variables, coords=made, attrs=attrs)
+    except ValueError as error:
+        raise InputError(
+            f"the signals are not of one map any more ({error}); expected all that `to_hyperspy` made of it, with the "
+            "pixels that it had"
+        ) from error
+    if "summary" not in dataset.attrs:
+        raise InputError("there are no signals of a map; expected those that `to_hyperspy` made of it")
+    return dataset
 
 
 def _axis(dim: str, dataset: xr.Dataset, size: float, unit: str) -> dict[str, Any]:

@@ -170,8 +170,12 @@ def write_discovered(
     return discovery
 
 
-def _candidates(directory: Path) -> Iterator[Path]:
-    """Return what looks like an acquisition or a low loss by its name, below a folder, in order."""
+def _candidates(directory: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Return what looks like an acquisition or a low loss by its name, below a folder, in order.
+
+    A link to a folder that it lies in leads round in circles, and is not followed.
+    """
+    above |= {directory.resolve()}
     for path in sorted(directory.iterdir()):
         if path.name.startswith("."):
             continue
@@ -180,8 +184,8 @@ def _candidates(directory: Path) -> Iterator[Path]:
         looks_readable = is_readable_name(path) or path.name.lower().endswith(_LOW_LOSS_STORE)
         if looks_readable and (not is_folder or (one is not None and one.is_folder)):
             yield path
-        elif is_folder and one is None:
-            yield from _candidates(path)
+        elif is_folder and one is None and path.resolve() not in above:
+            yield from _candidates(path, above)
 
 
 def _look(path: Path, edge: Edge) -> _Found:

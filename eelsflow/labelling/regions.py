@@ -22,7 +22,8 @@ NOT_LABELLED = -1
 
 SCHEMA = "eelsflow-regions/1"
 
-Point = tuple[float, float]
+Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
+Point = tuple[Coordinate, Coordinate]
 """x and y in pixels: (0, 0) is the corner of the first pixel, whose centre is (0.5, 0.5); y points down."""
 
 

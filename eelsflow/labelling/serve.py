@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.dataset.manifest import name_truth
+from eelsflow.digest import digest_file
 from eelsflow.errors import EelsflowError, InputError
 from eelsflow.labelling.field import Field, MeanSpectrum, mean_spectrum
 from eelsflow.labelling.page import page_content
@@ -58,6 +59,7 @@ class Session:
         self.field, self.drawing, self.truth = field, drawing, truth
         self.manifest, self.acquisition = manifest, acquisition
         self._lock = threading.Lock()
+        self._on_disk = _digest_if_there(truth)
 
     def start(self) -> dict[str, Any]:
         """Return what the page begins with."""
@@ -87,8 +89,14 @@ class Session:
         """Write the truth file; return what was written."""
         with self._lock:
             drawing = self._drawn(asked)
+            if _digest_if_there(self.truth) != self._on_disk:
+                raise InputError(
+                    f"{self.truth} was changed by another page or program since this one was opened, and saving would "
+                    "lose what it says now; start `eelsflow label` again, which goes on from there, or name another "
+                    "truth file (--out)"
+                )
             write_drawing(drawing, self.truth)
-            self.drawing = drawing
+            self.drawing, self._on_disk = drawing, _digest_if_there(self.truth)
             if self.manifest is not None:
                 name_truth(self.manifest, self.acquisition, self.truth)
         return {"labelled": int((drawing.labels != NOT_LABELLED).sum())}
@@ -98,6 +106,10 @@ class Session:
             raise InputError("the page sent no regions; reload it")
         regions = parse_regions(asked, self.drawing.classes, where="the page")
         return self.drawing.model_copy(update={"regions": tuple(regions)})
+
+
+def _digest_if_there(path: Path) -> str | None:
+    return digest_file(path) if path.exists() else None
 
 
 def _as_json(found: MeanSpectrum) -> dict[str, Any]:

@@ -55,8 +55,17 @@ def label_from_file(
     except (OSError, ValueError, RecursionError) as error:
         raise UnreadableFileError(f"regions cannot be read from {regions}: {error}; expected a JSON file") from error
     named = content.get("classes", []) if isinstance(content, dict) else []
-    drawing = _start(path, truth, [*classes, *map(str, named)])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise InputError(f'{regions}: "classes" is {named!r}; expected a list of names, such as ["FeO", "Fe3O4"]')
+    drawing = _start(path, truth, [*classes, *named])
     found = tuple(parse_regions(content, drawing.classes, where=str(regions)))
+    for number, region in enumerate(found, start=1):
+        if not region.pixels(drawing.shape).any():
+            n_y, n_x = drawing.shape
+            raise InputError(
+                f"{regions}: region {number} holds the centre of no pixel of {path.name}, which has {n_x} x {n_y}; "
+                "coordinates are x, y in pixels from the upper left corner"
+            )
     if drawing.regions[-len(found) :] != found:  # the same file once more adds nothing
         drawing = drawing.model_copy(update={"regions": (*drawing.regions, *found)})
     write_drawing(drawing, truth)

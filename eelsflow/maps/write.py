@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,11 @@ def write_map(found: Map, directory: Path, *, title: str) -> None:
         "class": data["class_index"].values,
         "probability": found.confidence,
         "unknown": data["unknown"].values,
-        **{f"fraction-{_as_file_name(name)}": data["fraction"].values[..., k] for k, name in enumerate(found.classes)},
+        **{name: data["fraction"].values[..., k] for k, name in enumerate(_file_names(found.classes))},
         **{name: data[name].values for name in ("valence", "t_over_lambda", "thickness") if name in data},
     }
+    for earlier in (*directory.glob("fraction-*.tif"), directory / PAGE):  # of another map, whose classes were others
+        earlier.unlink(missing_ok=True)
     for name, image in images.items():
         save_map_tiff(directory / f"{name}.tif", image, size_nm)
     (directory / "map.png").write_bytes(render(found.plot(title=title), "png"))
@@ -85,5 +89,8 @@ def write_map(found: Map, directory: Path, *, title: str) -> None:
     write_acquisition_page(directory, summary, title=title, conditions=tell_conditions(summary))
 
 
-def _as_file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)
+def _file_names(classes: Sequence[str]) -> list[str]:
+    """Return the name of each class's file of fractions; with its number where names of two would be the same."""
+    names = ["fraction-" + re.sub(r"[^\w.+-]+", "-", name) for name in classes]
+    many = {name for name, n in Counter(name.casefold() for name in names).items() if n > 1}
+    return [f"{name}-{k}" if name.casefold() in many else name for k, name in enumerate(names)]

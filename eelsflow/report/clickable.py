@@ -31,6 +31,10 @@ from eelsflow.unmixing.references import References
 SMALL, SMALL_BYTES, LARGE_BYTES = 128 * 128, 9_900_000, 24_000_000
 """A page of up to so many pixels has at most so many bytes, one of more pixels so many (our choice)."""
 
+MOST_STEPS = 1 << 31
+"""That a map's range is divided into; what has more is kept more coarsely."""
+
+_OF_DEVIATION = 0.002  # steps that counts and their deviation are kept in, in units of its median
 _ROUNDED = 0.125  # steps that bands are kept in, in units of their noise; four times as much in a large page
 _REST = 60_000  # bytes of template, figures and what is said, at most
 
@@ -103,9 +107,10 @@ def write_clickable_map(
     recording = Recording(product, image, stride)
     with np.errstate(invalid="ignore"):
         deviation = recording.thinned(judged.counts * np.sqrt(judged.relative_variance))
+    step = _OF_DEVIATION * _median_of_positive(deviation)
     maps = _maps(dataset, product, recording) | {
-        "counts": (recording.thinned(judged.counts), 0.02),
-        "deviation": (deviation, 0.005),
+        "counts": (recording.thinned(judged.counts), step),
+        "deviation": (deviation, step),
     }
     layers = _layers(dataset, summary)
     bands = _bands(recording, judged, deviation, noise).pack(_ROUNDED if deviation.size <= SMALL else 4 * _ROUNDED)
@@ -251,10 +256,10 @@ def _pack_maps(
 
 
 def _step(values: NDArray[np.float64], step: float | None) -> float:
-    if step is not None:
-        return step
     known = values[np.isfinite(values)]
     span = float(np.ptp(known)) if known.size else 0.0
+    if step is not None:
+        return max(step, span / MOST_STEPS)
     return span / 65_000 if span > 0 else 1.0
 
 
@@ -264,10 +269,16 @@ def _layers(dataset: xr.Dataset, summary: Mapping[str, Any]) -> list[Layer]:
     n = len(classes)
     specimen = dataset["class_index"].values >= 0
 
-    def highest(name: str) -> float:
+    def ends(name: str) -> tuple[float, float] | None:
+        if name not in dataset:
+            return None
         values = dataset[name].values[specimen]
         values = values[np.isfinite(values)]
-        return float(values.max()) if values.size else 1.0
+        return (float(values.min()), float(values.max())) if values.size else None
+
+    def highest(name: str) -> float:
+        found = ends(name)
+        return found[1] if found else 1.0
 
     layers = [
         Layer("class", "Class", "", -0.5, n - 0.5, "classes", hatched=True),
@@ -278,18 +289,14 @@ def _layers(dataset: xr.Dataset, summary: Mapping[str, Any]) -> list[Layer]:
     limit = summary["unknown"]["pixel_limit"]
     unlike = "distance from training" + (f" (unknown above {limit:.2f})" if limit else "")
     layers.append(Layer("distance", "Unknown", unlike, 0.0, max(highest("distance"), limit or 0.0), hatched=True))
-    if "t_over_lambda" in dataset:
+    if ends("t_over_lambda"):
         layers.append(Layer("t_over_lambda", "Thickness (t/λ)", "t/λ", 0.0, highest("t_over_lambda")))
-    if "thickness" in dataset:
+    if ends("thickness"):
         layers.append(Layer("thickness", "Thickness (nm)", "thickness (nm)", 0.0, highest("thickness")))
-    if "zero_loss_offset" in dataset:
-        offset = dataset["zero_loss_offset"].values[specimen]
-        ends = float(np.nanmin(offset)), float(np.nanmax(offset))
-        layers.append(Layer("zero_loss_offset", "Energy offset", "offset of the zero loss (eV)", *ends))
-    if "valence" in dataset:
-        valence = dataset["valence"].values[specimen]
-        ends = float(np.nanmin(valence)), float(np.nanmax(valence))
-        layers.append(Layer("valence", "Valence", "mean valence", *ends))
+    if offset := ends("zero_loss_offset"):
+        layers.append(Layer("zero_loss_offset", "Energy offset", "offset of the zero loss (eV)", *offset))
+    if valence := ends("valence"):
+        layers.append(Layer("valence", "Valence", "mean valence", *valence))
     layers.append(
         Layer(
             "effective_spectra",
@@ -342,6 +349,11 @@ def _notes(
 
 def _deviations(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(np.maximum(np.diag(covariance), 0.0)))
+
+
+def _median_of_positive(values: NDArray[np.float64]) -> float:
+    some = values[np.isfinite(values) & (values > 0)]
+    return float(np.median(some)) if some.size else 1.0
 
 
 def _as_script(content: str) -> str:

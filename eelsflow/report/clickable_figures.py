@@ -145,11 +145,13 @@ def _draw_map(n_classes: int, unit: str) -> figure:
 
 def _scale_bar(unit: str) -> ScaleBar:
     from bokeh.models import ScaleBar
-    from bokeh.models.annotations.dimensional import CustomDimensional, MetricLength
+    from bokeh.models.annotations.dimensional import MetricLength
 
-    dimensional = MetricLength() if unit == "nm" else CustomDimensional(basis={unit: (1.0, unit, unit)}, ticks=_ROUND)
+    # Pixels are drawn as nanometres of another name: BokehJS does not know dimensions of one's own.
+    dimensional = MetricLength() if unit == "nm" else MetricLength(include=["nm"], ticks=_ROUND)
     return ScaleBar(
-        unit=unit, dimensional=dimensional, bar_length=0.25, bar_length_units="percent", label_location="right",
+        unit="nm", label="@{value} @{unit}" if unit == "nm" else f"@{{value}} {unit}",
+        dimensional=dimensional, bar_length=0.25, bar_length_units="percent", label_location="right",
         location="bottom_left", margin=2, padding=4, bar_line_width=3, border_line_color=None,
         background_fill_color=None, label_text_color=_TEXT, label_text_font_size="11px",
     )  # fmt: skip

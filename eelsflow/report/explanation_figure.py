@@ -165,7 +165,7 @@ def say_bands(explained: Mapping[str, Any]) -> list[str]:
                 parts.append([low, high, speaks])
         said = ", ".join(f"{low:.1f}-{high:.1f} eV (for {speaks})" for low, high, speaks in parts)
         sentences.append(f"{name}: half of all contributions lie at {said}.")
-    return sentences
+    return [*sentences, explained["note"]] if explained.get("note") else sentences
 
 
 def _array(values: Any) -> Floats:

@@ -103,10 +103,19 @@ def scan(directory, name, *, seed=4, date=None, zero_loss=False, shape=(12, 12))
 def test_a_manifest_of_a_header_alone_is_extended(folder):
     out = folder / "manifest.csv"
     out.write_text("path,label,group,session\n")
-    found = write_discovered(folder, out, edge=SHIPPED["O_K"])
+    found = write_discovered(folder, out, edge=O_K)
     assert found.added > 0
     assert found.kept == 0
     assert len(read_rows(out)) == found.added
+
+
+def test_a_link_round_in_circles_is_not_followed(tmp_path):
+    image = simulate_acquisition(PRESETS["paper"].model_copy(update={"shape": (8, 8)}), 1).image
+    write_spectrum_image(image, tmp_path / "a.zarr")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "up").symlink_to("..")
+    found = write_discovered(tmp_path, tmp_path / "manifest.csv", edge=O_K)
+    assert (found.added, found.left_out) == (1, [])
 
 
 def test_session_is_folder_and_date_and_files_of_one_scan_are_one_group(tmp_path):

@@ -194,6 +194,10 @@ def test_regions_from_a_file_come_after_those_that_were_drawn_and_once(labelled)
         ("[]", ["--classes", "FeO"], "no pixel is labelled"),
         ("[]", [], "--classes FeO,Fe3O4"),
         ('[{"class": "FeO", "polygon": [[0, 0], [9, 0], [9, 9]]}]', ["--classes", "Fe3O4"], "'FeO', which is none of"),
+        ('[{"class": "FeO", "polygon": [[50, 0], [59, 0], [59, 9]]}]', ["--classes", "FeO"], "the centre of no pixel"),
+        ('[{"class": "FeO", "polygon": [[1e308, 0], [0, 0], [9, 9]]}]', ["--classes", "FeO"], "less than or equal to"),
+        ('{"classes": "FeO", "regions": []}', [], "expected a list of names"),
+        ('{"classes": 5, "regions": []}', [], "expected a list of names"),
     ],
 )
 def test_regions_that_cannot_be_used_leave_no_truth_behind(labelled, eelsflow, regions, options, message):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from eelsflow.dataset.labels import read_phase_fraction
+from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import write_spectrum_image
 from eelsflow.labelling.field import Field, mean_spectrum, open_field
 from eelsflow.labelling.page import colors_of, layers_of
@@ -125,6 +126,17 @@ def test_a_look_returns_labels_counts_and_mean_spectra_with_their_errors(address
     assert found["spectra"]["FeO"]["mean"] == pytest.approx(expected.mean, abs=1e-5)
     assert found["drawing"]["pixels"] == 3
     assert found["drawing"]["specimen"] == 2  # the first column is vacuum
+
+
+def test_a_page_does_not_save_over_what_another_one_saved_or_a_program_wrote_since(session, tmp_path):
+    assert session.save({"regions": [SQUARE]}) == {"labelled": 56}
+    assert session.save({"regions": [SQUARE]}) == {"labelled": 56}  # its own, again
+    drawing = start_drawing(session.truth, classes=["FeO", "Fe3O4"], shape=SHAPE, sha256="abc")
+    other = Session(small_field(), drawing, session.truth, acquisition=tmp_path / "scan.dm3")
+    other.save({"regions": [SQUARE | {"class": "Fe3O4"}]})
+    with pytest.raises(InputError, match="was changed by another page"):
+        session.save({"regions": [SQUARE]})
+    assert read_drawing(session.truth).counts()["Fe3O4"] == 56
 
 
 def test_the_error_of_a_mean_spectrum_is_how_much_such_means_scatter():
