@@ -60,6 +60,7 @@ html_theme_options = {
 # Examples keep what they compute where nobody's is.
 _home = tempfile.TemporaryDirectory(prefix="eelsflow-handbook-")
 os.environ["EELSFLOW_HOME"] = _home.name
+os.environ.setdefault("EELSFLOW_DATA", str(Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 _kept: WeakSet[Figure] = WeakSet()
 

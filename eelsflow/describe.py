@@ -358,7 +358,7 @@ def format_description(description: dict[str, Any]) -> str:
         else "no common axis",
         "counts": f"{counts['min']:.4g} to {counts['max']:.4g}, mean {counts['mean']:.4g}",
         "edges in range (eV)": ", ".join(edges) or "none of the known ones",
-        "energy offset": "; ".join(
+        "energy offset to add": "; ".join(
             f"{offset['value']:+.2f} +- {offset['error']:.2f} eV at {name}"
             for name, offset in description["offsets"].items()
         )
@@ -367,15 +367,24 @@ def format_description(description: dict[str, Any]) -> str:
         if lost is None
         else ", ".join(f"{number} {kind}" for kind, number in lost.items() if number) or "none",
         "spikes": f"{spikes['channels']} channels in {spikes['pixels']} pixels" if spikes else unknown,
-        "dead channels": unknown if dead is None else ", ".join(str(channel) for channel in dead) or "none",
-        "background pixels": unknown if vacuum is None else f"{100 * vacuum:.1f} %",
-        "noise": f"variance {noise['gain']:.3g} x counts + {noise['readout_variance']:.3g}" if noise else unknown,
+        "dead channels": unknown if dead is None else _count_of(dead),
+        "vacuum": unknown if vacuum is None else f"{100 * vacuum:.1f} %",
+        "noise": f"variance of a channel: {noise['gain']:.3g} x its counts + {noise['readout_variance']:.3g}"
+        if noise
+        else unknown,
         **_low_loss_lines(description["low_loss"]),
         "sha256": description["sha256"],
     }
     width = max(len(name) for name in lines)
     text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
     return "\n".join([*text, *(f"{'warning':<{width}}  {warning}" for warning in description["warnings"])])
+
+
+def _count_of(dead: list[int]) -> str:
+    """Return how many dead channels there are, and which."""
+    if not dead:
+        return "none"
+    return f"{len(dead)} (channel{'s' if len(dead) > 1 else ''} {', '.join(map(str, dead))})"
 
 
 def _low_loss_lines(low: dict[str, Any] | None) -> dict[str, str]:

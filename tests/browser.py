@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import json
@@ -86,14 +87,30 @@ class Page:
                 modifiers=8 * shift,
             )  # fmt: skip
 
-    def drag(self, x: float, y: float, to_x: float, to_y: float) -> None:
-        """Press the mouse at one place and let it go at another, in steps; the same place clicks."""
+    def click(self, x: float, y: float, *, times: int = 1) -> None:
+        """Click the left button, so many times in a row."""
+        for nth in range(1, times + 1):
+            for kind in ("mousePressed", "mouseReleased"):
+                self._mouse(kind, x, y, button="left", clickCount=nth)
+
+    def drag(self, x: float, y: float, to_x: float, to_y: float, *, rest: float = 0.0) -> None:
+        """Press the mouse at one place, rest (s), and let it go at another, in steps; the same place clicks."""
         self._mouse("mouseMoved", x, y)
         self._mouse("mousePressed", x, y, button="left", clickCount=1)
+        time.sleep(rest)
         if (x, y) != (to_x, to_y):
             for step in (0.25, 0.5, 0.75, 1.0):
                 self._mouse("mouseMoved", x + step * (to_x - x), y + step * (to_y - y), button="left", buttons=1)
         self._mouse("mouseReleased", to_x, to_y, button="left", clickCount=1)
+
+    def is_wider_than_the_window(self) -> bool:
+        """Tell whether one has to scroll sideways."""
+        return bool(self.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
+
+    def print(self) -> bytes:
+        """Return the page as a PDF of A4."""
+        found = self.call("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)
+        return base64.b64decode(found["data"])
 
     def _mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)

@@ -105,6 +105,17 @@ def labelled_table(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A page of a headless browser; the test is skipped where there is none."""
+    from tests.browser import CHROMIUM, browsing
+
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with browsing(tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
 def saved_model(tmp_path_factory):
     """The directory of a small model of FeO and Fe3O4 for the oxygen K edge; copy it before changing it."""
     from eelsflow.executors import LoopExecutor

@@ -197,7 +197,8 @@ def test_a_target_beyond_the_limit_says_so(bundle):
     image, _ = simulate("FeO", 3, dose=2.0)
     found = plan_dose(image, bundle, accuracy=0.9999, fraction_error=0.001)
     assert all(one.factor is None for pair in found.answers.values() for one in pair)
-    first, second = found.sentences()
+    warning, first, second = found.sentences()
+    assert "what the pixels are is what" in warning
     assert f"not reached at any dose: without noise it is {found.accuracy.limit:.3f}" in first
     assert f"without noise it is {found.fraction_error.limit:.3f}" in second
 

@@ -1,10 +1,13 @@
 """What the handbook shows works: its Python is run, its study files are read, its step runs, its links lead on."""
 
 import ast
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,12 @@ import pytest
 import yaml
 
 from eelsflow.dataset.manifest import read_rows
+from eelsflow.models.bundle import ModelBundle
 from eelsflow.models.estimators import find_class
 from eelsflow.models.networks import build_network
 from eelsflow.models.spec import BASES, NAMED, resolve_model
 from eelsflow.preparation import prepare
-from eelsflow.preprocess.presets import PRESETS, Step
+from eelsflow.preprocess.presets import PRESETS, Step, resolve_preset
 from eelsflow.simulator import PRESETS as SIMULATOR
 from eelsflow.simulator import simulate_acquisition
 from eelsflow.study.config import load_study
@@ -53,7 +57,8 @@ def readers_folder(tmp_path, monkeypatch, saved_model):
         expected = expected + height * np.exp(-0.5 * ((energy_loss - position) / sigma) ** 2)
     counts = np.random.default_rng(0).poisson(np.broadcast_to(expected, (12, 12, 480)))
     write_dm(tmp_path / "titanium.dm3", counts, start=400.0, step=0.25, pixel_nm=2.0)
-    shutil.copytree(saved_model, tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    replace(ModelBundle.load(saved_model), preset=resolve_preset("recommended")).save(tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
@@ -138,3 +143,18 @@ def test_links_of_a_document_lead_to_files_of_the_repository(document):
     """Where they lead in the built pages is Sphinx's to check."""
     links = re.findall(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)", document.read_text())
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_first_script_of_the_gallery_takes_a_dm4_file(tmp_path, real_data):
+    """The page shows a larger image, which is a DM3; this one has 2 x 2 pixels."""
+    script = (DOCS / "gallery" / "plot_first_map.py").read_text()
+    assert "oxide_spectrum_image.dm3" in script
+    (tmp_path / "first.py").write_text(script.replace("oxide_spectrum_image.dm3", "tiny_spectrum_image.dm4"))
+    environment = os.environ | {"EELSFLOW_DATA": str(real_data), "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "first.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (summary,) = tmp_path.glob("*/map/summary.json")
+    assert json.loads(summary.read_text())["source"] == "tiny_spectrum_image.dm4"

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from eelsflow.edges import SHIPPED
 from eelsflow.maps.judge import judge_map, smallest_phase
 from eelsflow.maps.pixels import PixelMap
 from eelsflow.preprocess.presets import resolve_preset
@@ -53,8 +54,9 @@ def sentences(found: PixelMap, preset: str = "recommended", caution: str | None 
         acquisition_preset=chosen.for_acquisition,
         references=references(),
         provenance={"caution": caution} if caution else {},
+        **{"edge": SHIPPED["O_K"], "name": "mlls"},
     )
-    return judge_map(found, bundle, SimpleNamespace(attrs={"pca_rank": 2}))
+    return judge_map(found, bundle, SimpleNamespace(attrs={"pca_rank": 2, "sha256": "an acquisition"}))
 
 
 def test_a_map_in_which_nothing_is_wrong_says_nothing():
@@ -101,3 +103,16 @@ def test_smallest_phase_grows_with_the_noise_and_falls_with_the_contrast():
 
 def test_the_caution_of_the_model_comes_last():
     assert sentences(a_map(mean_distance=9.0), caution="simulated shapes")[-1] == "simulated shapes"
+
+
+def test_a_map_of_the_training_itself_and_one_for_want_of_a_champion_say_so():
+    found = a_map()
+    bundle = SimpleNamespace(
+        preset=resolve_preset("recommended"), acquisition_preset=resolve_preset("recommended").for_acquisition,
+        references=references(), edge=SHIPPED["O_K"], name="mlls",
+        provenance={"trained_on": ["an acquisition"], "unpromoted": True},
+    )  # fmt: skip
+    taught, unpromoted = judge_map(found, bundle, SimpleNamespace(attrs={"pca_rank": 2, "sha256": "an acquisition"}))
+    assert "trained on this very acquisition" in taught
+    assert "--promote" in unpromoted
+    assert judge_map(found, bundle, SimpleNamespace(attrs={"pca_rank": 2, "sha256": "another"})) == [unpromoted]

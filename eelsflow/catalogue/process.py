@@ -31,7 +31,7 @@ from eelsflow.errors import EelsflowError, InputError, UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.maps import check_file
-from eelsflow.maps.registry import find_model, read_edge, registered_models
+from eelsflow.maps.registry import as_unpromoted, find_model, is_champion, read_edge, registered_models
 from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.processes import is_gone, name_process
@@ -169,6 +169,8 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         if acquisition.state is not State.PREPARED and not advance(State.PREPARED):
             return None
         made_by = {"digest": model_digest, "code": map_code(), "prepared": step.digest}
+        if order.model == "default" and not is_champion(directory):
+            bundle, made_by["unpromoted"] = as_unpromoted(bundle), "yes"
         folder = order.folder_for(acquisition)
         _remove_left(folder)
         if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from eelsflow.cli.application import app
-from eelsflow.cli.terminal import progress, say, until_stopped
+from eelsflow.cli.terminal import edge_named, progress, say, until_stopped
 from eelsflow.errors import InputError
 
 PANEL = "Labels"
@@ -22,27 +22,28 @@ def manifest(
     out: Annotated[
         Path | None, typer.Option(help="The manifest; DIRECTORY/manifest.csv by default. Rows that are there are kept.")
     ] = None,
-    edge: Annotated[str, typer.Option(help="Files that do not show this edge are left out.")] = "O_K",
+    edge: Annotated[
+        str, typer.Option(help="Files that do not show this edge are left out: a shipped one, or a study file.")
+    ] = "O_K",
     classes: Annotated[
         str, typer.Option(help="As FeO,Fe3O4: label files whose name, or whose folder's, has one of them as a word.")
     ] = "",
 ) -> None:
     """Write a manifest of the acquisitions below a folder; what is left out or odd is said with the reason."""
-    from eelsflow.edges import resolve_edge
     from eelsflow.labelling.discover import write_discovered
 
     out = out or directory / "manifest.csv"
     with progress("manifest") as on_step:
         found = write_discovered(
-            directory, out, edge=resolve_edge(edge), classes=_as_list(classes),
+            directory, out, edge=edge_named(edge), classes=_as_list(classes),
             progress=lambda name, done, total: on_step(name, done, total),
         )  # fmt: skip
     for name, remark in found.remarks:
         say(f"warning: {name}: {remark}")
     for name, reason in found.left_out:
         say(f"left out: {name}: {reason}")
-    kept = f", {found.kept} kept as they were" if found.kept else ""
-    typer.echo(f"{out}: {found.added} acquisitions added{kept}, {len(found.left_out)} files left out")
+    kept = f", kept as they were: {found.kept}" if found.kept else ""
+    typer.echo(f"{out}: acquisitions added: {found.added}{kept}, left out: {len(found.left_out)}")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -50,7 +51,9 @@ def label(
     files: Annotated[
         list[Path], typer.Argument(help="An acquisition; with --suggest acquisitions, or a manifest (csv).")
     ],
-    classes: Annotated[str, typer.Option(help="As FeO,Fe3O4; those of the truth file and the model by default.")] = "",
+    classes: Annotated[
+        str, typer.Option(help="As FeO,Fe3O4; those of the truth file, the model and the manifest by default.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="The truth file; NAME.truth.npz beside FILE by default.")] = None,
     model: Annotated[
         str | None, typer.Option(help="As in `eelsflow classify`: its class, confidence and doubt are shown too.")
@@ -64,7 +67,9 @@ def label(
     manifest_file: Annotated[
         Path | None, typer.Option("--manifest", help="Name the truth file in this manifest's row of FILE.")
     ] = None,
-    edge: Annotated[str | None, typer.Option(help="By default that of the model, or O_K.")] = None,
+    edge: Annotated[
+        str | None, typer.Option(help="A shipped one, or a study file; by default that of the model, or O_K.")
+    ] = None,
     low_loss: Annotated[
         Path | None, typer.Option(help="The low loss of the scan, if the file does not hold it.")
     ] = None,
@@ -94,8 +99,8 @@ def label(
         typer.echo(f"{truth}: {service.describe_counts(drawing)}")
         return
     session = service.open_session(
-        path, truth=truth, classes=_as_list(classes), model=model, edge=edge, low_loss=low_loss,
-        manifest=manifest_file, say=say,
+        path, truth=truth, classes=_as_list(classes), model=model, low_loss=low_loss, manifest=manifest_file,
+        edge=edge_named(edge) if edge else None, say=say,
     )  # fmt: skip
     from eelsflow.labelling.serve import serving
 

@@ -10,7 +10,7 @@ import typer
 
 from eelsflow import public
 from eelsflow.cli.application import app
-from eelsflow.cli.terminal import SimulatorDetector, SimulatorPreset, one_thread_each, progress, say
+from eelsflow.cli.terminal import SimulatorDetector, SimulatorPreset, edge_named, one_thread_each, progress, say
 from eelsflow.errors import EelsflowError, InputError
 from eelsflow.io.formats import list_formats
 
@@ -21,7 +21,10 @@ PANEL = "Acquisitions"
 @app.command(rich_help_panel=PANEL)
 def info(
     file: Annotated[Path, typer.Argument(help=f"An acquisition or a table of spectra (npz). Read: {list_formats()}.")],
-    edge: Annotated[str | None, typer.Option(help="Refuse (exit 2) where this edge is out of range.")] = None,
+    edge: Annotated[
+        str | None,
+        typer.Option(help="Refuse (exit 2) where this edge is out of range: a shipped one, or a study file."),
+    ] = None,
     low_loss: Annotated[
         Path | None,
         typer.Option(help="The low loss of the scan, if the file does not hold it: zero loss, t/lambda."),
@@ -32,7 +35,7 @@ def info(
     """Describe what a readable file holds."""
     from eelsflow.describe import format_description
 
-    description = public.info(file, edge=edge, low_loss=low_loss, density=density)
+    description = public.info(file, edge=edge_named(edge) if edge else None, low_loss=low_loss, density=density)
     typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
 
 
@@ -65,7 +68,10 @@ def classify(
                 failures.append(str(error))
                 continue
             counts = ", ".join(f"{name} {found['pixels']}" for name, found in summary["classes"].items())
-            typer.echo(f"{file}: {counts} of {summary['pixels']} pixels, vacuum {summary['background_pixels']}")
+            typer.echo(
+                f"{file}: {counts} of {summary['pixels']} pixels, vacuum {summary['background_pixels']}, "
+                f"unknown {summary['unknown']['pixels']}"
+            )
             for warning in summary["warnings"]:
                 say(f"warning: {file.name}: {warning}")
     if failures:

@@ -7,9 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from eelsflow.edges import Edge
 
 
 class SimulatorPreset(StrEnum):
@@ -61,6 +65,23 @@ def one_thread_each() -> None:
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+
+
+def edge_named(text: str) -> Edge:
+    """Return a shipped edge by its name, or the one that a study file writes out.
+
+    Raises
+    ------
+    StudyFileError
+        If it is neither.
+    """
+    from eelsflow.edges import resolve_edge
+
+    if not text.endswith((".yaml", ".yml")):
+        return resolve_edge(text)
+    from eelsflow.study.config import load_study
+
+    return load_study(Path(text)).edge
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ from eelsflow.dose.curves import Answer, Curve, Draws, fraction_curve
 from eelsflow.dose.pilot import Pilot
 from eelsflow.dose.shapes import class_shapes
 from eelsflow.errors import InputError
+from eelsflow.maps.judge import say_unlike
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.transform import ELECTRONS_PER
 from eelsflow.store import make_directory, write_json
+from eelsflow.unmixing.references import mean_shape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,6 +61,8 @@ class DosePlan:
         By ``accuracy`` and ``fraction_error``, those that were asked for: of the dose, and of pixels to average.
     measured_accuracy
         Of the acquisition's own labelled pixels, mean over its classes; None without labels.
+    warnings
+        What to know before the plan is believed.
     """
 
     model: str
@@ -74,6 +79,7 @@ class DosePlan:
     fraction_error_averaged: Curve
     answers: dict[str, tuple[Answer, Answer]]
     measured_accuracy: float | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; electrons are per pixel and channel of .1 eV, ``side_nm`` is of the averaged square."""
@@ -92,8 +98,8 @@ class DosePlan:
         return {"schema": SCHEMA, **values, "electrons_per_ev": ELECTRONS_PER}
 
     def sentences(self) -> list[str]:
-        """Return the answers as a person reads them."""
-        said = []
+        """Return warnings and answers as a person reads them."""
+        said = [f"warning: {warning}" for warning in self.warnings]
         for name, (dose, averaged) in self.answers.items():
             curve: Curve = getattr(self, name)
             what = (
@@ -226,6 +232,7 @@ def plan_dose(
         fraction_error_averaged=errors_averaged,
         answers=answers,
         measured_accuracy=measured,
+        warnings=tuple(_warnings_about(pilot, bundle, labelled=labels is not None)),
     )
 
 
@@ -244,6 +251,23 @@ def write_plan(plan: DosePlan, directory: Path) -> None:
     figure = plan.plot()
     for format in ("png", "svg"):
         (directory / f"plan.{format}").write_bytes(render(figure, format))
+
+
+def _warnings_about(pilot: Pilot, bundle: ModelBundle, *, labelled: bool) -> Iterator[str]:
+    shapes, references = pilot.single[pilot.telling], bundle.references
+    unlike = say_unlike(
+        references,
+        mean_distance=float(references.distance(mean_shape(shapes))[0]),
+        unknown=int((references.distance(shapes) > references.pixel_limit).sum()),
+        pixels=int(pilot.telling.sum()),
+    )
+    if unlike is not None:
+        yield f"{unlike}. The plan is for the classes of the model, and this may be another specimen"
+    if not labelled:
+        yield (
+            f"what the pixels are is what {bundle.name} says of them; the plan is surer where that is known (--label, "
+            "--truth)"
+        )
 
 
 def _check_targets(accuracy: float | None, fraction_error: float | None, n_classes: int) -> None:

@@ -14,6 +14,7 @@ from eelsflow.errors import InputError
 from eelsflow.explanation.decision import Decision, Floats, read_spectra
 from eelsflow.explanation.result import Explanation
 from eelsflow.io.zarr_store import blocks
+from eelsflow.maps.judge import say_unlike
 from eelsflow.maps.pixels import PixelMap, map_pixels, on_axis
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.noise import sample_indices
@@ -291,8 +292,29 @@ def _of_model(bundle: ModelBundle, pair: tuple[int, int], width: float, seed: in
 def _of_acquisition(
     bundle: ModelBundle, product: xr.Dataset, pixels: Pixels | None, pair: tuple[int, int], width: float, seed: int
 ) -> _Part:
-    """Explain pixels of a prepared acquisition as its map decides them."""
+    """Explain pixels of a prepared acquisition as its map decides them; what is wrong with the map is noted."""
     found = map_pixels(product, bundle)
+    part = _of_map(found, bundle, product, pixels, pair, width, seed)
+    unlike = say_unlike(
+        bundle.references, mean_distance=found.mean_distance, unknown=int(found.unknown.sum()),
+        pixels=int(found.specimen.sum()),
+    )  # fmt: skip
+    if unlike is None:
+        return part
+    return replace(
+        part, note=f"Warning: {unlike}, and what decides between the classes says little of them. {part.note}"
+    )
+
+
+def _of_map(
+    found: PixelMap,
+    bundle: ModelBundle,
+    product: xr.Dataset,
+    pixels: Pixels | None,
+    pair: tuple[int, int],
+    width: float,
+    seed: int,
+) -> _Part:
     members = _members_of_map(found, pixels, bundle, pair)
     flat = np.concatenate([rows for _, rows, _ in members])
     axis = bundle.transform.axis

@@ -284,9 +284,11 @@ def start_drawing(path: Path, *, classes: Sequence[str], shape: tuple[int, int],
             f"{shape[0]} x {shape[1]}, or of other content); name another truth file (--out)"
         )
     names = tuple(dict.fromkeys([*(found.classes if found else ()), *classes]))
-    if not names or MIXED in names or UNLABELLED in names:
+    if not names:
+        raise InputError("no classes are known; name them, as --classes FeO,Fe3O4")
+    if MIXED in names or UNLABELLED in names:
         raise InputError(
-            f"the classes are {list(names)}; expected at least one, none of them empty or {MIXED!r}, which is there "
-            "anyway: name them, as --classes FeO,Fe3O4"
+            f"the classes are {list(names)}; none of them may be empty or {MIXED!r}, which is there anyway: "
+            "name others, as --classes FeO,Fe3O4"
         )
     return Drawing(classes=names, regions=found.regions if found else (), shape=shape, sha256=sha256)

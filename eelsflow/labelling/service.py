@@ -80,7 +80,7 @@ def open_session(
     truth: Path,
     classes: Sequence[str] = (),
     model: str | None = None,
-    edge: str | None = None,
+    edge: Edge | None = None,
     low_loss: Path | None = None,
     manifest: Path | None = None,
     say: Callable[[str], None],
@@ -90,7 +90,7 @@ def open_session(
     Parameters
     ----------
     path, truth, classes, manifest
-        As in `label_from_file`; classes are those of the model where none are named anywhere.
+        As in `label_from_file`; classes are those of the model, or of the manifest, where none are named anywhere.
     model
         What `find_model` takes; it maps the acquisition, and says where it doubts.
     edge
@@ -107,12 +107,14 @@ def open_session(
     """
     if manifest is not None:
         row_of(manifest, path)  # refused before she draws
-    bundle = ModelBundle.load(find_model(model, edge=edge)) if model is not None else None
+    bundle = ModelBundle.load(find_model(model, edge=edge.name if edge else None)) if model is not None else None
     if not classes and bundle is not None and not truth.exists():
         classes = bundle.classes
+    if not classes and manifest is not None and not truth.exists():
+        classes = sorted({row.label for row in read_rows(manifest)} - {""})
     drawing = _start(path, truth, classes)
     say(f"preparing {path.name}")
-    chosen: Edge = bundle.edge if bundle is not None else resolve_edge(edge or DEFAULT_EDGE)
+    chosen: Edge = bundle.edge if bundle is not None else edge or resolve_edge(DEFAULT_EDGE)
     field = open_field(path, edge=chosen, model=bundle, low_loss=low_loss)
     return Session(field, drawing, truth, manifest=manifest, acquisition=path)
 

@@ -37,6 +37,8 @@ def judge_map(found: PixelMap, bundle: ModelBundle, product: xr.Dataset) -> list
         _unlike(found, bundle),
         _missed_phase(found),
         _few_components(found, bundle, product),
+        _seen_in_training(bundle, product),
+        _unpromoted(bundle),
         bundle.provenance.get("caution"),
     )
     return [sentence for sentence in sentences if sentence]
@@ -54,18 +56,32 @@ def _unnormalised(bundle: ModelBundle) -> str | None:
 
 
 def _unlike(found: PixelMap, bundle: ModelBundle) -> str | None:
-    """Say so where the acquisition as a whole, or many of its pixels, are unlike all that was learnt."""
-    limit = bundle.references.mean_limit
-    unknown = int(found.unknown.sum())
-    share = unknown / max(int(found.specimen.sum()), 1)
-    if found.mean_distance <= limit and share <= UNKNOWN_FRACTION:
+    said = say_unlike(
+        bundle.references, mean_distance=found.mean_distance, unknown=int(found.unknown.sum()),
+        pixels=int(found.specimen.sum()),
+    )  # fmt: skip
+    return f"{said}. This map may show phases that the model does not know: do not rely on it" if said else None
+
+
+def say_unlike(references: References, *, mean_distance: float, unknown: int, pixels: int) -> str | None:
+    """Say so where an acquisition as a whole, or many of its pixels, are unlike all that was learnt.
+
+    Parameters
+    ----------
+    references
+        Of the model.
+    mean_distance
+        Of the acquisition's mean shape, see `References.distance`; NaN where it is not known.
+    unknown, pixels
+        How many pixels are unlike the training, and how many there are.
+    """
+    limit, share = references.mean_limit, unknown / max(pixels, 1)
+    far = mean_distance > limit
+    if not far and share <= UNKNOWN_FRACTION:
         return None
-    whole = ""
-    if found.mean_distance > limit:
-        whole = f"their mean lies {found.mean_distance:.2f} from the training acquisitions, limit {limit:.2f}; "
+    whole = f"their mean lies {mean_distance:.2f} from the training acquisitions, limit {limit:.2f}; " if far else ""
     return (
-        f"the spectra are unlike the training data: {whole}{unknown:,} of {int(found.specimen.sum()):,} pixels "
-        f"({share:.0%}) are unknown. This map may show phases that the model does not know: do not rely on it"
+        f"the spectra are unlike the training data: {whole}{unknown:,} of {pixels:,} pixels ({share:.0%}) are unknown"
     )
 
 
@@ -91,6 +107,21 @@ def _few_components(found: PixelMap, bundle: ModelBundle, product: xr.Dataset) -
         f"the image was reduced to {int(product.attrs['pca_rank'])} components of its own before it was classified: a "
         f"phase in fewer than about {n_pixels:,} of its {found.class_index.size:,} pixels leaves no component, is "
         "replaced by the rest of the image and vanishes from the map, at full confidence"
+    )
+
+
+def _seen_in_training(bundle: ModelBundle, product: xr.Dataset) -> str | None:
+    if product.attrs["sha256"] not in (bundle.provenance.get("trained_on") or ()):
+        return None
+    return "the model was trained on this very acquisition: the map shows what it was taught, and is no evidence"
+
+
+def _unpromoted(bundle: ModelBundle) -> str | None:
+    if not bundle.provenance.get("unpromoted"):
+        return None
+    return (
+        f"no study has made its model the champion of {bundle.edge.name} (`eelsflow study --promote`): this map is by "
+        f"the newest model that there is, {bundle.name}"
     )
 
 

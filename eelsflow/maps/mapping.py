@@ -20,7 +20,7 @@ from eelsflow.io.acquisitions import as_spectrum_image, name_of
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps.build import map_prepared
-from eelsflow.maps.registry import find_model, read_edge, registered_models
+from eelsflow.maps.registry import find_model, load_found, read_edge, registered_models
 from eelsflow.maps.result import Map
 from eelsflow.maps.write import write_map
 from eelsflow.models.bundle import ModelBundle, read_description
@@ -120,7 +120,9 @@ def look_at(
         shown = _edge_to_check(str(model), edge, axis)
     _require_edge(name, axis, shown)
     low = find_low_loss(acquisition, image, given=low_loss)
-    return Given(name, image, low, loaded or ModelBundle.load(find_model(str(model), edge=edge, axis=axis)))
+    if loaded is None:
+        loaded = load_found(str(model), find_model(str(model), edge=edge, axis=axis))
+    return Given(name, image, low, loaded)
 
 
 def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = None) -> Path:

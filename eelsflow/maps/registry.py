@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,29 @@ def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None =
         f"no model is at {model} and none is registered under this name; registered are {names or 'none yet'}: name a "
         "study's results directory, a model directory, or 'default'"
     )
+
+
+def load_found(model: str, directory: Path) -> ModelBundle:
+    """Load the model that `find_model` found, and note where it is "default" only because no study has promoted any.
+
+    Raises
+    ------
+    UnusableModelError, MissingDependencyError
+        As `ModelBundle.load`.
+    """
+    bundle = ModelBundle.load(directory)
+    return bundle if model != "default" or is_champion(directory) else as_unpromoted(bundle)
+
+
+def as_unpromoted(bundle: ModelBundle) -> ModelBundle:
+    """Return a model whose maps say that it was taken for want of a champion."""
+    return replace(bundle, provenance=bundle.provenance | {"unpromoted": True})
+
+
+def is_champion(directory: Path) -> bool:
+    """Tell whether a model is the champion of its edge."""
+    resolved = str(directory.resolve())
+    return any(entry["path"] == resolved and entry.get("champion", False) for entry in registered_models())
 
 
 def champion_of(edge: str) -> Path | None:

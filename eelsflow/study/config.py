@@ -408,7 +408,7 @@ edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or spelled 
 classes: [FeO, Fe3O4]
 valence: {FeO: 2.0, Fe3O4: 2.667}  # optional: mean valence of each class, for a map of it
 # density: 5.4                 # optional, g/cm3: thickness in nm where a low loss and the microscope's angles are known
-# caution: a sentence           # optional: goes with the model into every map it makes
+# caution: a sentence           # optional: goes with the model into every map; of simulated data it says so by itself
 data:
   manifest: manifest.csv       # columns path,label,group[,session,truth,low_loss]; label is the class of every specimen
                                # pixel, empty: per-pixel truth, neither: prepared and mapped only

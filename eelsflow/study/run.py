@@ -61,6 +61,12 @@ OWN_NAMES = ("results.json", "model", "maps", "evidence", "figures", "robustness
 MOST_PIXELS = 1 << 20
 """Of a map that a worker makes, whose memory is limited; larger ones are made where the study runs."""
 
+SIMULATED_ALONE = (
+    "this map is by a model that was trained on simulated spectra of {classes} alone: no real acquisition has taken "
+    "part in it. Check it on an acquisition of known phase"
+)
+"""What maps of a model say whose study simulates its acquisitions and names no caution of its own."""
+
 MAPS_OF_A_CLASS = 2
 """Pure fields of each class whose maps are shown; of mixed and unlabelled fields all are."""
 
@@ -335,6 +341,8 @@ def _about_model(study: Study) -> dict[str, Any]:
         about["density"] = study.density
     if study.caution:
         about["caution"] = study.caution
+    elif study.data.simulate is not None:
+        about["caution"] = SIMULATED_ALONE.format(classes=" and ".join(study.classes) or "oxides")
     return about
 
 

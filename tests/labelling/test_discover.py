@@ -194,7 +194,7 @@ def test_a_folder_without_acquisitions_is_refused(tmp_path):
 def test_the_command_says_what_it_left_out(folder, eelsflow):
     status, out, err = eelsflow("manifest", folder, "--classes", "FeO, Fe3O4")
     assert status == 0
-    assert out == f"{folder / 'manifest.csv'}: 5 acquisitions added, 4 files left out\n"
+    assert out == f"{folder / 'manifest.csv'}: acquisitions added: 5, left out: 4\n"
     assert "left out: again.zarr: the same content as day 1/cubes-000-FeO.zarr" in err
     _, out, _ = eelsflow("manifest", folder)
-    assert "0 acquisitions added, 5 kept as they were" in out
+    assert "acquisitions added: 0, kept as they were: 5" in out

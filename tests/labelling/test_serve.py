@@ -1,14 +1,10 @@
 import http.client
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
-from itertools import count
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,7 +21,6 @@ from eelsflow.models.bundle import ModelBundle
 from eelsflow.simulator import PRESETS, simulate_acquisition
 from eelsflow.simulator.acquisition import AxisParameters
 
-CHROMIUM = shutil.which("chromium")
 SHAPE = (12, 16)
 SQUARE = {"class": "FeO", "polygon": [[2, 2], [10, 2], [10, 9], [2, 9]]}
 
@@ -190,94 +185,6 @@ def test_a_class_has_one_colour_whatever_the_order_of_the_model_and_of_the_perso
     assert (layer.values[:, 1:] == 0).all()  # FeO is the model's first
 
 
-class Browser:
-    """A page of headless Chromium, driven through a pipe."""
-
-    def __init__(self, folder):
-        to_browser, self._out = os.pipe()
-        self._in, from_browser = os.pipe()
-        self._numbers, self._buffer, self.complaints = count(1), b"", []
-        arguments = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
-                     f"--user-data-dir={folder}", "--window-size=1280,900", "about:blank")  # fmt: skip
-        redirect = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
-        self.process = subprocess.Popen(
-            ["bash", "-c", redirect, CHROMIUM, *arguments], pass_fds=(to_browser, from_browser),
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        os.close(to_browser)
-        os.close(from_browser)
-        self._session = None
-
-    def begin(self):
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.send("Runtime.enable")
-        self.send("Log.enable")
-        self.send("Page.enable")
-
-    def send(self, method, **params):
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self._buffer:
-                read = os.read(self._in, 1 << 16)
-                assert read, "Chromium ended"
-                self._buffer += read
-            text, _, self._buffer = self._buffer.partition(b"\0")
-            got = json.loads(text)
-            if got.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded") or (
-                got.get("method") == "Runtime.consoleAPICalled" and got["params"]["type"] in ("error", "warning")
-            ):
-                self.complaints.append(got["params"])
-            if got.get("id") == number:
-                assert "error" not in got, got
-                return got["result"]
-
-    def run(self, script):
-        result = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def wait_for(self, script):
-        deadline = time.monotonic() + 30
-        while not self.run(script):
-            assert time.monotonic() < deadline, f"{script}: {self.complaints}"
-            time.sleep(0.05)
-
-    def click(self, x, y, times=1):
-        for nth in range(1, times + 1):
-            for kind in ("mousePressed", "mouseReleased"):
-                self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=nth)
-
-    def drag(self, start, end, rest):
-        x, y = start
-        self.send("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", clickCount=1)
-        time.sleep(rest)
-        for share in (0.25, 0.5, 0.75, 1.0):
-            x, y = (one + share * (other - one) for one, other in zip(start, end, strict=True))
-            self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, button="left", buttons=1)
-        self.send("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
-
-    def close(self):
-        os.close(self._out)
-        os.close(self._in)
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@contextmanager
-def browser(folder):
-    one = Browser(folder)
-    try:
-        one.begin()
-        yield one
-    finally:
-        one.close()
-
-
 FRAME = """(() => {
   const plot = Bokeh.documents.map((one) => one.get_model_by_name("map")).find((one) => one)
   const view = Bokeh.index.find_one(plot)
@@ -287,32 +194,30 @@ FRAME = """(() => {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_what_is_drawn_in_a_browser_is_saved_with_the_pixels_inside_and_no_other(address, session, tmp_path):
-    with browser(tmp_path / "profile") as page:
-        page.send("Page.navigate", url=address)
-        page.wait_for("document.body?.dataset.ready === 'yes'")
-        assert page.run("document.getElementById('name').textContent") == "scan <1>.dm3"
-        left, top, width, height = page.run(FRAME)
+def test_what_is_drawn_in_a_browser_is_saved_with_the_pixels_inside_and_no_other(browser, address, session):
+    browser.resize(1280)
+    browser.open(address, ready="document.body?.dataset.ready === 'yes'")
+    assert browser.evaluate("document.getElementById('name').textContent") == "scan <1>.dm3"
+    left, top, width, height = browser.evaluate(FRAME)
 
-        def at(x, y):
-            return left + x / SHAPE[1] * width, top + y / SHAPE[0] * height
+    def at(x, y):
+        return left + x / SHAPE[1] * width, top + y / SHAPE[0] * height
 
-        page.run("document.querySelector('[data-class=Fe3O4]').click()")
-        *corners, last = SQUARE["polygon"]
-        for corner in corners:
-            page.click(*at(*corner))
-            time.sleep(0.4)  # two clicks in a short time are a double click
-        page.click(*at(*last), times=2)
-        page.wait_for("document.querySelector('[data-class=Fe3O4] .count').textContent === '56 px'")
-        page.run("document.querySelector('[data-class=FeO]').click()")
-        page.run("document.querySelector('[data-tool=rectangle]').click()")
-        page.drag(at(12, 2), at(15, 5), rest=0.5)
-        page.wait_for("document.querySelector('[data-class=FeO] .count').textContent === '9 px'")
-        page.wait_for("!document.getElementById('save').disabled")
-        page.run("document.getElementById('save').click()")
-        page.wait_for("document.getElementById('said').textContent.startsWith('saved 65')")
-        assert page.complaints == []
+    browser.evaluate("document.querySelector('[data-class=Fe3O4]').click()")
+    *corners, last = SQUARE["polygon"]
+    for corner in corners:
+        browser.click(*at(*corner))
+        time.sleep(0.4)  # two clicks in a short time are a double click
+    browser.click(*at(*last), times=2)
+    browser.wait_for("document.querySelector('[data-class=Fe3O4] .count').textContent === '56 px'")
+    browser.evaluate("document.querySelector('[data-class=FeO]').click()")
+    browser.evaluate("document.querySelector('[data-tool=rectangle]').click()")
+    browser.drag(*at(12, 2), *at(15, 5), rest=0.5)
+    browser.wait_for("document.querySelector('[data-class=FeO] .count').textContent === '9 px'")
+    browser.wait_for("!document.getElementById('save').disabled")
+    browser.evaluate("document.getElementById('save').click()")
+    browser.wait_for("document.getElementById('said').textContent.startsWith('saved 65')")
+    assert browser.problems == []
     phases, fraction = read_phase_fraction(session.truth)
     expected = np.full((2, *SHAPE), np.nan)
     expected[:, 2:9, 2:10] = [[[0.0]], [[1.0]]]

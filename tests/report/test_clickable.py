@@ -27,7 +27,6 @@ from eelsflow.report.packing import LARGEST, code_maps, code_rows, pack
 from eelsflow.simulator import PRESETS, simulate_acquisition
 from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.spectrum_image import build_spectrum_image
-from tests.browser import CHROMIUM, browsing
 
 STEPS = resolve_preset(["vacuum_mask", {"step": "background", "shrink": False}, "rebin", "spatial"])
 NAME = "scan </script><b>&.zarr"
@@ -279,14 +278,6 @@ def test_counts_that_are_no_whole_numbers_are_kept_to_a_share_of_their_noise():
     packed = spectra.pack(0.0)
     assert not packed.exact
     assert np.exp2(packed.power / 8).max() <= FINENESS[0].prepared * 10.0
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with browsing(tmp_path_factory.mktemp("browser")) as page:
-        yield page
 
 
 READY = "document.documentElement?.dataset.ready == 'yes'"
