@@ -5,7 +5,8 @@ INSTALLED := .venv/.installed
 
 TESTS ?= tests
 
-.PHONY: install demo test fuzz bench docs lint types contracts clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test fuzz bench docs lint types contracts clean
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@echo "installing the locked environment into .venv (some minutes, once)"
@@ -16,6 +17,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo "compiling (a minute, once)"
 	$(BIN)/python -m eelsflow.warm_up
 	@touch $@
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
 
 install: $(INSTALLED)  ## the environment alone
 

@@ -410,7 +410,8 @@ class RunOnFullDisk(Run):
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
         """Put the home folder on a small file system."""
-        options = ["-t", "tmpfs", "-o", "size=256m,mode=777", "tmpfs", str(self.home)]
+        size = 200 + 4 * len(self.files)  # MiB; a map has less than three
+        options = ["-t", "tmpfs", "-o", f"size={size}m,mode=777", "tmpfs", str(self.home)]
         subprocess.run(["mount", *options], check=True)
         try:
             yield

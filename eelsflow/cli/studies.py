@@ -72,10 +72,13 @@ def simulate(
 @app.command(rich_help_panel=PANEL)
 def study(
     study_file: Annotated[Path | None, typer.Argument(help="The study file (YAML).", metavar="STUDY.yaml")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results are written.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results are written; needed, but for --init.")] = None,
     runner: Annotated[
         RunnerName | None,
-        typer.Option(help="prefect: orchestrated on a Dask cluster, with the UI; loop: in this process alone."),
+        typer.Option(
+            help="prefect: orchestrated on a Dask cluster, with the UI, where Prefect is installed; else, or by choice, "
+            "loop: in this process alone."
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small grids, 2 seeds, 30 epochs: a first look.")] = False,
     extend_grid: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -14,6 +15,10 @@ import typer
 
 if TYPE_CHECKING:
     from eelsflow.edges import Edge
+
+
+QUIET_SECONDS = 60.0
+"""Between two lines about the progress, where there is no terminal."""
 
 
 class SimulatorPreset(StrEnum):
@@ -45,9 +50,9 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str, int | None, int | None], None]]:
-    """Show progress on a terminal; elsewhere say nothing."""
+    """Show progress on a terminal; elsewhere say once a minute how far it is."""
     if not sys.stderr.isatty():
-        yield lambda title, number, total: None
+        yield _a_line_a_minute(what)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -65,6 +70,19 @@ def one_thread_each() -> None:
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+
+
+def _a_line_a_minute(what: str) -> Callable[[str, int | None, int | None], None]:
+    last = time.monotonic()
+
+    def tell(title: str, number: int | None, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > QUIET_SECONDS:
+            last = time.monotonic()
+            far = f"{number} of {total}, " if number is not None and total is not None else ""
+            say(f"{what}: {far}{title}")
+
+    return tell
 
 
 def edge_named(text: str) -> Edge:

@@ -311,4 +311,5 @@ def _truth_of(path: Path) -> Path | None:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), root)).as_posix()
+    # by the name that it has here, also where that is a link to elsewhere
+    return Path(os.path.relpath(path.parent.resolve() / path.name, root)).as_posix()

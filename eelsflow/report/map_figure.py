@@ -266,7 +266,9 @@ def _hatch(axes: Axes, chosen: NDArray[np.bool_] | None, extent: Extent, style: 
         Rectangle((x * width, y * height), (end - x) * width, height)
         for (y, x), (_, end) in zip(starts, stops, strict=True)
     ]
-    axes.add_collection(PatchCollection(patches, **{"facecolor": "none", **style}))
+    under = {**style, "edgecolor": "white"}
+    for look, width in ((under, 2.0), (style, 1.0)):  # seen on dark and on light colours
+        axes.add_collection(PatchCollection(patches, hatch_linewidth=width, **{"facecolor": "none", **look}))
 
 
 def _strip(
