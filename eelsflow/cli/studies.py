@@ -76,7 +76,7 @@ def study(
     runner: Annotated[
         RunnerName | None,
         typer.Option(
-            help="prefect: orchestrated on a Dask cluster, with the UI, where Prefect is installed; else, or asked for, "
+            help="prefect: orchestrated on a Dask cluster, with the UI; the default where Prefect is installed. "
             "loop: in this process alone."
         ),
     ] = None,
