@@ -266,8 +266,10 @@ def _hatch(axes: Axes, chosen: NDArray[np.bool_] | None, extent: Extent, style: 
         Rectangle((x * width, y * height), (end - x) * width, height)
         for (y, x), (_, end) in zip(starts, stops, strict=True)
     ]
-    under = {**style, "edgecolor": "white"}
-    for look, width in ((under, 2.0), (style, 1.0)):  # seen on dark and on light colours
+    looks = [(style, 1.0)]
+    if style["edgecolor"] != "white":  # then it is seen on dark colours too
+        looks.insert(0, ({**style, "edgecolor": "white"}, 2.0))
+    for look, width in looks:
         axes.add_collection(PatchCollection(patches, hatch_linewidth=width, **{"facecolor": "none", **look}))
 
 
