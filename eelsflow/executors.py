@@ -195,8 +195,8 @@ class DaskExecutor:
         each = f", of which each has {limit / 2**20:.0f} MiB" if limit else ""
         return (
             f"{label or 'a piece of work'} was given to one worker after the other and each died of it, most likely "
-            f"for want of memory{each}: give each worker more (fewer workers on the same machine have more each, and "
-            "1 GiB is enough for most images), and run the same command again"
+            f"for want of memory{each}: give each worker more, such as 2 GiB (fewer workers on the same machine "
+            "have more each), and run the same command again"
         )
 
 
