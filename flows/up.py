@@ -79,6 +79,7 @@ def serve_everything(*, inbox: str | None, out: str | None, say: Callable[[str],
         while not stop.wait(CHECK_SECONDS):
             if ended := programs.ended():
                 raise ServerError(f"{ended}; {lost}")
+        say("stopping all of it: some seconds")
 
 
 @contextlib.contextmanager

@@ -28,10 +28,10 @@ def test_what_was_trained_on_is_no_drift_and_nothing_is_without_ranges():
 @pytest.mark.parametrize(
     ("quantity", "value", "told"),
     [
-        ("energy_offset", 1.6, "energy offset 1.6 eV, training 0.5 to 1.5"),
-        ("dispersion", 0.51, "dispersion 0.51 eV per channel, training 0.495 to 0.505"),
-        ("noise_gain", 2.9, "counts per electron 2.9, training 3 to 5"),
-        ("dose", 4.0, "dose 4 electrons per channel of 0.1 eV, training 5 to 15"),
+        ("energy_offset", 1.6, "energy offset 1.6 eV, training 1 to 1"),
+        ("dispersion", 0.51, "dispersion 0.51 eV per channel, training 0.5 to 0.5"),
+        ("noise_gain", 2.9, "counts per electron 2.9, training 4 to 4"),
+        ("dose", 4.0, "dose 4 electrons per channel of 0.1 eV, training 10 to 10"),
     ],
 )
 def test_what_lies_outside_is_told_with_the_range(quantity, value, told):

@@ -1,4 +1,7 @@
-"""What the handbook shows works: its Python is run, its study files are read, its step runs, its links lead on."""
+"""What the handbook shows is so: its tables are complete, its edge and its step work, its links lead on.
+
+What its pages tell to type is typed in `tests.test_handbook_commands`.
+"""
 
 import ast
 import json
@@ -7,24 +10,16 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
 
-from eelsflow.dataset.manifest import read_rows
-from eelsflow.models.bundle import ModelBundle
 from eelsflow.models.estimators import find_class
 from eelsflow.models.networks import build_network
-from eelsflow.models.spec import BASES, NAMED, resolve_model
+from eelsflow.models.spec import BASES, NAMED
 from eelsflow.preparation import prepare
-from eelsflow.preprocess.presets import PRESETS, Step, resolve_preset
-from eelsflow.simulator import PRESETS as SIMULATOR
-from eelsflow.simulator import simulate_acquisition
+from eelsflow.preprocess.presets import PRESETS, Step
 from eelsflow.study.config import load_study
-from tests.io.dm_files import write_dm
 from tests.test_readme import DOCUMENTS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -34,59 +29,6 @@ NAME = re.compile(r"# (\S+\.(?:py|yaml))\n")
 def find_blocks(page: Path) -> list[tuple[str, str]]:
     """Return language and content of the code blocks of a page, in their order."""
     return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
-PAGES = [page for page in sorted(DOCS.glob("*.md")) if {"python", "yaml"} & {kind for kind, _ in find_blocks(page)}]
-
-
-def is_slow(page: Path) -> bool:
-    return any(kind == "python" and "run_study(" in content for kind, content in find_blocks(page))
-
-
-@pytest.fixture
-def readers_folder(tmp_path, monkeypatch, saved_model):
-    """A folder as the pages take it for granted: a file of oxygen K, one of titanium, and the results of a study."""
-    image = simulate_acquisition(SIMULATOR["paper"].model_copy(update={"shape": (16, 16)}), 3).image
-    energy_loss = image["energy_loss"].values
-    write_dm(
-        tmp_path / "scan.dm3", image.values, start=energy_loss[0], step=float(np.diff(energy_loss)[0]), pixel_nm=2.0
-    )
-    energy_loss = 400 + 0.25 * np.arange(480)
-    expected = 4e11 * energy_loss**-3.0
-    for position, sigma, height in ((459.5, 1.8, 1000), (464.8, 1.8, 1100)):
-        expected = expected + height * np.exp(-0.5 * ((energy_loss - position) / sigma) ** 2)
-    counts = np.random.default_rng(0).poisson(np.broadcast_to(expected, (12, 12, 480)))
-    write_dm(tmp_path / "titanium.dm3", counts, start=400.0, step=0.25, pixel_nm=2.0)
-    (tmp_path / "results").mkdir()
-    replace(ModelBundle.load(saved_model), preset=resolve_preset("recommended")).save(tmp_path / "results")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("EELSFLOW_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] * is_slow(page), id=page.stem) for page in PAGES]
-)
-def test_blocks_of_a_page_work_in_their_order(page, readers_folder):
-    """A block that begins with the name of a file is that file; other Python is run, and other YAML names models."""
-    namespace: dict[str, object] = {}
-    for number, (kind, content) in enumerate(find_blocks(page)):
-        named = NAME.match(content)
-        if kind == "text" and content.startswith("path,"):
-            (readers_folder / "manifest.csv").write_text(content)
-            assert read_rows(readers_folder / "manifest.csv")
-        elif named:
-            (readers_folder / named[1]).write_text(content)
-            if kind == "yaml":
-                load_study(readers_folder / named[1])
-        elif kind == "yaml":
-            assert [resolve_model(model) for model in yaml.safe_load(content)["models"]]
-        elif kind == "python":
-            exec(compile(content, f"{page.name}, block {number}", "exec"), namespace)
-        else:
-            assert kind in ("toctree", "diff", "text"), f"{page.name}: a {kind} block without the name of a file"
 
 
 @pytest.mark.real
@@ -121,14 +63,15 @@ def test_every_step_and_every_preset_is_on_its_page():
     assert [name for name in PRESETS if f"`{name}`" not in page] == []
 
 
-def test_every_model_is_on_its_page_and_those_of_others_can_be_built(readers_folder):
+def test_every_model_is_on_its_page_and_those_of_others_can_be_built(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     page = DOCS / "models.md"
     named = re.findall(r"^\| (`[^|]*`) \|", page.read_text(), flags=re.MULTILINE)
     assert {name for cell in named for name in re.findall(r"`([^`]+)`", cell)} == {*BASES, *NAMED}
     for _, content in find_blocks(page):
         if name := NAME.match(content):
-            (readers_folder / name[1]).write_text(content)
-    _, boosted, wide = load_study(readers_folder / "mine.yaml").models
+            (tmp_path / name[1]).write_text(content)
+    _, boosted, wide = load_study(tmp_path / "mine.yaml").models
     find_class(boosted.base)
     assert build_network(wide.base, 300, 2, {"units": 32}).output_shape == (None, 2)
 

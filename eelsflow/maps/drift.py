@@ -77,10 +77,10 @@ def find_drift(
         value = conditions.get(name)
         if value is None or name not in ranges:
             continue
-        low, high = ranges[name]["low"], ranges[name]["high"]
-        low, high = low - absolute - relative * abs(low), high + absolute + relative * abs(high)
+        lowest, highest = ranges[name]["low"], ranges[name]["high"]
+        low, high = lowest - absolute - relative * abs(lowest), highest + absolute + relative * abs(highest)
         if not low <= value <= high:
-            sentence = f"{title} {value:.3g}{f' {unit}' if unit else ''}, training {low:.3g} to {high:.3g}"
+            sentence = f"{title} {value:.3g}{f' {unit}' if unit else ''}, training {lowest:.3g} to {highest:.3g}"
             found.append({"quantity": name, "value": value, "low": low, "high": high, "sentence": sentence})
     return found
 

@@ -26,7 +26,8 @@ from flows.cluster import cluster_client
 from tests.flows.slurm import PROGRAMS, Slurm, missing_programs, processes_of, running_slurm
 
 SBATCH = Path(__file__).parents[2] / "deployments" / "slurm" / "study.sbatch"
-WORKERS = {"n_workers": 2, "cores": 1, "processes": 1, "memory": "1GiB", "queue": "short", "walltime": "00:10:00"}
+# 2 GiB: a worker that trains networks has 1.1 GiB, .47 of it TensorFlow's libraries; of machines alone .4.
+WORKERS = {"n_workers": 2, "cores": 1, "processes": 1, "memory": "2GiB", "queue": "short", "walltime": "00:10:00"}
 STUDY_SECONDS = 300
 
 pytestmark = [
