@@ -135,9 +135,10 @@ def compare(plan: DosePlan, needed: Any, ratios: dict[str, list[float]]) -> None
         if named.factor is not None:
             x = np.log(named.factor * plan.electrons)
             if np.log(electrons[0]) < x < np.log(electrons[-1]):
-                ratios[f"{key}, error rate at the named dose / wanted"].append(
-                    (1 - np.interp(x, np.log(electrons), accuracy)) / (1 - target)
-                )
+                measured = np.interp(x, np.log(electrons), accuracy)
+                ratios[f"{key}, accuracy at the named dose / wanted"].append(measured / target)
+                ratios[f"{key}, above chance there / wanted"].append((measured - 0.5) / (target - 0.5))
+                ratios[f"{key}, error rate at the named dose / wanted"].append((1 - measured) / (1 - target))
     if not plan.labelled:
         return
     for target in ERRORS:

@@ -150,8 +150,7 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         path = open_inbox(order.inbox).fetch(acquisition.path, work)
         directory, edge = choose_model(path, order)
         bundle, model_digest = _load(directory)
-        image = check_file(path, edge=edge)
-        del image
+        check_file(path, edge=edge, lazy=True)
         step = PrepareAcquisition(
             acquisition=Recorded(given=acquisition.path, name=acquisition.name, path=path, sha256=acquisition.sha256),
             edge=bundle.edge,

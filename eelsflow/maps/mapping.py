@@ -32,15 +32,15 @@ from eelsflow.store import make_directory, read_json, write_json
 DEFAULT_EDGE = "O_K"
 
 
-def check_file(path: Path, *, edge: Edge) -> xr.DataArray:
-    """Read an acquisition and make sure that it can show the edge, before anything expensive is done.
+def check_file(path: Path, *, edge: Edge, lazy: bool | None = None) -> xr.DataArray:
+    """Read an acquisition, `lazy` as `read_spectrum_image` does; its axis must show the edge, or nothing else is done.
 
     Raises
     ------
     EelsflowError
         If it cannot be read, or its axis does not hold the edge.
     """
-    image = read_spectrum_image(path)
+    image = read_spectrum_image(path, lazy=lazy)
     _require_edge(path.name, energy_axis(image), edge)
     return image
 
