@@ -100,6 +100,10 @@ class PhaseParameters(BaseModel):
     `error` is the relative standard deviation of a smooth random factor on O K, `error_length` the distance over which
     it changes, eV: what no sum of six peaks has. `key_weight` is how much more the heights of pre-peak and main peak
     weigh than the others where not all of them can be met.
+
+    Fe L2,3 is that of Fe2+, with the share `ferric` of Fe3+, whose lines lie `l3_shift` higher. `l3_position` is that of
+    Fe2+, `l3_l2` the distance of the two lines, `l3_l2_ratio` that of their detected heights, `l3_width` the full width
+    at half maximum of the detected L3 of one ion.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,6 +128,11 @@ class PhaseParameters(BaseModel):
     error: Range = (0.0, 0.0)
     error_length: Range = (8.0, 8.0)
     key_weight: Annotated[float, Field(ge=1)] = 1.0
+    ferric: Range = (0.0, 0.0)
+    l3_shift: Range = (0.0, 0.0)
+    l3_l2: Range = (13.0, 13.0)
+    l3_l2_ratio: Range = (2.77, 2.77)
+    l3_width: Range = (5.0, 5.0)
 
     def draw(self, rng: np.random.Generator) -> PhaseShape:
         """Draw one acquisition's shape of this oxide's edges."""
@@ -131,11 +140,14 @@ class PhaseParameters(BaseModel):
         # The values that may be fixed cost no random number where they are: a set of parameters that does not know
         # them draws what it always drew.
         fixed = {name: ranges[name][0] for name in _MAY_BE_FIXED if ranges[name][0] == ranges[name][1]}
+        iron = {name: ranges.pop(name) for name in _OF_IRON}
         drawn: dict[str, Any] = {
             k: draw(rng, v) if isinstance(v, tuple) else v for k, v in ranges.items() if k not in fixed
         }
         error_seed = int(rng.integers(2**31)) if self.error[1] > 0 else 0
-        return PhaseShape(**drawn, **fixed, error_seed=error_seed)
+        # Fe L2,3 has a stream of its own, so that O K is what it was before these could be drawn.
+        stream = np.random.default_rng((error_seed, 1))
+        return PhaseShape(**drawn, **fixed, **{k: draw(stream, v) for k, v in iron.items()}, error_seed=error_seed)
 
     @property
     def nominal(self) -> PhaseShape:
@@ -146,6 +158,7 @@ class PhaseParameters(BaseModel):
 
 
 _MAY_BE_FIXED = ("fourth_position", "onset", "onset_width", "error", "error_length")
+_OF_IRON = ("ferric", "l3_shift", "l3_l2", "l3_l2_ratio", "l3_width")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +185,17 @@ class PhaseShape:
     error: float = 0.0
     error_length: float = 8.0
     key_weight: float = 1.0
+    ferric: float = 0.0
+    l3_shift: float = 0.0
+    l3_l2: float = 13.0
+    l3_l2_ratio: float = 2.77
+    l3_width: float = 5.0
     error_seed: int = 0
+
+    @property
+    def l3_mean(self) -> float:
+        """Where L3 lies over both ions, eV above the pre-peak."""
+        return self.l3_position + self.ferric * self.l3_shift
 
 
 def fine_energies(start: float, stop: float) -> NDArray[np.float64]:
@@ -278,7 +301,7 @@ def calibrate_edges(
     Strengths of pre-peak, valley, shoulder, main, third and fourth peak and continuum are non-negative least
     squares on the seven heights. The whole edge is then moved (by hundredths of an eV) so that the detected
     pre-peak has its maximum at `REFERENCE_ENERGY`: the neighbouring peaks pull it otherwise. Fe L2,3 is two
-    Gaussians on two steps. The random factor comes after the fit, so it does change the heights.
+    Gaussians on two steps for each ion. The random factor comes after the fit, so it does change the heights.
     The shape of the model is ours; the heights are measured, or ranges about them.
     """
     grid = fine_energies(505.0, 760.0)
@@ -304,16 +327,13 @@ def calibrate_edges(
     iron = 2.4 * (shape.iron_density / shape.oxygen_density) / (3.0 / 4.0)
     lines, steps = _iron_parts(shape, grid)
     seen_lines, seen_steps = (detected(p, NOMINAL_LOW_LOSS, relative_thickness) for p in (lines, steps))
-    at_lines = [REFERENCE_ENERGY + shape.l3_position + d for d in (0.0, L3_L2)]
-    wanted = iron * np.array([1.0, 1.0 / L3_L2_RATIO]) - iron * np.interp(at_lines, grid, seen_steps)
+    at_lines = [REFERENCE_ENERGY + shape.l3_mean + d for d in (0.0, shape.l3_l2)]
+    wanted = iron * np.array([1.0, 1.0 / shape.l3_l2_ratio]) - iron * np.interp(at_lines, grid, seen_steps)
     line_strengths = np.linalg.solve(np.stack([np.interp(at_lines, grid, s) for s in seen_lines], axis=1), wanted)
     lines, steps = _iron_parts(shape, energy)
     spectrum += line_strengths @ lines + iron * steps
     return np.asarray(spectrum * shape.oxygen_density / FE3O4_OXYGEN_DENSITY)
 
-
-L3_L2, L3_L2_RATIO, L3_WIDTH = 13.0, 2.77, 5.0
-"""Fe L3-L2 distance (eV), ratio of the heights, full width at half maximum of L3 (eV), as measured."""
 
 FE3O4_OXYGEN_DENSITY = 54.1
 """Oxygen atoms per nm^3 of magnetite: 32 in a cell of 0.8396 nm."""
@@ -363,13 +383,17 @@ def _smooth_error(shape: PhaseShape, energy: NDArray[np.float64]) -> NDArray[np.
 
 
 def _iron_parts(shape: PhaseShape, energy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the white lines (2, energies), of unit height, and their two steps, together relative to L3."""
+    """Return the white lines (2, energies), each ion's of unit height times its share, and their steps relative to L3."""
     # The detector, the zero loss and the step below it widen the line: 1.5 eV in quadrature off the measured width.
-    sigma = np.sqrt(L3_WIDTH**2 - 1.5**2) / _FWHM
-    onset = REFERENCE_ENERGY + shape.l3_position
-    lines = np.stack([np.exp(-0.5 * ((energy - onset - d) / sigma) ** 2) for d in (0.0, L3_L2)])
-    # Four 2p3/2 and two 2p1/2 electrons: steps 2:1; their height against the line is our choice.
-    return lines, 0.10 * continuum_step(energy, onset, 2.0) + 0.05 * continuum_step(energy, onset + L3_L2, 2.0)
+    sigma = np.sqrt(shape.l3_width**2 - 1.5**2) / _FWHM
+    lines, steps = np.zeros((2, energy.size)), np.zeros(energy.size)
+    for share, shift in ((1.0 - shape.ferric, 0.0), (shape.ferric, shape.l3_shift)):
+        onset = REFERENCE_ENERGY + shape.l3_position + shift
+        lines += share * np.stack([np.exp(-0.5 * ((energy - onset - d) / sigma) ** 2) for d in (0.0, shape.l3_l2)])
+        # Four 2p3/2 and two 2p1/2 electrons: steps 2:1; their height against the line is our choice.
+        of_both = 0.10 * continuum_step(energy, onset, 2.0) + 0.05 * continuum_step(energy, onset + shape.l3_l2, 2.0)
+        steps += share * of_both
+    return lines, steps
 
 
 def continuum_step(energy: NDArray[np.float64], onset: float, width: float) -> NDArray[np.float64]:

@@ -78,6 +78,13 @@ _COMMON: dict[str, Any] = {
     "error": (0.0, 0.06),
     "error_length": (4.0, 15.0),
     "key_weight": 5.0,  # the heights that tell the oxides apart keep to their ranges within .005
+    # Fe2+ at 707.8 and Fe3+ at 709.5 eV: with two thirds of Fe3+ as in magnetite, L3 is where it was measured, 177.5 eV
+    # above the pre-peak, if that of Fe2+ is at 176.4. The others about the measured values, the same for both oxides.
+    "l3_position": (176.0, 176.8),
+    "l3_shift": (1.5, 1.9),
+    "l3_l2": (12.5, 13.5),  # 13.0
+    "l3_l2_ratio": (2.2, 3.4),  # 2.77
+    "l3_width": (4.0, 5.6),  # of one ion: two thirds of Fe3+ make 5.0 of 4.6
 }
 _WIDE_FEO = PhaseParameters(
     oxygen_density=_FEO.oxygen_density,
@@ -85,7 +92,7 @@ _WIDE_FEO = PhaseParameters(
     pre_peak_height=(0.32, 0.515),  # .35-.50
     main_position=(9.5, 11.05),  # +9.6..+10.8
     third_position=(26.4, 30.3),  # +27..+30
-    l3_position=(176.0, 177.6),
+    ferric=(0.10, 0.35),  # Fe(0.95)O to Fe(0.85)O
     **_COMMON,
 )
 _WIDE_FE3O4 = PhaseParameters(
@@ -94,7 +101,7 @@ _WIDE_FE3O4 = PhaseParameters(
     pre_peak_height=(0.535, 0.73),  # .55-.70
     main_position=(8.65, 9.7),  # +8.8..+9.6
     third_position=(28.7, 32.6),  # +30.5, that is 29..32
-    l3_position=(176.6, 178.4),
+    ferric=(0.60, 0.70),  # two thirds
     **_COMMON,
 )
 _WIDE = AcquisitionParameters(

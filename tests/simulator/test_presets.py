@@ -64,9 +64,43 @@ def test_wide_tells_the_oxides_apart_by_four_ranges_alone() -> None:
         for name in type(WIDE.feo).model_fields
         if getattr(WIDE.feo, name) != getattr(WIDE.fe3o4, name) and not name.endswith("density")
     }
-    assert different == {"pre_peak_height", "main_position", "third_position", "l3_position"}
+    assert different == {"pre_peak_height", "main_position", "third_position", "ferric"}
     overlap = WIDE.feo.pre_peak_height[1] - WIDE.fe3o4.pre_peak_height[0]
     assert overlap <= 0.1 * np.ptp(WIDE.feo.pre_peak_height)
+
+
+def test_white_lines_follow_the_share_of_ferric_iron() -> None:
+    """Positions, distance, ratio and width of the detected lines, on the oxide's own continuum, are the drawn ones."""
+    grid, rng = fine_energies(480.0, 800.0), np.random.default_rng(6)
+    for phase in ("feo", "fe3o4"):
+        for _ in range(20):
+            shape = dataclasses.replace(getattr(WIDE, phase).draw(rng), error=0.0)
+            assert 0.1 <= shape.ferric <= 0.7
+            bare = dataclasses.replace(shape, iron_density=0.0)
+            lines = detected(
+                calibrate_edges(shape, grid, relative_thickness=THICKNESS)
+                - calibrate_edges(bare, grid, relative_thickness=THICKNESS),
+                NOMINAL_LOW_LOSS,
+                THICKNESS,
+            )
+            expected = REFERENCE_ENERGY + shape.l3_position + shape.ferric * shape.l3_shift
+            l3, l2 = (np.abs(grid - expected - d) < 3.0 for d in (0.0, shape.l3_l2))
+            assert grid[l3][lines[l3].argmax()] == pytest.approx(expected, abs=0.35)  # on a step, of a skewed mixture
+            assert grid[l2][lines[l2].argmax()] == pytest.approx(expected + shape.l3_l2, abs=0.45)
+            assert lines[l3].max() / lines[l2].max() == pytest.approx(shape.l3_l2_ratio, rel=0.05)
+            below = (grid > expected - 8.0) & (grid < expected)  # the side without a continuum
+            half = np.interp(0.5 * lines[l3].max(), lines[below], grid[below])
+            ions = np.sqrt(shape.l3_width**2 + 5.545 * shape.ferric * (1 - shape.ferric) * shape.l3_shift**2)
+            assert 2 * (expected - half) == pytest.approx(ions, abs=0.8)
+
+
+def test_the_oxygen_edge_does_not_depend_on_how_the_white_lines_are_drawn() -> None:
+    narrow = WIDE.feo.model_copy(update={"ferric": (0.0, 0.0), "l3_shift": (0.0, 0.0), "l3_l2_ratio": (2.77, 2.77)})
+    shapes = [one.draw(np.random.default_rng(9)) for one in (WIDE.feo, narrow)]
+    assert shapes[0].ferric != shapes[1].ferric == 0.0
+    below = GRID < 690.0
+    spectra = [calibrate_edges(shape, GRID[below], relative_thickness=THICKNESS) for shape in shapes]
+    np.testing.assert_allclose(*spectra, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("phase", ["feo", "fe3o4"])
