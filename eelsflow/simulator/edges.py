@@ -101,9 +101,9 @@ class PhaseParameters(BaseModel):
     it changes, eV: what no sum of six peaks has. `key_weight` is how much more the heights of pre-peak and main peak
     weigh than the others where not all of them can be met.
 
-    Fe L2,3 is that of Fe2+, with the share `ferric` of Fe3+, whose lines lie `l3_shift` higher. `l3_position` is that of
-    Fe2+, `l3_l2` the distance of the two lines, `l3_l2_ratio` that of their detected heights, `l3_width` the full width
-    at half maximum of the detected L3 of one ion.
+    Fe L2,3 is that of Fe2+, with the share `ferric` of Fe3+, whose lines lie `l3_shift` higher. `l3_position` is that
+    of Fe2+, `l3_l2` the distance of the two lines, `l3_l2_ratio` that of their detected heights, `l3_width` the full
+    width at half maximum of the detected L3 of one ion.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -383,7 +383,7 @@ def _smooth_error(shape: PhaseShape, energy: NDArray[np.float64]) -> NDArray[np.
 
 
 def _iron_parts(shape: PhaseShape, energy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the white lines (2, energies), each ion's of unit height times its share, and their steps relative to L3."""
+    """Return the white lines (2, energies), each ion's as high as its share, and their steps, relative to L3."""
     # The detector, the zero loss and the step below it widen the line: 1.5 eV in quadrature off the measured width.
     sigma = np.sqrt(shape.l3_width**2 - 1.5**2) / _FWHM
     lines, steps = np.zeros((2, energy.size)), np.zeros(energy.size)
