@@ -1,7 +1,7 @@
 """Every command that a document tells a person to type is typed, in the page's order, or stands here with what runs it.
 
-Two things are added to what is shown: a study is run in its small size by the plain loop, and what serves until Ctrl-C
-gets Ctrl-C once it says so.
+Three things are added to what is shown: a study is run in its small size by the plain loop, a study file that was
+written by `--init` is cut to two models, and what serves until Ctrl-C gets Ctrl-C once it says so.
 """
 
 import os
@@ -164,8 +164,8 @@ def serves(command: str) -> bool:
 
 def run(command: str) -> None:
     """Type a command; what is expected of it is that it ends well."""
-    command = re.sub(r"^eelsflow study (?=.*--out)", "eelsflow study --runner loop --quick ", command)
-    command = command.replace("--quick --quick", "--quick")
+    small = "--runner loop" if "--quick" in command else "--runner loop --quick"
+    command = re.sub(r"^eelsflow study (?=.*--out)", f"eelsflow study {small} ", command)
     print("$", command)
     with subprocess.Popen(
         ["bash", "-c", f"exec {command}"], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -180,7 +180,11 @@ def run(command: str) -> None:
         status = process.wait()
         watchdog.cancel()
     print("".join(said))
-    assert status == (130 if serves(command) else 0)
+    if command == "eelsflow study --init > study.yaml":
+        study = yaml.safe_load(Path("study.yaml").read_text())
+        study |= {"models": study["models"][:2], "preprocess": study["preprocess"][0]}
+        Path("study.yaml").write_text(yaml.safe_dump(study))
+    assert status == 0 or (serves(command) and status == 130)  # of Ctrl-C
 
 
 def is_slow(page: Path) -> bool:

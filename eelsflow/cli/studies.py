@@ -125,6 +125,7 @@ def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: 
             resolved, out, runner=runner.value, promote=promote, strict=strict, on_step=on_step, say=say
         )
     _say_set_aside(results)
+    _say_kept(results, out)
     typer.echo(f"report: {out / 'report.html'}")
     promotion = results.get("promotion")
     if promotion is not None and promotion["promote"]:
@@ -141,6 +142,19 @@ def _say_set_aside(results: dict[str, Any]) -> None:
     if set_aside:
         used = {entry["sha256"] for entry in results["acquisitions"]}
         say(f"{len(set_aside)} of {len(used) + len(set_aside)} acquisitions set aside; --strict refuses them")
+
+
+def _say_kept(results: dict[str, Any], out: Path) -> None:
+    """Tell which model is kept, and how good it was on what it had not seen."""
+    kept = (results["final_model"]["model"], results["final_model"]["preprocess"])
+    of_maps = [row for row in results["maps"] if (row["model"], row["preprocess"]) == kept]
+    of_spectra = [row for row in results["models"] if (row["model"], row["preprocess"]) == kept]
+    if of_maps:
+        how = f"{of_maps[0]['score']['mean']:.3f} of the pixels right in maps of held-out fields"
+    else:
+        first = of_spectra[0]
+        how = f"accuracy {first['accuracy']['mean']:.3f}, split by {first['split']}"
+    say(f"kept: {kept[0]}, {kept[1]} ({how}); it is in {out / 'model'}")
 
 
 DEMO_STUDY = """\
