@@ -209,7 +209,7 @@ def is_slow(page: Path) -> bool:
     [
         pytest.param(page, marks=[pytest.mark.slow] * is_slow(page), id=f"{page.parent.name}/{page.stem}")
         for page in DOCUMENTS
-        if (page in HANDBOOK or page.name == "README.md" and page.parent in (ROOT, ROOT / "deployments"))
+        if (page in HANDBOOK or (page.name == "README.md" and page.parent in (ROOT, ROOT / "deployments")))
         and list(find_steps(page.read_text()))
     ],
 )
