@@ -4,6 +4,7 @@ Three things are added to what is shown: a study is run in its small size by the
 written by `--init` is cut to two models, and what serves until Ctrl-C gets Ctrl-C once it says so.
 """
 
+import json
 import os
 import re
 import shutil
@@ -233,6 +234,9 @@ def test_what_a_page_shows_works_in_its_order(page, reader, monkeypatch):
         elif kind == "text" and content.startswith("path,"):
             (reader / "shown.csv").write_text(content)
             assert read_rows(reader / "shown.csv")
+        elif kind == "json":
+            json.loads(content)
+            (reader / "regions.json").write_text(content)
         elif named:
             (reader / named[1]).write_text(content)
             if kind == "yaml":
