@@ -40,7 +40,7 @@ def find_low_loss(acquisition: Any, image: xr.DataArray, *, given: Any = None) -
         where it is of other pixels.
     """
     if given is None:
-        low = read_low_loss(acquisition, lazy=True) if isinstance(acquisition, str | Path) else None
+        low = read_low_loss(acquisition) if isinstance(acquisition, str | Path) else None
         return low if low is not None and is_same_scan(low, image.shape[:2]) else None
     try:
         low = as_spectrum_image(given)

@@ -29,6 +29,7 @@ from eelsflow.digest import code_version, digest_file
 from eelsflow.edges import Edge
 from eelsflow.errors import EelsflowError, InputError, UnusableModelError
 from eelsflow.executors import LoopExecutor
+from eelsflow.io.formats import format_of
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.maps import check_file
 from eelsflow.maps.registry import as_unpromoted, find_model, is_champion, read_edge, registered_models
@@ -150,7 +151,9 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         path = open_inbox(order.inbox).fetch(acquisition.path, work)
         directory, edge = choose_model(path, order)
         bundle, model_digest = _load(directory)
-        check_file(path, edge=edge, lazy=True)
+        # of HDF5 its head alone; other readers' lazy ways refuse what they could read, or map the file into memory
+        form = format_of(path)
+        check_file(path, edge=edge, lazy=True if form is not None and form.hdf5 else None)
         step = PrepareAcquisition(
             acquisition=Recorded(given=acquisition.path, name=acquisition.name, path=path, sha256=acquisition.sha256),
             edge=bundle.edge,

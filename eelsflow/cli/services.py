@@ -45,8 +45,6 @@ def watch(
     from eelsflow.catalogue import service
 
     order = service.make_order(inbox, out=out, model=model, edge=edge)
-    if not once:
-        say(f"watching {order.inbox}; maps go to {order.place}/maps; Ctrl-C stops it, `eelsflow status` tells more")
     _watch(order, once=once, interval=interval, workers=workers, cluster=cluster)
 
 
@@ -63,6 +61,8 @@ def _watch(
 
     with until_stopped() as stop, log_lines("eelsflow.watch"):
         pool = service.open_pool(workers=workers, cluster=cluster)
+        if not once:
+            say(f"watching {order.inbox}; maps go to {order.place}/maps; Ctrl-C stops it, `eelsflow status` tells more")
         waiting = service.watch(order, pool=pool, interval=interval, once=once, since=since, stop=stop)
     if once and waiting:
         raise UnusableModelError(

@@ -150,10 +150,10 @@ def _say_kept(results: dict[str, Any], out: Path) -> None:
     of_maps = [row for row in results["maps"] if (row["model"], row["preprocess"]) == kept]
     of_spectra = [row for row in results["models"] if (row["model"], row["preprocess"]) == kept]
     if of_maps:
-        how = f"{of_maps[0]['score']['mean']:.3f} of the pixels right in maps of held-out fields"
+        how = f"score of maps of held-out fields {of_maps[0]['score']['mean']:.3f}"
     else:
-        first = of_spectra[0]
-        how = f"accuracy {first['accuracy']['mean']:.3f}, split by {first['split']}"
+        row = next((row for row in of_spectra if row["split"] == "group"), of_spectra[0])
+        how = f"accuracy {row['accuracy']['mean']:.3f}, split by {row['split']}"
     say(f"kept: {kept[0]}, {kept[1]} ({how}); it is in {out / 'model'}")
 
 

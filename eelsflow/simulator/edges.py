@@ -146,7 +146,8 @@ class PhaseParameters(BaseModel):
         }
         error_seed = int(rng.integers(2**31)) if self.error[1] > 0 else 0
         # Fe L2,3 has a stream of its own, so that O K is what it was before these could be drawn.
-        stream = np.random.default_rng((error_seed, 1))
+        is_drawn = any(low < high for low, high in iron.values())
+        stream = np.random.default_rng((error_seed if error_seed or not is_drawn else int(rng.integers(2**31)), 1))
         return PhaseShape(**drawn, **fixed, **{k: draw(stream, v) for k, v in iron.items()}, error_seed=error_seed)
 
     @property

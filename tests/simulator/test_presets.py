@@ -94,13 +94,22 @@ def test_white_lines_follow_the_share_of_ferric_iron() -> None:
             assert 2 * (expected - half) == pytest.approx(ions, abs=0.8)
 
 
-def test_the_oxygen_edge_does_not_depend_on_how_the_white_lines_are_drawn() -> None:
+def test_the_oxygen_edge_of_a_seed_does_not_depend_on_how_the_white_lines_are_drawn() -> None:
+    """Also not on whether they are: the values are those from before they were."""
     narrow = WIDE.feo.model_copy(update={"ferric": (0.0, 0.0), "l3_shift": (0.0, 0.0), "l3_l2_ratio": (2.77, 2.77)})
     shapes = [one.draw(np.random.default_rng(9)) for one in (WIDE.feo, narrow)]
     assert shapes[0].ferric != shapes[1].ferric == 0.0
+    for shape in shapes:
+        found = (shape.pre_peak_height, shape.fourth_height, shape.error_length, shape.error_seed)
+        assert found == pytest.approx((0.48969859477416655, 0.5448810711722779, 7.471638389761004, 2100731751))
     below = GRID < 690.0
     spectra = [calibrate_edges(shape, GRID[below], relative_thickness=THICKNESS) for shape in shapes]
     np.testing.assert_allclose(*spectra, rtol=0, atol=2e-6)
+
+
+def test_acquisitions_differ_in_their_white_lines_without_a_random_factor_too() -> None:
+    rng, even = np.random.default_rng(2), WIDE.feo.model_copy(update={"error": (0.0, 0.0)})
+    assert len({even.draw(rng).ferric for _ in range(5)}) == 5
 
 
 @pytest.mark.parametrize("phase", ["feo", "fe3o4"])
