@@ -56,13 +56,13 @@ _FEO = PhaseParameters(
     l3_position=(176.8, 177.5),
 )
 
-# The wide ranges. What tells the two oxides apart (pre-peak height, position of main and third peak, share of
-# Fe3+) keeps a range for each: that assumed in the literature, widened by a fifth of its width to the far side and by a
-# tenth to the side of the other oxide, so that the two hardly overlap. Widths are widened by a quarter to either side.
-# All other heights have one range for both, so that no such detail tells them apart: the measured value (valley .32,
-# shoulder .81, minimum .40, third .72, fourth .55) -30 % to +30 %, the shoulder to +20 %, the valley -50 % to +50 %. The smooth
-# factor stands for whatever a sum of six peaks cannot be. With twice as much to either side and a factor of up to
-# 10 %, some fields of one oxide are nearer to the other in everything.
+# The wide ranges. What tells the two oxides apart (pre-peak height, position of main and third peak, share of Fe3+)
+# keeps a range for each: that assumed in the literature, widened by a fifth of its width to the far side and by a tenth
+# to the side of the other oxide, so that the two hardly overlap. Widths are widened by a quarter to either side. All
+# other heights have one range for both, so that no such detail tells them apart: the measured value (valley .32,
+# shoulder .81, minimum .40, third .72, fourth .55) -30 % to +30 %, the shoulder to +20 %, the valley -50 % to +50 %.
+# The smooth factor stands for whatever a sum of six peaks cannot be. With twice as much to either side and a factor of
+# up to 10 %, some fields of one oxide are nearer to the other in everything.
 _COMMON: dict[str, Any] = {
     "pre_peak_sigma": (0.9, 1.5),  # 1.0-1.4
     "valley_height": (0.16, 0.48),
