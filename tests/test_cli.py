@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eelsflow.cli import studies
 from eelsflow.errors import UnusableModelError
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.maps.registry import check_model
@@ -318,3 +319,26 @@ def test_simulate_refuses_what_it_does_not_know(eelsflow, tmp_path, option):
     assert status == 2
     assert option[0] in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("maps", "said"),
+    [
+        (
+            [{"model": "mlls", "preprocess": "recommended", "score": {"mean": 0.9}}],
+            "score of maps of held-out fields 0.900",
+        ),
+        ([], "accuracy 0.800, split by group"),
+    ],
+)
+def test_a_study_says_which_model_it_kept_and_how_good_that_was_on_what_was_held_out(maps, said, capsys):
+    def row(model, split, accuracy):
+        return {"model": model, "preprocess": "recommended", "split": split, "accuracy": {"mean": accuracy}}
+
+    results = {
+        "final_model": {"model": "mlls", "preprocess": "recommended"},
+        "maps": [{"model": "svm-rbf", "preprocess": "recommended", "score": {"mean": 0.5}}] * bool(maps) + maps,
+        "models": [row("svm-rbf", "group", 0.7), row("mlls", "pixel", 0.95), row("mlls", "group", 0.8)],
+    }
+    studies._say_kept(results, Path("results"))
+    assert capsys.readouterr().err == f"kept: mlls, recommended ({said}); it is in results/model\n"

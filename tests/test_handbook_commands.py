@@ -45,7 +45,6 @@ ELSEWHERE = {
     "make docs": (".ci/run", "make docs"),
     "make test": (".ci/run", "make test"),
     "make bench": (".ci/run", "-m benchmarks --quick"),
-    "eelsflow demo": (".ci/run", "eelsflow demo"),
     "eelsflow study deployments/studies/paper.yaml": (".ci/run", "for study in paper rigorous manganese"),
     "eelsflow study deployments/studies/rigorous.yaml": (".ci/run", "for study in paper rigorous manganese"),
     "eelsflow study deployments/studies/manganese.yaml": (".ci/run", "for study in paper rigorous manganese"),
@@ -252,6 +251,11 @@ def test_what_a_page_shows_works_in_its_order(page, reader, monkeypatch):
             exec(compile(content, f"{page.name}, block {number}", "exec"), namespace)
         else:
             assert kind in ("toctree", "diff", "text", "eval-rst"), f"{page.name}: a {kind} block without a file's name"
+
+
+@pytest.mark.parametrize("beginning", [*ELSEWHERE, *NOT_HERE])
+def test_what_is_not_typed_here_is_still_shown(beginning):
+    assert any(command.startswith(beginning) for command in commands_of(DOCUMENTS))
 
 
 @pytest.mark.parametrize("command", ELSEWHERE)

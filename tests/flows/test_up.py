@@ -101,6 +101,7 @@ def test_all_of_it_is_served_and_nothing_is_left(how: str, fresh_home: Path, tmp
     assert time.monotonic() - began < 60
     if how == "Ctrl-C":
         assert status == 0
+        assert "stopping all of it" in rest
     else:
         assert status == 1
         assert "is gone; everything is stopped" in rest
