@@ -16,7 +16,7 @@ from eelsflow.io.acquisitions import as_spectrum_image
 from eelsflow.io.read import read_low_loss
 from eelsflow.io.zarr_store import open_dataset, open_spectrum_image, write_spectrum_image
 from eelsflow.low_loss.companion import companion_of, is_same_scan, require_same_scan
-from eelsflow.preprocess.blocks import prepare_blocks
+from eelsflow.preprocess.blocks import is_held, prepare_blocks
 from eelsflow.preprocess.presets import Preset, resolve_preset
 
 PREPARED = "prepared.zarr"
@@ -89,19 +89,61 @@ def prepare(
     steps = resolve_preset(preset) if isinstance(preset, str) else preset
     low = find_low_loss(acquisition, image, given=low_loss)
     with TemporaryDirectory(prefix="eelsflow-") as scratch:
-        write_counts(image, low, Path(scratch))
-        product = prepare_counts(Path(scratch), edge=edge, preset=steps.for_acquisition, executor=executor)
+        product = prepare_image(image, low, Path(scratch), edge=edge, preset=steps.for_acquisition, executor=executor)
         return open_dataset(product).load()
 
 
-def write_counts(image: xr.DataArray, low_loss: xr.DataArray | None, directory: Path) -> None:
+def prepare_image(
+    image: xr.DataArray,
+    low_loss: xr.DataArray | None,
+    directory: Path,
+    *,
+    edge: Edge,
+    preset: Preset,
+    executor: Executor | None = None,
+) -> Path:
+    """Prepare what was read: from memory where it fits and the work is done in this process, else as workers would.
+
+    Parameters
+    ----------
+    image, low_loss
+        What was read.
+    directory
+        The product is written into it.
+    edge, preset, executor
+        As in `eelsflow.preprocess.blocks.prepare_blocks`.
+
+    Returns
+    -------
+    Path
+        The product.
+
+    Raises
+    ------
+    EelsflowError
+        See `prepare_counts`.
+    """
+    held = image if is_held(image, executor) else None
+    write_counts(image if held is None else None, low_loss, directory)
+    return prepare_counts(directory, edge=edge, preset=preset, executor=executor, held=held)
+
+
+def write_counts(image: xr.DataArray | None, low_loss: xr.DataArray | None, directory: Path) -> None:
     """Write the counts of an acquisition where workers read them; `prepare_counts` takes them from there."""
-    write_spectrum_image(image, directory / _RAW)
+    if image is not None:
+        write_spectrum_image(image, directory / _RAW)
     if low_loss is not None:
         write_spectrum_image(low_loss, directory / _LOW)
 
 
-def prepare_counts(directory: Path, *, edge: Edge, preset: Preset, executor: Executor | None = None) -> Path:
+def prepare_counts(
+    directory: Path,
+    *,
+    edge: Edge,
+    preset: Preset,
+    executor: Executor | None = None,
+    held: xr.DataArray | None = None,
+) -> Path:
     """Prepare what `write_counts` wrote.
 
     Parameters
@@ -110,6 +152,8 @@ def prepare_counts(directory: Path, *, edge: Edge, preset: Preset, executor: Exe
         With the counts; the product is written beside them.
     edge, preset, executor
         As in `eelsflow.preprocess.blocks.prepare_blocks`.
+    held
+        The image, where it was not written but is in memory.
 
     Returns
     -------
@@ -124,9 +168,16 @@ def prepare_counts(directory: Path, *, edge: Edge, preset: Preset, executor: Exe
     raw, low, out = directory / _RAW, directory / _LOW, directory / PREPARED
     companion = None
     if low.exists():
-        n_y, n_x, _ = open_spectrum_image(raw).shape
+        n_y, n_x, _ = (open_spectrum_image(raw) if held is None else held).shape
         companion = companion_of(open_spectrum_image(low), shape=(n_y, n_x), store=low.absolute())
-    prepare_blocks(raw, out, edge=edge, preset=preset, executor=executor or LoopExecutor(), companion=companion)
+    prepare_blocks(
+        raw if held is None else held,
+        out,
+        edge=edge,
+        preset=preset,
+        executor=executor or LoopExecutor(),
+        companion=companion,
+    )
     return out
 
 

@@ -162,7 +162,8 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         if not store.has(step.digest) and digest_file(path) != acquisition.sha256:
             return None  # it changes under our eyes, and is seen anew
         is_new = not store.has(step.digest)
-        entry = prepare_acquisition(step, Place(store, LoopExecutor()))
+        read = _ReadOnce(path)
+        entry = prepare_acquisition(step, Place(store, LoopExecutor()), read=read)
         if isinstance(entry, SetAside):
             raise InputError(entry.reason)
         if is_new and digest_file(path) != acquisition.sha256:  # it changed while it was read
@@ -176,7 +177,7 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         folder = order.folder_for(acquisition)
         _remove_left(folder)
         if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):
-            image = read_spectrum_image(path)
+            image = read()
             if image.attrs["sha256"] != acquisition.sha256:
                 return None  # it changed since, and is seen anew
             _write(entry, bundle, folder, image, acquisition, made_by)
@@ -184,6 +185,19 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         return {"map": where, "model": model_digest, "facts": describe(folder, entry)}
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+class _ReadOnce:
+    """Reads a file at the first call, and keeps what it read for the next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._image: xr.DataArray | None = None
+
+    def __call__(self) -> xr.DataArray:
+        if self._image is None:
+            self._image = read_spectrum_image(self._path)
+        return self._image
 
 
 def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:

@@ -124,8 +124,8 @@ def _run_study(resolved: Any, out: Path, *, runner: RunnerName | None, promote: 
         results = public.run_study(
             resolved, out, runner=runner.value, promote=promote, strict=strict, on_step=on_step, say=say
         )
-    _say_set_aside(results)
     _say_kept(results, out)
+    _say_set_aside(results)
     typer.echo(f"report: {out / 'report.html'}")
     promotion = results.get("promotion")
     if promotion is not None and promotion["promote"]:

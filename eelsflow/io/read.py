@@ -87,6 +87,8 @@ def read_low_loss(path: Path | str, *, lazy: bool | None = None) -> xr.DataArray
     n_bytes = _require_content(path, one)
     if one in (ZARR, TEXT):
         return None
+    if lazy is None and one.hdf5 and one.lazy and read_low_loss_with_rosettasciio(path, one, lazy=True) is None:
+        return None  # most files: their heads tell, and the core loss is not read once more
     lazy = n_bytes > counts.LAZY_BYTES if lazy is None else lazy
     image = read_low_loss_with_rosettasciio(path, one, lazy=lazy and one.lazy)
     return None if image is None else counts.with_whole_pixels(path, image)

@@ -20,7 +20,7 @@ from eelsflow.io.zarr_store import blocks, open_dataset
 from eelsflow.maps.mapping import check_file
 from eelsflow.maps.pixels import PixelMap, map_pixels
 from eelsflow.models.bundle import ModelBundle
-from eelsflow.preparation import find_low_loss, prepare_counts, write_counts
+from eelsflow.preparation import find_low_loss, prepare_image
 from eelsflow.preprocess.presets import Preset
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.unmixing.field import TELLING
@@ -179,8 +179,8 @@ def prepare_file(path: Path, folder: Path, *, edge: Edge, preset: Preset, low_lo
         If it cannot be read, shows no edge, or cannot be prepared.
     """
     image = check_file(path, edge=edge)
-    write_counts(image, find_low_loss(path, image, given=low_loss), folder)
-    return prepare_counts(folder, edge=edge, preset=preset)
+    low = find_low_loss(path, image, given=low_loss)
+    return prepare_image(image, low, folder, edge=edge, preset=preset)
 
 
 def judge_usefulness(

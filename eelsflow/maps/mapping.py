@@ -24,7 +24,7 @@ from eelsflow.maps.registry import find_model, load_found, read_edge, registered
 from eelsflow.maps.result import Map
 from eelsflow.maps.write import write_map
 from eelsflow.models.bundle import ModelBundle, read_description
-from eelsflow.preparation import find_low_loss, prepare_counts, write_counts
+from eelsflow.preparation import find_low_loss, prepare_image
 from eelsflow.preprocess.presets import MAX_OFFSET
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import make_directory, read_json, write_json
@@ -133,10 +133,16 @@ def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = No
     EelsflowError
         If it cannot be prepared; names the acquisition.
     """
-    write_counts(given.image, given.low_loss, scratch)
     bundle = given.bundle
     try:
-        return prepare_counts(scratch, edge=bundle.edge, preset=bundle.acquisition_preset, executor=executor)
+        return prepare_image(
+            given.image,
+            given.low_loss,
+            scratch,
+            edge=bundle.edge,
+            preset=bundle.acquisition_preset,
+            executor=executor,
+        )
     except EelsflowError as error:
         raise type(error)(f"{given.name}: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,6 @@ def write_map(found: Map, directory: Path, *, title: str) -> None:
     from eelsflow.report.style import render
 
     data, summary = found.dataset, found.summary
-    write_dataset(data, directory / STORE)
     size_nm = summary["pixel_size"] if summary["pixel_unit"] == "nm" else None
     images: dict[str, NDArray[Any]] = {
         "class": data["class_index"].values,
@@ -70,21 +70,28 @@ def write_map(found: Map, directory: Path, *, title: str) -> None:
         earlier.unlink(missing_ok=True)
     for name, image in images.items():
         save_map_tiff(directory / f"{name}.tif", image, size_nm)
-    (directory / "map.png").write_bytes(render(found.plot(title=title), "png"))
-    (directory / "spectra.png").write_bytes(render(found.plot_spectra(), "png"))
-    if found.prepared is not None and found.pixels is not None and found.bundle is not None:
-        write_clickable_map(
-            directory / PAGE,
-            data,
-            found.prepared,
-            found.bundle.references,
-            judged=found.pixels.judged,
-            noise=found.pixels.noise,
-            axis=found.bundle.transform.axis,
-            image=found.recorded,
-            title=title,
-            summary=summary,
-        )
+
+    def draw() -> None:
+        (directory / "map.png").write_bytes(render(found.plot(title=title), "png"))
+        (directory / "spectra.png").write_bytes(render(found.plot_spectra(), "png"))
+
+    with ThreadPoolExecutor(1) as beside:  # pictures are Python's own work, the page is mostly packing
+        pictures = beside.submit(draw)
+        write_dataset(data, directory / STORE)
+        if found.prepared is not None and found.pixels is not None and found.bundle is not None:
+            write_clickable_map(
+                directory / PAGE,
+                data,
+                found.prepared,
+                found.bundle.references,
+                judged=found.pixels.judged,
+                noise=found.pixels.noise,
+                axis=found.bundle.transform.axis,
+                image=found.recorded,
+                title=title,
+                summary=summary,
+            )
+        pictures.result()
     write_json(directory / "summary.json", summary)
     write_acquisition_page(directory, summary, title=title, conditions=tell_conditions(summary))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
@@ -38,8 +39,13 @@ HELD_BYTES = 256 << 20
 each step that needs them. A constant: what is held does not grow with the image."""
 
 
+def is_held(image: xr.DataArray, executor: Executor | None) -> bool:
+    """Tell whether an image is prepared from memory, and not from a store that workers read."""
+    return (executor is None or executor.shares_memory) and image.chunks is None and image.nbytes <= HELD_BYTES
+
+
 def prepare_blocks(
-    raw: Path,
+    raw: Path | xr.DataArray,
     out: Path,
     *,
     edge: Edge,
@@ -54,7 +60,7 @@ def prepare_blocks(
     ----------
     raw
         Spectrum image written by `eelsflow.io.zarr_store.write_spectrum_image`. On a cluster: where every worker
-        sees it.
+        sees it. Or the image itself, where `is_held` says so.
     out
         Where the product goes, a zarr store; one that is there is replaced. It appears when it is whole, so a run
         that is refused, fails or is killed leaves nothing that looks finished.
@@ -73,12 +79,13 @@ def prepare_blocks(
         If the product cannot be written.
     """
     executor = executor or LoopExecutor()
-    raw, out = Path(raw).absolute(), Path(out).absolute()
-    image = open_spectrum_image(raw)
+    out = Path(out).absolute()
+    image = raw if isinstance(raw, xr.DataArray) else open_spectrum_image(raw)
     check_image(image, edge=edge)
     n_y, n_x, _ = image.shape
-    parts = [Part(raw, block, width=n_x) for block in blocks(n_y, n_x, block_shape=block_shape)]
-    if executor.shares_memory and image.nbytes <= HELD_BYTES:
+    source = image.values if isinstance(raw, xr.DataArray) else raw.absolute()
+    parts = [Part(source, block, width=n_x) for block in blocks(n_y, n_x, block_shape=block_shape)]
+    if isinstance(source, Path) and executor.shares_memory and image.nbytes <= HELD_BYTES:
         parts = executor.map(functools.partial(on_block, Part.hold, ()), parts, label="read counts")
     acquisition = fit_acquisition(
         energy_axis(image), parts, (n_y, n_x), edge=edge, preset=preset, executor=executor, companion=companion

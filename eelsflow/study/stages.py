@@ -6,6 +6,7 @@ Both runners call these: the plain loop in `run`, and the Prefect tasks.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,8 +66,17 @@ class Place:
     executor: Executor
 
 
-def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path | SetAside:
+def prepare_acquisition(
+    step: PrepareAcquisition, place: Place, *, read: Callable[[], xr.DataArray] | None = None
+) -> Path | SetAside:
     """Read an acquisition, prepare it block by block and keep the product with its evidence.
+
+    Parameters
+    ----------
+    step, place
+        What is prepared, and where.
+    read
+        Reads it, for a caller that keeps what was read; `eelsflow.io.read.read_spectrum_image` by default.
 
     Returns
     -------
@@ -81,14 +91,22 @@ def prepare_acquisition(step: PrepareAcquisition, place: Place) -> Path | SetAsi
         If something else is to blame, such as a full disk; naming the acquisition.
     """
     from eelsflow.io.read import read_spectrum_image
-    from eelsflow.preparation import find_low_loss, remove_counts, write_counts
+    from eelsflow.preparation import find_low_loss, prepare_image, remove_counts, write_counts
+    from eelsflow.preprocess.blocks import is_held
 
     acquisition = step.acquisition
 
     def write(directory: Path) -> None:
-        image = read_spectrum_image(acquisition.path)
+        image = read() if read is not None else read_spectrum_image(acquisition.path)
         n_y, n_x, _ = image.shape
         low_loss = find_low_loss(acquisition.path, image, given=acquisition.low_loss)
+        if is_held(image, place.executor):
+            prepared = prepare_image(
+                image, low_loss, directory, edge=step.edge, preset=step.preset, executor=place.executor
+            )
+            summarize_prepared(prepared, directory, edge=step.edge)
+            remove_counts(directory)
+            return
         write_counts(image, low_loss, directory)
         del image, low_loss  # may be in memory
         if len(blocks(n_y, n_x)) == 1:  # nothing in it to share among workers

@@ -228,6 +228,6 @@ def test_from_a_bucket_to_a_bucket_everything_comes_to_the_same_bytes(
     assert work_through(mapped, order, yes)["map"] == mapped.map
 
 
-def fetched_alone(step, place):
+def fetched_alone(step, place, *, read):
     assert place.store.has(step.digest)
     return place.store.path(step.digest)
