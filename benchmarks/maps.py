@@ -254,6 +254,11 @@ def map_of(field: Field, method: Method, known: References) -> PixelMap:
         mean_distance=0.0,
         correlation=found.correlation,
         ends=found.ends,
+        class_shape=np.empty((0, 0)),
+        class_shape_error=np.empty((0, 0)),
+        bands=single.energy_loss,
+        judged=gathered,
+        noise=found.noise,
     )
 
 

@@ -24,6 +24,7 @@ from eelsflow.io.zarr_store import blocks
 from eelsflow.low_loss.companion import path_of
 from eelsflow.low_loss.instrument import instrument_of
 from eelsflow.low_loss.pair import measure_low_loss
+from eelsflow.preprocess.calibration import calibrate, usual_distance
 from eelsflow.preprocess.chain import Acquisition, Part, fit_acquisition
 from eelsflow.preprocess.companion import settle_offset
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
@@ -84,7 +85,6 @@ KNOWN_ONSETS: dict[str, float] = {
 
 _BEFORE, _AFTER = 5.0, 20.0  # eV of axis needed before and after an onset to call an edge in range; our choice
 _SIGNIFICANT = 3.0  # standard errors by which the offsets of two edges disagree
-_CHEMICAL_SHIFT = 0.8  # eV, 1 sigma: how far an edge lies from its reference energy by valence; our choice
 _FEWEST_PIXELS = 4  # below this specimen and vacuum cannot be told apart
 
 
@@ -98,8 +98,8 @@ def describe(
     path
         Anything `eelsflow.io.read.read_spectrum_image` takes, or an npz table of spectra.
     edge
-        The edge to judge the file by. By default the first shipped edge whose fine structure the axis shows and
-        whose energy offset can be estimated.
+        The edge to judge the file by; of several that are judged together the lowest. By default the first shipped edge
+        whose fine structure the axis shows and whose energy offset can be estimated.
     low_loss
         The file of the low loss of the same scan. By default the low loss that the file itself holds, beside its core
         loss (dual EELS) or as its only signal; where there is none, nothing is said of it.
@@ -113,6 +113,7 @@ def describe(
         nominal; ``edges`` in range on the nominal axis, with ``edge_onsets`` in eV; ``edge`` that the following refer
         to; ``energy_offset`` {value, error}, eV to add to the nominal axis at the reference energy, 1 sigma;
         ``offsets`` {edge: {value, error}} of every edge that shows, and a warning where they disagree;
+        ``dispersion`` {value, error, edges}, eV per channel, that the edges together ask for, or null;
         ``lost_pixels`` {nan, empty, saturated} that take no part (see `eelsflow.preprocess.lost`);
         ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
         specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean} of the finite ones; ``file``,
@@ -145,6 +146,7 @@ def describe(
     axis = energy_axis(image)
     if edge is not None:
         edge.require_within(axis, pre_edge=False)
+        edge = edge.alone[0]
     metadata = json.loads(image.attrs["metadata"])
     warnings: list[str] = list(metadata.get("notes", []))
     parts = _parts(image, path)
@@ -160,12 +162,14 @@ def describe(
     onsets = edges_in_range(axis, [*SHIPPED.values(), *([edge] if edge else [])])
     offset = vacuum = noise = spikes = dead = None
     offsets: dict[str, OffsetEstimate] = {}
+    dispersion: dict[str, Any] | None = None
     if acquisition and estimated_for:
         offset, vacuum = acquisition.fitted.offset, acquisition.vacuum
         assert offset is not None  # the steps that an edge is estimated by align
         warnings += [warning for warning in acquisition.warnings if warning not in warnings]
         offsets = {estimated_for.name: offset, **_other_offsets(acquisition, estimated_for)}
         warnings += _disagreements(offsets, axis, estimated_for)
+        dispersion = _dispersion(offsets, axis, estimated_for)
         if low and axis.start > 0:
             _, apart = settle_offset(offset, OffsetEstimate(low["offset"]["value"], low["offset"]["error"]))
             warnings += [apart] if apart else []
@@ -201,6 +205,7 @@ def describe(
         "edge": estimated_for.name if estimated_for else None,
         "energy_offset": _offset_values(offset) if offset else None,
         "offsets": {name: _offset_values(estimate) for name, estimate in offsets.items()},
+        "dispersion": dispersion,
         "lost_pixels": acquisition.losses.numbers if acquisition else None,
         "spikes": spikes,
         "dead_channels": dead,
@@ -363,6 +368,7 @@ def format_description(description: dict[str, Any]) -> str:
             for name, offset in description["offsets"].items()
         )
         or unknown,
+        **_dispersion_line(description["dispersion"]),
         "lost pixels": unknown
         if lost is None
         else ", ".join(f"{number} {kind}" for kind, number in lost.items() if number) or "none",
@@ -385,6 +391,13 @@ def _count_of(dead: list[int]) -> str:
     if not dead:
         return "none"
     return f"{len(dead)} (channel{'s' if len(dead) > 1 else ''} {', '.join(map(str, dead))})"
+
+
+def _dispersion_line(dispersion: dict[str, Any] | None) -> dict[str, str]:
+    if dispersion is None:
+        return {}
+    value = f"{dispersion['value']:.4g} +- {dispersion['error']:.2g} eV per channel"
+    return {"dispersion": f"{value}, by the distance of {' and '.join(dispersion['edges'])}"}
 
 
 def _low_loss_lines(low: dict[str, Any] | None) -> dict[str, str]:
@@ -466,6 +479,19 @@ def _other_offsets(acquisition: Acquisition, edge: Edge) -> dict[str, OffsetEsti
     return offsets
 
 
+def _dispersion(offsets: dict[str, OffsetEstimate], axis: EnergyAxis, edge: Edge) -> dict[str, Any] | None:
+    """Return the dispersion that several edges ask for together; None for one edge."""
+    others = [(SHIPPED[name], offset) for name, offset in offsets.items() if name != edge.name]
+    if not others:
+        return None
+    found = calibrate(edge, offsets[edge.name], others)
+    return {
+        "value": axis.dispersion * found.dispersion,
+        "error": axis.dispersion * found.dispersion_error,
+        "edges": list(offsets),
+    }
+
+
 def _disagreements(offsets: dict[str, OffsetEstimate], axis: EnergyAxis, edge: Edge) -> list[str]:
     """Return what it means that edges of one file ask for different offsets."""
     first, here = edge, offsets[edge.name]
@@ -473,19 +499,19 @@ def _disagreements(offsets: dict[str, OffsetEstimate], axis: EnergyAxis, edge: E
     for name, there in offsets.items():
         if name == first.name:
             continue
-        difference = there.value - here.value
-        error = float(np.sqrt(here.error**2 + there.error**2 + _CHEMICAL_SHIFT**2))
-        if abs(difference) <= _SIGNIFICANT * error:
+        usual, spread = usual_distance(first, SHIPPED[name])
+        nominal = SHIPPED[name].reference_energy - there.value - (first.reference_energy - here.value)
+        error = float(np.sqrt(here.error**2 + there.error**2 + spread**2))
+        if abs(nominal - usual) <= _SIGNIFICANT * error:
             continue
-        distance = SHIPPED[name].reference_energy - first.reference_energy
-        nominal = distance - difference
-        dispersion = axis.dispersion * distance / nominal
+        dispersion = axis.dispersion * usual / nominal
         warnings.append(
-            f"the energy offsets {here.value:+.2f} +- {here.error:.2f} eV at {first.name} and {there.value:+.2f} +- "
-            f"{there.error:.2f} eV at {name} disagree: if the specimen holds both elements, the dispersion is wrong, "
-            f"{axis.dispersion:.4g} eV per channel where {dispersion:.4g} would be true "
-            f"({100 * (distance / nominal - 1):+.1f} +- {100 * error / abs(nominal):.1f} %). No single offset corrects "
-            "that: use the one of the edge you study, and expect distances between its features to be off by as much"
+            f"{first.name} and {name} lie {abs(nominal):.1f} +- {np.hypot(here.error, there.error):.1f} eV apart on "
+            f"this axis, and compounds have {abs(usual):.1f} +- {spread:.1f} eV: if the specimen holds both "
+            f"elements, the dispersion is wrong, {axis.dispersion:.4g} eV per channel where {dispersion:.4g} would be "
+            f"true ({100 * (usual / nominal - 1):+.1f} +- {100 * error / abs(nominal):.1f} %). A study of both "
+            f"(edges: [{first.name}, {name}]) corrects that; one of a single edge must expect distances between its "
+            "features to be off by as much"
         )
     return warnings
 

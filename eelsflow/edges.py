@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from eelsflow.energy import EnergyAxis, Window, format_window
+from eelsflow.energy import Axis, Window, format_window
 from eelsflow.errors import EdgeOutOfRangeError, StudyFileError
+
+MARGIN = 12.0
+"""How far, in eV, what is kept of an edge reaches past its fine structure on either side."""
+
+JOINED = "+"
+"""Between the names of edges that are judged together, such as O_K+Fe_L3."""
 
 
 class Feature(BaseModel):
@@ -34,7 +42,8 @@ class Edge(BaseModel):
     offset is estimated: the reference feature first, at position 0, then the others by energy. Without it the offset
     is found from the highest or the first clear peak within reach, which an axis that is wrong by several eV may
     mistake. `pre_edge_window` counts only where raw acquisitions are prepared, and is checked there: see
-    `background_window`.
+    `background_window`. `beside` are further edges, higher in energy, that are prepared and judged together with this
+    one: see `join_edges`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +54,7 @@ class Edge(BaseModel):
     elnes_window: Window
     pre_edge_window: Window | None = None
     features: tuple[Feature, ...] = ()
+    beside: tuple[Edge, ...] = ()
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:
@@ -57,6 +67,19 @@ class Edge(BaseModel):
                 "reference feature comes first, at 0, then the others by energy"
             )
         return self
+
+    @property
+    def alone(self) -> tuple[Edge, ...]:
+        """The edges that are judged together, each without the others; one where there is one."""
+        if not self.beside:
+            return (self,)
+        first = self.model_copy(update={"beside": (), "name": self.name.split(JOINED)[0]})
+        return (first, *self.beside)
+
+    @property
+    def recorded_window(self) -> Window:
+        """What an acquisition should show, eV: from before the lowest edge to 15 eV beyond the highest one's window."""
+        return self.background_window[0], self.alone[-1].elnes_window[1] + 15.0
 
     @property
     def background_window(self) -> Window:
@@ -83,7 +106,7 @@ class Edge(BaseModel):
             )
         return window
 
-    def require_within(self, axis: EnergyAxis, *, overhang: float = 0.0, pre_edge: bool = True) -> None:
+    def require_within(self, axis: Axis, *, overhang: float = 0.0, pre_edge: bool = True) -> None:
         """Refuse an axis that does not show this edge.
 
         Parameters
@@ -102,6 +125,8 @@ class Edge(BaseModel):
         StudyFileError
             If the background window is needed, and is not a usable one.
         """
+        for other in self.beside:
+            other.require_within(axis, overhang=overhang, pre_edge=pre_edge)
         windows = {"pre-edge window": self.background_window} if pre_edge else {}
         windows["ELNES window"] = self.elnes_window
         for what, window in windows.items():
@@ -159,6 +184,39 @@ MN_L3 = Edge(
 SHIPPED: dict[str, Edge] = {edge.name: edge for edge in (O_K, FE_L3, MN_L3)}
 
 
+def join_edges(edges: Sequence[Edge]) -> Edge:
+    """Return one edge for several that are prepared and judged together; a single one as it is.
+
+    Parameters
+    ----------
+    edges
+        Each described alone; any order.
+
+    Raises
+    ------
+    StudyFileError
+        If one is named twice, or two are so near that their windows would touch.
+    """
+    ordered = sorted(edges, key=lambda edge: edge.elnes_window)
+    if len(ordered) == 1:
+        return ordered[0]
+    for lower, upper in itertools.pairwise(ordered):
+        distance = upper.elnes_window[0] - lower.elnes_window[1]
+        if distance < 2 * MARGIN:
+            raise StudyFileError(
+                f"the fine structure of {lower.name}, {format_window(lower.elnes_window)}, and of {upper.name}, "
+                f"{format_window(upper.elnes_window)}, lie {distance:g} eV apart; edges that are judged together need "
+                f"{2 * MARGIN:g} eV between them: study one of them, or give them narrower windows"
+            )
+    name = JOINED.join(edge.name for edge in ordered)
+    return ordered[0].model_copy(update={"name": name, "beside": tuple(ordered[1:])})
+
+
+def resolve_edges(edges: Sequence[str | dict[str, Any] | Edge]) -> Edge:
+    """Return the edge, or edges judged together, that a study file lists."""
+    return join_edges([resolve_edge(edge) for edge in edges])
+
+
 def resolve_edge(edge: str | dict[str, Any] | Edge) -> Edge:
     """Return the edge that a study file or a command names.
 
@@ -170,6 +228,8 @@ def resolve_edge(edge: str | dict[str, Any] | Edge) -> Edge:
     if isinstance(edge, Edge):
         return edge
     if isinstance(edge, str):
+        if JOINED in edge and edge not in SHIPPED:
+            return resolve_edges(edge.split(JOINED))
         if edge not in SHIPPED:
             raise StudyFileError(
                 f"no shipped edge is called {edge!r}; shipped are {', '.join(SHIPPED)}: use one of them or write the "

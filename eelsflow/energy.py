@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -108,6 +110,10 @@ class EnergyAxis:
         """Return the axis moved by ``offset`` eV; the counts stay where they are."""
         return EnergyAxis(self.start + offset, self.dispersion, self.size)
 
+    def stretched(self, factor: float, *, fixed: float) -> EnergyAxis:
+        """Return the axis with channels `factor` times as wide, that moves nothing at the energy `fixed` (eV)."""
+        return EnergyAxis(fixed + (self.start - fixed) * factor, self.dispersion * factor, self.size)
+
     def channels(self, window: Window) -> slice:
         """Return the channels whose centres lie in the half-open ``window`` (eV), clipped to the axis.
 
@@ -125,6 +131,113 @@ class EnergyAxis:
 
     def __str__(self) -> str:
         return f"{self.start:.1f}-{self.stop:.1f} eV in {self.size} channels of {self.dispersion:.4g} eV"
+
+
+@dataclass(frozen=True, slots=True)
+class JointAxis:
+    """Several stretches of one energy-loss axis, side by side: those of edges that are judged together.
+
+    Parameters
+    ----------
+    pieces
+        Two or more, in order of energy, apart from each other, and of one dispersion.
+
+    Raises
+    ------
+    InputError
+        If they are not.
+    """
+
+    pieces: tuple[EnergyAxis, ...]
+
+    def __post_init__(self) -> None:
+        dispersion = self.pieces[0].dispersion
+        gaps = [later.start - earlier.stop for earlier, later in itertools.pairwise(self.pieces)]
+        if not gaps or min(gaps) < 1.5 * dispersion:
+            raise InputError(
+                f"an energy axis of several stretches ({'; '.join(map(str, self.pieces))}) needs two at the least that "
+                "do not touch: study edges that lie further apart, or one of them alone"
+            )
+        if any(abs(piece.dispersion - dispersion) > 1e-3 * dispersion for piece in self.pieces):
+            raise InputError(
+                f"the stretches of an energy axis have channels of {[round(p.dispersion, 5) for p in self.pieces]} eV; "
+                "they must be equally wide: resample the spectra (the step rebin)"
+            )
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Channel centres, shape (size,), eV."""
+        return np.concatenate([piece.values for piece in self.pieces])
+
+    @property
+    def size(self) -> int:
+        """Number of channels of all stretches."""
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def dispersion(self) -> float:
+        """Width of a channel, eV."""
+        return self.pieces[0].dispersion
+
+    @property
+    def start(self) -> float:
+        """Energy of the centre of the first channel, eV."""
+        return self.pieces[0].start
+
+    @property
+    def stop(self) -> float:
+        """Energy of the centre of the last channel, eV."""
+        return self.pieces[-1].stop
+
+    def channels(self, window: Window) -> slice:
+        """Return the channels whose centres lie in the half-open ``window`` (eV), clipped to the stretch it lies in."""
+        found = [slice(0, 0)]
+        for piece, where in stretches(self):
+            inside = piece.channels(window)
+            found.append(slice(where.start + inside.start, where.start + inside.stop))
+        return max(found, key=lambda channels: channels.stop - channels.start)
+
+    def covers(self, window: Window, *, overhang: float = 0.0) -> bool:
+        """Tell whether one of the stretches spans ``window`` (eV), bar at most ``overhang`` eV on either side."""
+        return any(piece.covers(window, overhang=overhang) for piece in self.pieces)
+
+    def __str__(self) -> str:
+        return " and ".join(str(piece) for piece in self.pieces)
+
+
+Axis = EnergyAxis | JointAxis
+"""Of spectra: uniform, or of several uniform stretches."""
+
+
+def axis_of(energy_loss: ArrayLike) -> Axis:
+    """Return the axis of channel centres, shape (channels,), eV, which may leave out what lies between edges.
+
+    Raises
+    ------
+    InputError
+        If they are neither uniform nor of uniform stretches.
+    """
+    values = np.asarray(energy_loss, dtype=np.float64)
+    if values.ndim != 1 or values.size < 4 or not np.isfinite(values).all():
+        return EnergyAxis.from_values(values)
+    steps = np.diff(values)
+    gaps = np.flatnonzero(steps > 1.5 * np.median(steps)) + 1
+    pieces = np.split(values, gaps)
+    if gaps.size == 0 or min(piece.size for piece in pieces) < 2:
+        return EnergyAxis.from_values(values)
+    return JointAxis(tuple(EnergyAxis.from_values(piece) for piece in pieces))
+
+
+def side_by_side(pieces: Sequence[EnergyAxis]) -> Axis:
+    """Return the axis of one or several stretches, in order of energy."""
+    return JointAxis(tuple(pieces)) if len(pieces) > 1 else pieces[0]
+
+
+def stretches(axis: Axis) -> list[tuple[EnergyAxis, slice]]:
+    """Return the uniform stretches of an axis, and which of its channels they are."""
+    pieces = axis.pieces if isinstance(axis, JointAxis) else (axis,)
+    ends = np.cumsum([piece.size for piece in pieces]).tolist()
+    return [(piece, slice(end - piece.size, end)) for piece, end in zip(pieces, ends, strict=True)]
 
 
 def check_spectra(energy_loss: ArrayLike, counts: ArrayLike) -> tuple[EnergyAxis, NDArray[Any]]:

@@ -325,7 +325,7 @@ def perturb(
     """
     import numpy as np
 
-    from eelsflow.energy import EnergyAxis
+    from eelsflow.energy import axis_of
     from eelsflow.preprocess.features import shift_spectra
     from eelsflow.robustness.perturb import add_gaussian_noise
 
@@ -339,7 +339,7 @@ def perturb(
         raise InputError(
             f"shifts {shift_ev!r} eV and noise {noise_sigma}; expected finite shifts and no negative noise"
         )
-    axis = EnergyAxis.from_values(spectra["energy_loss"].values)
+    axis = axis_of(spectra["energy_loss"].values)
     rows = np.asarray(spectra.values, dtype=np.float32).reshape(-1, axis.size)
     recorded = np.isfinite(rows)
     some = np.flatnonzero(recorded.any(axis=1))

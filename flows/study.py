@@ -107,7 +107,7 @@ def study(
         recorded = record_in_artifact_store.submit(
             plan, measured.assessed, final, store=root, prefect_run=flow_run.ui_url or ""
         )
-        fit_final_model(final, run)
+        fit_final_model(plan, final, place, run)
         about = {
             "runner": "prefect",
             "started": started,

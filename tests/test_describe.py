@@ -158,9 +158,9 @@ def test_edges_that_ask_for_different_offsets_are_reported_with_the_dispersion_t
     description = describe(path)
     assert set(description["offsets"]) == {"O_K", "Mn_L3"}
     assert description["offsets"]["O_K"] == description["energy_offset"]
-    [warning] = [warning for warning in description["warnings"] if "disagree" in warning]
-    assert float(warning.split("where ")[1].split(" would be true")[0]) == pytest.approx(0.53, abs=0.003)
-    assert "use the one of the edge you study" in warning
+    [warning] = [warning for warning in description["warnings"] if "apart on this axis" in warning]
+    assert float(warning.split("where ")[1].split(" would be")[0]) == pytest.approx(0.53, abs=0.003)
+    assert "(edges: [O_K, Mn_L3]) corrects that" in warning
     assert "; " in next(line for line in format_description(description).splitlines() if "energy offset" in line)
 
 
@@ -169,7 +169,7 @@ def test_edges_that_agree_are_reported_without_a_warning(tmp_path):
     path = write_spectrum_image(build_spectrum_image(counts, nominal), tmp_path / "a.zarr")
     description = describe(path)
     assert set(description["offsets"]) == {"O_K", "Mn_L3"}
-    assert not [warning for warning in description["warnings"] if "disagree" in warning]
+    assert not [warning for warning in description["warnings"] if "apart on this axis" in warning]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_real_file_is_described(real_data, name):
     about_edges = [warning.split(":")[0] for warning in warnings if warning.startswith(tuple(SHIPPED))]
     assert len(set(about_edges)) == len(about_edges)
     assert len(set(warnings)) == len(warnings)
-    assert any("disagree" in warning for warning in warnings) == (name == "lsmo_linescan.hspy")
+    assert any("apart on this axis" in warning for warning in warnings) == (name == "lsmo_linescan.hspy")
     assert format_description(description)
 
 

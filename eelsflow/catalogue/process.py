@@ -32,7 +32,7 @@ from eelsflow.executors import LoopExecutor
 from eelsflow.io.formats import format_of
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.maps import check_file
-from eelsflow.maps.registry import as_unpromoted, find_model, is_champion, read_edge, registered_models
+from eelsflow.maps.registry import as_unpromoted, find_model, is_champion, models_alone, read_edge, registered_models
 from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.processes import is_gone, name_process
@@ -150,22 +150,23 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
     try:
         path = open_inbox(order.inbox).fetch(acquisition.path, work)
         directory, edge = choose_model(path, order)
-        bundle, model_digest = _load(directory)
         # of HDF5 its head alone; other readers' lazy ways refuse what they could read, or map the file into memory
         form = format_of(path)
         check_file(path, edge=edge, lazy=True if form is not None and form.hdf5 else None)
-        step = PrepareAcquisition(
-            acquisition=Recorded(given=acquisition.path, name=acquisition.name, path=path, sha256=acquisition.sha256),
-            edge=bundle.edge,
-            preset=bundle.acquisition_preset,
-        )
-        if not store.has(step.digest) and digest_file(path) != acquisition.sha256:
-            return None  # it changes under our eyes, and is seen anew
-        is_new = not store.has(step.digest)
-        read = _ReadOnce(path)
-        entry = prepare_acquisition(step, Place(store, LoopExecutor()), read=read)
+        recorded = Recorded(given=acquisition.path, name=acquisition.name, path=path, sha256=acquisition.sha256)
+        read, reasons = _ReadOnce(path), []
+        for one in (directory, *models_alone(directory)):  # an edge that the axis shows may not be in the specimen
+            bundle, model_digest = _load(one)
+            step = PrepareAcquisition(acquisition=recorded, edge=bundle.edge, preset=bundle.acquisition_preset)
+            is_new = not store.has(step.digest)
+            if is_new and digest_file(path) != acquisition.sha256:
+                return None  # it changes under our eyes, and is seen anew
+            entry = prepare_acquisition(step, Place(store, LoopExecutor()), read=read)
+            if not isinstance(entry, SetAside):
+                break
+            reasons.append(entry.reason)
         if isinstance(entry, SetAside):
-            raise InputError(entry.reason)
+            raise InputError(reasons[0])
         if is_new and digest_file(path) != acquisition.sha256:  # it changed while it was read
             store.discard(step.digest)
             return None
@@ -213,6 +214,8 @@ def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:
     edges = {entry["edge"] for entry in registered_models()}
     if order.model != "default" or order.edge is not None or len(edges) < 2:
         directory = find_model(order.model, edge=order.edge)
+        if models_alone(directory):
+            directory = find_model(order.model, edge=order.edge, axis=energy_axis(read_spectrum_image(path)))
     else:
         axis = energy_axis(read_spectrum_image(path))
         try:

@@ -14,7 +14,7 @@ from eelsflow.dose.recording import record
 from eelsflow.dose.shapes import ClassShapes
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.shapes import whitening
-from eelsflow.preprocess.transform import Fitted, product_axis
+from eelsflow.preprocess.transform import Fitted, edge_axis
 
 Floats = NDArray[np.float64]
 
@@ -120,7 +120,7 @@ class Draws:
             counts = record(factor * counts, self.fitted.noise, np.random.default_rng(self.seed), readout=readout)
         group = np.tile(np.repeat([f"{number}" for number in range(n_acquisitions)], n_pixels), n_classes)
         intensity, _ = prepare_again(counts, self.fitted)
-        predicted = predict_spectra(intensity, product_axis(self.fitted), self.bundle, group)
+        predicted = predict_spectra(intensity, edge_axis(self.fitted), self.bundle, group)
         names = np.asarray(self.bundle.classes)[:, None, None]
         right = predicted.reshape(n_classes, n_acquisitions, n_pixels) == names
         of_each = right.mean(axis=2)

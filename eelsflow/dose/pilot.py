@@ -18,7 +18,7 @@ from eelsflow.preprocess.chain import Part, check_image, finish, fit_acquisition
 from eelsflow.preprocess.noise import sample_indices
 from eelsflow.preprocess.rebin import rebin_linear
 from eelsflow.preprocess.shapes import Shapes, band_edges, to_shapes
-from eelsflow.preprocess.transform import Fitted, product_axis, repair
+from eelsflow.preprocess.transform import Fitted, edge_axis, repair
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.unmixing.field import TELLING
 
@@ -56,6 +56,11 @@ class Pilot:
             If the preset needs the whole image, or too few pixels show an edge.
         """
         preset, edge = bundle.acquisition_preset, bundle.edge
+        if edge.beside:
+            raise InputError(
+                f"the model {bundle.name} judges {edge.name} together, and a dose is planned for one edge: name a "
+                "model of one of them"
+            )
         if preset.find(presets.Background) is None or _denoises(preset):
             raise InputError(
                 f"the model {bundle.name} is of the preset {preset.name}, which "
@@ -67,7 +72,7 @@ class Pilot:
         whole = Part(image.values, Block(slice(0, n_y), slice(0, n_x)), width=n_x)
         acquisition = fit_acquisition(energy_axis(image), [whole], (n_y, n_x), edge=edge, preset=preset)
         part, fitted = acquisition.parts[0], acquisition.fitted
-        product, axis = finish(part, fitted), product_axis(fitted)
+        product, axis = finish(part, fitted), edge_axis(fitted)
         single = to_shapes(product["intensity"], product["variance"], axis, edge)
         specimen = ~product["vacuum_mask"]
         telling = specimen & single.known
@@ -111,7 +116,7 @@ class Pilot:
         net /= net[inside].sum()
         readout = (inside.stop - inside.start) * fitted.noise.readout_variance
         variance = fitted.noise.gain * np.maximum(total, 0.0) + readout
-        edges = product_axis(fitted).boundaries[band_edges(axis, edge)]
+        edges = edge_axis(fitted).boundaries[band_edges(axis, edge)]
         return cls(
             fitted, telling, counts, basis, by_level + rest, rest, net, single, product["intensity"], edges,
             readout / np.maximum(variance, 1e-30), float(np.median(product["electrons"][telling])),

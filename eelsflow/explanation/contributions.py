@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from eelsflow.energy import stretches
 from eelsflow.errors import InputError
 from eelsflow.explanation.decision import Decision, Floats, read_spectra
 from eelsflow.explanation.result import Explanation
@@ -146,7 +147,7 @@ class _Part:
     at_mean: Floats
     n_explained: list[int]
     sizes: list[int]
-    boundaries: Floats
+    limits: Floats
     method: str
     unit: str
     spread_over: str
@@ -256,7 +257,7 @@ def _of_model(bundle: ModelBundle, pair: tuple[int, int], width: float, seed: in
     values, directions = np.linalg.eigh(references.spread)
     drawn = rng.standard_normal((BETWEEN_ACQUISITIONS, len(values))) @ (directions * np.sqrt(np.maximum(values, 0.0))).T
     shapes = np.concatenate([mean + np.vstack([np.zeros(len(values)), drawn]) for mean in _references(bundle, pair)])
-    decision, edges = Decision.of(bundle, pair), _edges(bundle, width)
+    decision, starts = Decision.of(bundle, pair), _starts(bundle, width)
     means = class_means(bundle)[list(pair)]
     n = 1 + BETWEEN_ACQUISITIONS
     # The spectra are at their place: nothing is looked for, and there is nothing beyond the window to look at.
@@ -271,18 +272,18 @@ def _of_model(bundle: ModelBundle, pair: tuple[int, int], width: float, seed: in
         vectors=np.asarray(reading.vectors + (moved if components is None else moved @ components), dtype=np.float32),
     )
     first = [0, n]
-    found = decision.contributions(reading, edges - edges[0]).reshape(2, n, -1)
+    found = decision.contributions(reading, starts).reshape(2, n, -1)
     return _Part(
         names=[bundle.classes[number] for number in pair],
         contribution=found[:, 0],
         spread=found[:, 1:].std(axis=1, ddof=1),
         error=np.full(found[:, 0].shape, np.nan),
-        spectrum=_share_by_ev(_on_channels(bundle, shapes[first]), edges - edges[0], bundle),
+        spectrum=_share_by_ev(_on_channels(bundle, shapes[first]), starts, bundle),
         decision=decision.values(reading)[first],
         at_mean=decision.at_mean(reading)[first],
         n_explained=[1, 1],
         sizes=[1, 1],
-        boundaries=bundle.transform.axis.boundaries[edges],
+        limits=_limits(bundle, width),
         method="exact" if decision.is_exact else "occlusion",
         unit=decision.unit,
         spread_over="acquisitions of a class",
@@ -393,18 +394,18 @@ def _by_classifier(
     sets: _Sets,
     places: tuple[NDArray[np.intp], Floats],
 ) -> _Part:
-    decision, edges = Decision.of(bundle, pair), _edges(bundle, width)
+    decision, starts = Decision.of(bundle, pair), _starts(bundle, width)
     mean = class_means(bundle)[list(pair)].mean(axis=0)
 
     def contribute(wide: NDArray[np.float32]) -> Floats:
-        return decision.contributions(read_spectra(bundle, wide, mean, places), edges - edges[0])
+        return decision.contributions(read_spectra(bundle, wide, mean, places), starts)
 
     reading = read_spectra(bundle, sets.wide, mean, places)
-    found = decision.contributions(reading, edges - edges[0])
+    found = decision.contributions(reading, starts)
     values = np.stack([decision.values(reading), decision.at_mean(reading)])
     error = _noise_error(contribute, sets, seed)
     return _part(
-        bundle, edges, sets, found, values, error, "exact" if decision.is_exact else "occlusion", decision.unit
+        bundle, width, sets, found, values, error, "exact" if decision.is_exact else "occlusion", decision.unit
     )
 
 
@@ -429,7 +430,7 @@ def _by_fraction(
     at_mean = float(of_bands @ mean) + offset
     values = np.stack([found.sum(axis=1) + at_mean, np.full(len(found), at_mean)])
     error = _noise_error(contribute, sets, seed)
-    part = _part(bundle, band_edges(axis, edge), sets, found, values, error, "exact", weights.unit)
+    part = _part(bundle, width, sets, found, values, error, "exact", weights.unit)
     return replace(part, note=BY_ITS_MEAN) if weights.unit == "log-odds" else part
 
 
@@ -453,7 +454,7 @@ def _noise_error(contribute: Contribute, sets: _Sets, seed: int) -> Floats | Non
 
 def _part(
     bundle: ModelBundle,
-    edges: NDArray[np.intp],
+    width: float,
     sets: _Sets,
     found: Floats,
     values: Floats,
@@ -462,10 +463,11 @@ def _part(
     unit: str,
 ) -> _Part:
     """Take means and spread over the sets."""
-    empty = np.full((len(sets.names), edges.size - 1), np.nan)
+    starts = _starts(bundle, width)
+    empty = np.full((len(sets.names), starts.size - 1), np.nan)
     contribution, spread, errors, spectrum = empty.copy(), empty.copy(), empty.copy(), empty.copy()
     decision = np.empty((2, len(sets.names)))
-    shares = _share_by_ev(sets.wide, edges, bundle)
+    shares = _share_by_ev(sets.wide[:, bundle.transform.channels], starts, bundle)
     for row, members in enumerate(sets.members):
         contribution[row] = found[members].mean(axis=0)
         spectrum[row] = shares[members].mean(axis=0)
@@ -484,23 +486,38 @@ def _part(
         at_mean=decision[1],
         n_explained=[members.size for members in sets.members],
         sizes=sets.sizes,
-        boundaries=bundle.transform.axis.boundaries[edges],
+        limits=_limits(bundle, width),
         method=method,
         unit=unit,
         spread_over="spectra",
     )
 
 
-def _edges(bundle: ModelBundle, width: float) -> NDArray[np.intp]:
-    return band_edges(bundle.transform.axis, bundle.edge, width=width)
+def _starts(bundle: ModelBundle, width: float) -> NDArray[np.intp]:
+    """Return the channels of a vector that bands begin with, and that after the last; edge after edge."""
+    found, last = [np.zeros(1, dtype=np.intp)], 0
+    for edge in bundle.edge.alone:
+        cuts = band_edges(bundle.transform.axis, edge, width=width)
+        found.append(cuts[1:] - cuts[0] + last)
+        last = int(found[-1][-1])
+    return np.concatenate(found)
 
 
-def _share_by_ev(spectra: NDArray[np.floating[Any]], edges: NDArray[np.intp], bundle: ModelBundle) -> Floats:
+def _limits(bundle: ModelBundle, width: float) -> Floats:
+    """Return where bands begin and end, shape (2, bands), eV."""
+    limits = []
+    for edge, (piece, where) in zip(bundle.edge.alone, stretches(bundle.transform.axis), strict=True):
+        at = piece.boundaries[band_edges(bundle.transform.axis, edge, width=width) - where.start]
+        limits.append(np.stack([at[:-1], at[1:]]))
+    return np.concatenate(limits, axis=1)
+
+
+def _share_by_ev(spectra: NDArray[np.floating[Any]], starts: NDArray[np.intp], bundle: ModelBundle) -> Floats:
     """Return the share of all bands' counts that lies in each, % per eV, (n, bands)."""
-    bands = np.add.reduceat(spectra[:, edges[0] : edges[-1]], edges[:-1] - edges[0], axis=1, dtype=np.float64)
+    bands = np.add.reduceat(spectra, starts[:-1], axis=1, dtype=np.float64)
     total = np.abs(bands).sum(axis=1, keepdims=True)
     share = bands / np.where(total > 0, total, 1.0)
-    return np.asarray(100.0 * share / (np.diff(edges) * bundle.transform.axis.dispersion))
+    return np.asarray(100.0 * share / (np.diff(starts) * bundle.transform.axis.dispersion))
 
 
 def class_means(bundle: ModelBundle) -> NDArray[np.float32]:
@@ -529,8 +546,8 @@ def _on_channels(bundle: ModelBundle, shapes: Floats) -> Floats:
 
     Straight lines between the centres of the bands, through heights that leave every band its share.
     """
-    edges = band_edges(bundle.transform.axis, bundle.edge)
-    starts, size = edges[:-1] - edges[0], np.diff(edges)
+    cuts = _starts(bundle, BAND_WIDTH)
+    starts, size = cuts[:-1], np.diff(cuts)
     energy, centres = bundle.transform.energy_loss, bundle.references.energy_loss
 
     def interpolate(heights: Floats) -> Floats:
@@ -576,9 +593,9 @@ def _dataset(parts: Sequence[_Part], bundles: Sequence[ModelBundle], pair: tuple
         },
         coords={
             "of": first.names,
-            "band": ("band", (first.boundaries[1:] + first.boundaries[:-1]) / 2, {"units": "eV"}),
-            "band_low": ("band", first.boundaries[:-1], {"units": "eV"}),
-            "band_high": ("band", first.boundaries[1:], {"units": "eV"}),
+            "band": ("band", first.limits.mean(axis=0), {"units": "eV"}),
+            "band_low": ("band", first.limits[0], {"units": "eV"}),
+            "band_high": ("band", first.limits[1], {"units": "eV"}),
             "class": bundle.classes,
             "energy_loss": ("energy_loss", bundle.transform.energy_loss, {"units": "eV"}),
         },

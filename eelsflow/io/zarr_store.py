@@ -10,7 +10,7 @@ Block writers (see `eelsflow.preprocess.blocks`) go four steps::
     store = create_store(template, path)                    # empty arrays under a temporary name
     for block in blocks(template.sizes["y"], template.sizes["x"]):
         write_block(store, block, {...})                    # any process, any order, repeats are harmless
-    write_variable(store, "vacuum_mask", mask)              # maps, whole
+    write_variables(store, {"vacuum_mask": mask})           # maps, whole
     finalise_store(store, path)                             # nothing missing? seal, rename
 
 Notes
@@ -194,9 +194,8 @@ def write_dataset(
             for block in blocks(dataset.sizes["y"], dataset.sizes["x"], block_shape=block_shape):
                 part = dataset[cubes].isel(y=block.y, x=block.x)
                 write_block(store, block, {name: part[name].values for name in cubes})
-        for name, variable in dataset.variables.items():
-            if _is_map(variable.dims):
-                write_variable(store, str(name), variable.values)
+        maps = {str(name): variable.values for name, variable in dataset.variables.items() if _is_map(variable.dims)}
+        write_variables(store, maps)
         return finalise_store(store, path, attrs=attrs)
     except BaseException:
         shutil.rmtree(store, ignore_errors=True)
@@ -242,7 +241,7 @@ def create_store(template: xr.Dataset, path: Path | str, *, block_shape: tuple[i
     ----------
     template
         Variables with the dimensions y and x give shape and type only (see `empty_variable`): cubes are to be written
-        by `write_block`, maps by `write_variable`. All others are written now. Attributes are kept.
+        by `write_block`, maps by `write_variables`. All others are written now. Attributes are kept.
     path
         Where `finalise_store` will put the store.
     block_shape
@@ -267,7 +266,7 @@ def create_store(template: xr.Dataset, path: Path | str, *, block_shape: tuple[i
             attributes = _json_values({**template.attrs, "coordinates": coordinates})
             group = zarr.create_group(store, zarr_format=3, attributes=attributes)
             for name, variable in template.variables.items():
-                _create_array(group, str(name), variable, block_shape)
+                _create_array(group, store / str(name), variable, block_shape)
     except BaseException:
         shutil.rmtree(store, ignore_errors=True)
         raise
@@ -314,22 +313,24 @@ def write_block(store: Path, block: Block, values: Mapping[str, ArrayLike]) -> N
             cube.write(region, data)
 
 
-def write_variable(store: Path, name: str, values: ArrayLike) -> None:
-    """Write a whole variable into a store from `create_store`: a map, or a small one that is known last.
+def write_variables(store: Path, variables: Mapping[str, ArrayLike]) -> None:
+    """Write whole variables into a store from `create_store`: maps, or small ones that are known last.
 
     Raises
     ------
     ValueError
-        If the values do not have the variable's shape.
+        If the values of one do not have its shape.
     OutputPathError
-        If it cannot be written.
+        If one cannot be written.
     """
     with _writable(store):
-        array = _array(zarr.open_group(store, mode="r+", use_consolidated=False), name)
-        data = np.asarray(values)
-        if data.shape != array.shape:
-            raise ValueError(f"{name} has shape {data.shape}; the store expects {array.shape}")
-        array[...] = data
+        group = zarr.open_group(store, mode="r+", use_consolidated=False)
+        for name, values in variables.items():
+            array = _array(group, name)
+            data = np.asarray(values)
+            if data.shape != array.shape:
+                raise ValueError(f"{name} has shape {data.shape}; the store expects {array.shape}")
+            array[...] = data
 
 
 def finalise_store(store: Path, path: Path | str, *, attrs: Mapping[str, Any] | None = None) -> Path:
@@ -357,14 +358,17 @@ def finalise_store(store: Path, path: Path | str, *, attrs: Mapping[str, Any] | 
             for left in store.rglob(pattern):
                 left.unlink()
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
-        for name, array in group.arrays():
+        for description in store.glob("*/zarr.json"):
+            array, folder = json.loads(description.read_bytes()), description.parent
+            parts = array["chunk_grid"]["configuration"]["chunk_shape"]
             n_expected = math.prod(
-                math.ceil(size / max(part, 1))
-                for size, part in zip(array.shape, array.shards or array.chunks, strict=True)
+                math.ceil(size / max(part, 1)) for size, part in zip(array["shape"], parts, strict=True)
             )
-            n_found = sum(1 for file in (store / name).rglob("*") if file.is_file() and file.name != "zarr.json")
+            n_found = sum(1 for file in folder.rglob("*") if file.is_file() and file != description)
             if n_found != n_expected:
-                raise ValueError(f"{n_found} of {n_expected} shards of {name} were written to {store}; write them all")
+                raise ValueError(
+                    f"{n_found} of {n_expected} shards of {folder.name} were written to {store}; write them all"
+                )
         group.attrs.update({**_json_values(attrs or {}), _SEAL: _census(store)})
         _replace(store, path)
     return path
@@ -407,7 +411,12 @@ def _open_variable(path: Path, array: zarr.Array[Any]) -> xr.Variable:
     return xr.Variable(dims, values, attrs)
 
 
-def _create_array(group: zarr.Group, name: str, variable: xr.Variable, block_shape: tuple[int, int]) -> None:
+_descriptions: dict[tuple[object, ...], bytes] = {}  # of arrays, as zarr writes them; they take long to make
+_MOST_DESCRIPTIONS = 512
+
+
+def _create_array(group: zarr.Group, path: Path, variable: xr.Variable, block_shape: tuple[int, int]) -> None:
+    name, attributes = path.name, _json_values(variable.attrs)
     dims = tuple(str(dim) for dim in variable.dims)
     is_text = variable.dtype.kind in "UTO"
     if not is_text and variable.dtype.kind not in "biufc":
@@ -427,6 +436,12 @@ def _create_array(group: zarr.Group, name: str, variable: xr.Variable, block_sha
         if chunks and not is_text:  # long tables of spectra: rows are cut, spectra are not
             n_rows = _MAX_CHUNK_BYTES // max(math.prod(chunks[1:]) * variable.dtype.itemsize, 1)
             chunks = (min(chunks[0], max(n_rows, 1)), *chunks[1:])
+    kind = "text" if is_text else variable.dtype.str
+    key = (variable.shape, kind, chunks, shards, dims, json.dumps(attributes))
+    if key in _descriptions and _has_pixels(dims):
+        path.mkdir()
+        (path / "zarr.json").write_bytes(_descriptions[key])
+        return
     array: zarr.Array[Any] = group.create_array(
         name,
         shape=variable.shape,
@@ -436,9 +451,11 @@ def _create_array(group: zarr.Group, name: str, variable: xr.Variable, block_sha
         compressors=_COMPRESSORS,
         fill_value="" if is_text else np.zeros((), variable.dtype)[()],
         dimension_names=dims,
-        attributes=_json_values(variable.attrs),
+        attributes=attributes,
         config=_CONFIG,
     )
+    if len(_descriptions) < _MOST_DESCRIPTIONS:
+        _descriptions[key] = (path / "zarr.json").read_bytes()
     if not _has_pixels(dims):
         values = np.asarray(variable.values)
         array[...] = values.astype(object) if is_text else values

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import axis_of, stretches
 from eelsflow.io.zarr_store import blocks, open_dataset
 from eelsflow.labelling.suggest import (
     SuggestedRegion,
@@ -148,11 +148,12 @@ def _look(name: str, prepared: Path, edge: Edge) -> Field:
     """Read what is shown of a prepared acquisition, a block at a time."""
     product = open_dataset(prepared)
     specimen = ~product["vacuum_mask"].values
-    axis = EnergyAxis.from_values(product["energy_loss"].values)
+    axis = axis_of(product["energy_loss"].values)
     starts, window = band_edges(axis, edge, width=SPECTRUM_BAND), axis.channels(edge.elnes_window)
     step = int(np.median(np.diff(starts)))
     first = window.start % step
-    n_bands = (axis.size - first) // step
+    lowest = stretches(axis)[0][0]  # of several edges the lowest is looked at
+    n_bands = (lowest.size - first) // step
     wide = slice(first, first + n_bands * step)
     energy_loss = axis.values[wide].reshape(n_bands, step).mean(axis=1)
     spectra = np.full((*specimen.shape, n_bands), np.nan, dtype=np.float32)

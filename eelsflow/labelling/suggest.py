@@ -16,13 +16,13 @@ from scipy import ndimage
 from eelsflow.dataset.aside import SetAside, attempt
 from eelsflow.dataset.labels import PURE_FRACTION
 from eelsflow.edges import Edge
+from eelsflow.energy import axis_of
 from eelsflow.io.zarr_store import blocks, open_dataset
 from eelsflow.maps.mapping import check_file
 from eelsflow.maps.pixels import PixelMap, map_pixels
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preparation import find_low_loss, prepare_image
 from eelsflow.preprocess.presets import Preset
-from eelsflow.spectrum_image import energy_axis
 from eelsflow.unmixing.field import TELLING
 
 N_REGIONS = 5
@@ -77,7 +77,7 @@ class Suggestion(BaseModel):
 def edge_strength(product: xr.Dataset, edge: Edge) -> NDArray[np.float32]:
     """Return the counts in the window of the edge, background subtracted, of a prepared acquisition, shape (y, x)."""
     strength = np.full(product["vacuum_mask"].shape, np.nan, dtype=np.float32)
-    window = energy_axis(product).channels(edge.elnes_window)
+    window = axis_of(product["energy_loss"].values).channels(edge.elnes_window)
     for block in blocks(*strength.shape):
         strength[block.y, block.x] = product["intensity"][block.y, block.x, window].values.sum(axis=-1)
     return strength

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import eelsflow
+from eelsflow.edges import Edge
+from eelsflow.energy import axis_of
+from eelsflow.io.zarr_store import Block, blocks
 from eelsflow.low_loss.companion import describe_companion
 from eelsflow.maps.drift import conditions_of, find_drift
 from eelsflow.maps.judge import describe_unknown, judge_map
 from eelsflow.maps.pixels import VACUUM, PixelMap, map_pixels
 from eelsflow.maps.result import SCHEMA, Map
+from eelsflow.maps.white_lines import fit_lines, fit_shared_lines, white_lines_of
 from eelsflow.models.bundle import ModelBundle
+from eelsflow.preprocess.calibration import usual_distance
 
 
 def map_prepared(product: xr.Dataset, bundle: ModelBundle, *, recorded: xr.DataArray | None = None) -> Map:
@@ -33,11 +39,15 @@ def map_prepared(product: xr.Dataset, bundle: ModelBundle, *, recorded: xr.DataA
     found = map_pixels(product, bundle)
     warnings = [*judge_map(found, bundle, product), *json.loads(product.attrs["warnings"])]
     summary = _summary(found, product, bundle, warnings)
+    said, lines = _white_lines(product, bundle, found)
+    summary["white_lines"] = said
     dataset = _dataset(found, product, bundle, summary)
     valence = _valence(found, bundle)
     if valence is not None:
         dataset["valence"] = (("y", "x"), valence[0])
         dataset["valence_error"] = (("y", "x"), valence[1])
+    for name, (values, unit) in lines.items():
+        dataset[name] = (("y", "x"), values, {"units": unit})
     low_loss = summary["low_loss"]
     if low_loss is not None:
         for name in ("t_over_lambda", "t_over_lambda_error", "zero_loss_offset"):
@@ -76,6 +86,7 @@ def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings
         "background_pixels": int(specimen.size - specimen.sum()) - sum(lost.values()),
         "lost_pixels": lost,
         "classes": classes,
+        "edges": _describe_edges(bundle.edge, attrs),
         "energy_offset": {
             "value": _finite(attrs["energy_offset"]),
             "error": _finite(attrs["energy_offset_error"]),
@@ -96,6 +107,30 @@ def _summary(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, warnings
         "model": {"name": bundle.name, "edge": bundle.edge.name, "preset": bundle.preset.name, **_origin(bundle)},
         "eelsflow": eelsflow.__version__,
         "warnings": warnings,
+    }
+
+
+def _describe_edges(edge: Edge, attrs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what edges that were judged together say of the axis; None of a single edge."""
+    if not edge.beside:
+        return None
+    first, *others = edge.alone
+    measured = json.loads(attrs["edge_distances"])
+    return {
+        "names": [one.name for one in edge.alone],
+        "dispersion": {"factor": float(attrs["dispersion_correction"]), "error": _finite(attrs["dispersion_error"])},
+        "distances": [
+            {
+                "from": first.name,
+                "to": one.name,
+                "value": measured[one.name][0],
+                "error": measured[one.name][1],
+                "usual": usual_distance(first, one)[0],
+                "usual_spread": usual_distance(first, one)[1],
+            }
+            for one in others
+            if one.name in measured
+        ],
     }
 
 
@@ -134,6 +169,59 @@ def _dataset(found: PixelMap, product: xr.Dataset, bundle: ModelBundle, summary:
         },
         attrs={"schema": SCHEMA, "summary": json.dumps(summary)},
     )
+
+
+def _white_lines(
+    product: xr.Dataset, bundle: ModelBundle, found: PixelMap
+) -> tuple[dict[str, Any] | None, dict[str, tuple[NDArray[np.float32], str]]]:
+    """Return what is said of the white lines, and their maps with units; None and nothing where no edge shows them."""
+    edge = white_lines_of(bundle.edge)
+    if edge is None:
+        return None, {}
+    axis, specimen = axis_of(product["energy_loss"].values), found.specimen
+    window = axis.channels(edge.elnes_window)
+    energies = axis.values[window]
+    names = ("gathered", "gathered_variance") if "gathered" in product else ("intensity", "variance")
+    sums, n = np.zeros((2, energies.size)), 0
+
+    def read() -> Iterator[tuple[Block, NDArray[np.bool_], list[NDArray[np.float64]]]]:
+        for block in blocks(*specimen.shape):
+            chosen = specimen[block.y, block.x]
+            if chosen.any():
+                here = [product[name][block.y, block.x, window].values[chosen].astype(np.float64) for name in names]
+                yield block, chosen, here
+
+    for _, _, here in read():
+        usable = np.isfinite(here[0]).all(axis=1) & np.isfinite(here[1]).all(axis=1)
+        sums += [one[usable].sum(axis=0) for one in here]
+        n += int(usable.sum())
+    shared = fit_shared_lines(energies, sums[0] / max(n, 1), sums[1] / max(n, 1), edge)
+    if shared is None:
+        return None, {}
+    maps = np.full((4, *specimen.shape), np.nan, dtype=np.float32)
+    for block, chosen, (spectra, variance) in read():
+        lines = fit_lines(energies, spectra, variance, shared)
+        for values, one in zip(
+            maps, (lines.ratio, lines.ratio_error, lines.position, lines.position_error), strict=True
+        ):
+            values[block.y, block.x][chosen] = one
+    said = {
+        "edge": edge.name,
+        "ratio": shared.ratio,
+        "position": shared.position,
+        "distance": shared.distance,
+        "widths": list(shared.widths),
+        "ratio_error": _median(maps[1]),
+        "position_error": _median(maps[3]),
+    }
+    units = ("1", "1", "eV", "eV")
+    names_of_maps = ("l3_l2_ratio", "l3_l2_ratio_error", "l3_position", "l3_position_error")
+    return said, dict(zip(names_of_maps, zip(maps, units, strict=True), strict=True))
+
+
+def _median(values: NDArray[np.float32]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else None
 
 
 def _valence(found: PixelMap, bundle: ModelBundle) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

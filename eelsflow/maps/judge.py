@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from eelsflow.edges import JOINED
 from eelsflow.maps.pixels import PixelMap
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.presets import Normalize, Pca
@@ -39,6 +40,7 @@ def judge_map(found: PixelMap, bundle: ModelBundle, product: xr.Dataset) -> list
         _few_components(found, bundle, product),
         _seen_in_training(bundle, product),
         _unpromoted(bundle),
+        _alone(bundle),
         bundle.provenance.get("caution"),
     )
     return [sentence for sentence in sentences if sentence]
@@ -122,6 +124,16 @@ def _unpromoted(bundle: ModelBundle) -> str | None:
     return (
         f"no study has made its model the champion of {bundle.edge.name} (`eelsflow study --promote`): this map is by "
         f"the newest model that there is, {bundle.name}"
+    )
+
+
+def _alone(bundle: ModelBundle) -> str | None:
+    whole = bundle.provenance.get("alone_of")
+    if not whole:
+        return None
+    return (
+        f"of the edges {whole.replace(JOINED, ' and ')}, which the model judges together, the file shows "
+        f"{bundle.edge.name} alone: this map is by its model of that edge, which has less to go by"
     )
 
 

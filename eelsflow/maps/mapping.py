@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,13 +15,13 @@ import xarray as xr
 from eelsflow.digest import digest_file
 from eelsflow.edges import Edge, resolve_edge
 from eelsflow.energy import EnergyAxis
-from eelsflow.errors import EelsflowError, OutputPathError
+from eelsflow.errors import EelsflowError, InputError, OutputPathError
 from eelsflow.executors import Executor
 from eelsflow.io.acquisitions import as_spectrum_image, name_of
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps.build import map_prepared
-from eelsflow.maps.registry import find_model, load_found, read_edge, registered_models
+from eelsflow.maps.registry import find_model, load_found, models_alone, read_edge, registered_models
 from eelsflow.maps.result import Map
 from eelsflow.maps.write import write_map
 from eelsflow.models.bundle import ModelBundle, read_description
@@ -105,6 +106,8 @@ class Given:
     image: xr.DataArray
     low_loss: xr.DataArray | None
     bundle: ModelBundle
+    alone: tuple[Path, ...] = ()
+    """Models of each edge, where the model is of several."""
 
 
 def look_at(
@@ -120,9 +123,10 @@ def look_at(
         shown = _edge_to_check(str(model), edge, axis)
     _require_edge(name, axis, shown)
     low = find_low_loss(acquisition, image, given=low_loss)
-    if loaded is None:
-        loaded = load_found(str(model), find_model(str(model), edge=edge, axis=axis))
-    return Given(name, image, low, loaded)
+    if loaded is not None:
+        return Given(name, image, low, loaded)
+    directory = find_model(str(model), edge=edge, axis=axis)
+    return Given(name, image, low, load_found(str(model), directory), tuple(models_alone(directory)))
 
 
 def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = None) -> Path:
@@ -148,7 +152,14 @@ def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = No
 
 
 def _map(given: Given, scratch: Path, *, executor: Executor | None) -> Map:
-    prepared = prepare_given(given, scratch, executor=executor)
+    try:
+        prepared = prepare_given(given, scratch, executor=executor)
+    except InputError:  # an edge that the axis shows may not be in the specimen
+        for directory in given.alone:
+            single = replace(given, bundle=ModelBundle.load(directory), alone=())
+            with contextlib.suppress(InputError):
+                return _map(single, scratch, executor=executor)
+        raise
     return map_prepared(open_dataset(prepared), given.bundle, recorded=given.image)
 
 

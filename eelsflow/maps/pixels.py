@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import Axis, axis_of, stretches
 from eelsflow.io.zarr_store import blocks
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.rebin import rebin_linear
@@ -198,10 +198,15 @@ class _Maps:
         if self._shapes is None:
             values = np.full((*self._shape, shapes.values.shape[-1]), np.nan)
             noise, counts = np.full(self._shape, np.inf), np.zeros(self._shape)
-            self._shapes = Shapes(values, noise, counts, shapes.energy_loss)
+            of_edges = None
+            if shapes.edge_counts is not None:
+                of_edges = np.zeros((*self._shape, shapes.edge_counts.shape[-1]))
+            self._shapes = Shapes(values, noise, counts, shapes.energy_loss, of_edges)
         self._shapes.values[where] = shapes.values
         self._shapes.counts[where] = shapes.counts
         self._shapes.relative_variance[where] = shapes.relative_variance
+        if self._shapes.edge_counts is not None and shapes.edge_counts is not None:
+            self._shapes.edge_counts[where] = shapes.edge_counts
 
     def shapes(self) -> Shapes:
         assert self._shapes is not None  # an image without specimen is refused when it is prepared
@@ -248,11 +253,13 @@ def _weights_of(unmixed: Unmixed, order: Sequence[int]) -> Weights | None:
     return replace(unmixed.weights, of_bands=unmixed.weights.of_bands[order], offset=unmixed.weights.offset[order])
 
 
-def on_axis(wide: NDArray[np.float32], energy_loss: NDArray[np.float64], axis: EnergyAxis) -> NDArray[np.float32]:
+def on_axis(wide: NDArray[np.float32], energy_loss: NDArray[np.float64], axis: Axis) -> NDArray[np.float32]:
     """Resample prepared spectra onto the axis a model was trained on, where that is another (ready tables)."""
     if np.array_equal(energy_loss, axis.values):
         return wide
-    return np.asarray(rebin_linear(energy_loss, wide, axis), dtype=np.float32)
+    pairs = zip(stretches(axis_of(energy_loss)), stretches(axis), strict=True)
+    resampled = [rebin_linear(here.values, wide[:, where], there) for (here, where), (there, _) in pairs]
+    return np.concatenate(resampled, axis=1, dtype=np.float32)
 
 
 def _index_of(predicted: NDArray[np.str_], classes: Sequence[str]) -> NDArray[np.int16]:

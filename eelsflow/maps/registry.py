@@ -14,6 +14,9 @@ from eelsflow.models.bundle import ModelBundle, read_description
 from eelsflow.preprocess.presets import MAX_OFFSET
 from eelsflow.store import home, make_directory, read_json, write_json
 
+ALONE = "alone"
+"""Folder in that of a model of several edges: a model of each of them, by its name."""
+
 
 def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None = None) -> Path:
     """Return the directory of a model.
@@ -26,13 +29,27 @@ def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None =
     edge
         Name of the edge that "default" must fit.
     axis
-        The energy axis that must show the edge of "default", where no edge is named.
+        The energy axis that must show the edge of "default", where no edge is named. Where it does not show all edges
+        of a model that judges several, the directory is that of its model of an edge that it shows.
 
     Raises
     ------
     UnusableModelError
         If there is no such model.
     """
+    found = _find_model(model, edge, axis)
+    if axis is None or _shows_edge_of(found, axis):
+        return found
+    return next((one for one in models_alone(found) if _shows_edge_of(one, axis)), found)
+
+
+def models_alone(directory: Path) -> list[Path]:
+    """Return the directories of the models of each edge that lie beside a model of several, in order of energy."""
+    found = [path.parent for path in directory.glob(f"{ALONE}/*/model.json")]
+    return sorted(found, key=lambda path: read_edge(path).elnes_window)
+
+
+def _find_model(model: str, edge: str | None, axis: EnergyAxis | None) -> Path:
     path = Path(model)
     for directory in (path, path / "model"):
         if (directory / "model.json").is_file():
@@ -41,7 +58,7 @@ def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None =
     if model == "default":
         fitting = [entry for entry in registered if edge is None or entry["edge"] == edge]
         if edge is None and axis is not None:
-            fitting = [entry for entry in fitting if _shows_edge_of(Path(entry["path"]), axis)]
+            fitting = [entry for entry in fitting if _shows_any_edge_of(Path(entry["path"]), axis)]
         fitting.sort(key=lambda entry: (entry.get("champion", False), entry["registered"]))
         if fitting:
             return Path(fitting[-1]["path"])
@@ -120,6 +137,10 @@ def _shows_edge_of(directory: Path, axis: EnergyAxis) -> bool:
     except EelsflowError:
         return False
     return True
+
+
+def _shows_any_edge_of(directory: Path, axis: EnergyAxis) -> bool:
+    return any(_shows_edge_of(one, axis) for one in (directory, *models_alone(directory)))
 
 
 def _registry() -> Path:

@@ -15,6 +15,7 @@ from eelsflow.models.classifier import Classifier, load_classifier
 from eelsflow.models.disturbance import Disturbance
 from eelsflow.models.registration import Registration
 from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.preprocess.joint_features import load_transform
 from eelsflow.preprocess.presets import Preset, resolve_preset
 from eelsflow.store import read_json, write_json
 from eelsflow.unmixing.references import References
@@ -160,7 +161,7 @@ class ModelBundle:
                 name=description["name"],
                 edge=Edge.model_validate(description["edge"]),
                 preset=Preset.model_validate(description["preset"]),
-                transform=FeatureTransform.load(directory / "transform"),
+                transform=load_transform(directory / "transform"),
                 classifier=load_classifier(directory / "classifier"),
                 references=References.load(directory / "references.npz"),
                 provenance=description["provenance"],

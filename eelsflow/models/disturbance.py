@@ -77,8 +77,8 @@ class Disturbance:
         vectors = transform.apply(wide, shift_ev=shift if shift.any() else None)
         if self.noise is None:
             return vectors
-        start = np.broadcast_to(np.asarray(moved) + transform.channels.start, (len(wide),))[:, None]
-        channel = np.clip(start + np.arange(transform.n_channels), 0, transform.axis.size - 1)
+        start = np.broadcast_to(np.asarray(moved), (len(wide),))[:, None]
+        channel = np.clip(start + transform.index, *transform.reach)
         span = spectrum_span(transform.apply(wide))
         return np.asarray(vectors + span * np.take_along_axis(self.noise, channel, axis=1), dtype=np.float32)
 

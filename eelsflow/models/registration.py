@@ -257,13 +257,13 @@ class Registration:
         Parameters
         ----------
         wide
-            Spectra (n, n_wide) as they came.
+            Spectra (n, n_wide) as they came; what lies beyond, of other edges, is not looked at.
         group
             What was recorded together; None: each spectrum is alone.
         """
         if len(wide) == 0:
             return np.zeros((0, 1), np.intp), np.ones((0, 1))
-        spectra = fill(wide)
+        spectra = fill(wide[:, : self.n_wide])
         if self.align != "spectrum" and group is not None:
             return self._of_groups(spectra, group)
         if self.align == "marginal":

@@ -24,7 +24,7 @@ from eelsflow.io.zarr_store import (
     open_spectrum_image,
     read_block,
     write_block,
-    write_variable,
+    write_variables,
 )
 from eelsflow.preprocess.chain import check_image, describe_product, fit_acquisition, on_block
 from eelsflow.preprocess.companion import Companion
@@ -106,8 +106,7 @@ def prepare_blocks(
             whole |= _assemble(acquisition.parts, [{"effective_spectra": one} for one in lent], (n_y, n_x))
             attrs["spatial_reach"] = guide.reach
         whole |= dict(companion.maps) if companion else {}
-        for name, values in whole.items():
-            write_variable(store, name, values)
+        write_variables(store, whole)
         finalise_store(store, out, attrs=attrs)
     except BaseException:
         shutil.rmtree(store, ignore_errors=True)
@@ -123,7 +122,7 @@ def _write_part(fitted: Fitted, store: Path, with_shapes: bool, part: Part) -> d
     write_block(store, part.block, {name: value for name, value in values.items() if value.ndim > 2})
     maps = {name: value for name, value in values.items() if value.ndim == 2}
     if with_shapes:
-        shapes = to_shapes(values["intensity"], values["variance"], product_axis(fitted), fitted.edge)
+        shapes = to_shapes(values["intensity"], values["variance"], product_axis(fitted), fitted.whole_edge)
         maps |= {name: getattr(shapes, name) for name in _SHAPES}
     return maps
 

@@ -35,6 +35,7 @@ from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentMoments, ExponentPrior, exponent_moments, fit_power_law, pooled_prior
+from eelsflow.preprocess.calibration import SLACK, Calibration, calibrate
 from eelsflow.preprocess.companion import Companion, PluralScattering, settle_offset
 from eelsflow.preprocess.drift import MUCH_DRIFT, describe_drift, drift_warning, edge_shift, ends_of, follows, in_steps
 from eelsflow.preprocess.kernels import add_channels
@@ -47,6 +48,7 @@ from eelsflow.preprocess.spatial import GATHERED, fit_guide, gather, spatial_ste
 from eelsflow.preprocess.spikes import find_dead_channels, find_spikes, reference_spectra
 from eelsflow.preprocess.survey import judge_surveys, survey_part
 from eelsflow.preprocess.transform import (
+    BACKGROUNDS,
     ELECTRONS_PER,
     NOT_FITTED,
     Counts,
@@ -111,6 +113,7 @@ class Acquisition:
     edge_offset: OffsetEstimate | None = None
     companion: Companion | None = None
     warnings: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
 
 def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset, companion: Companion | None = None) -> xr.Dataset:
@@ -121,7 +124,7 @@ def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset, companion: Compa
     image
         Raw counts by the schema of `eelsflow.spectrum_image`; not modified.
     edge
-        The edge to prepare.
+        The edge to prepare, or several that are judged together (`eelsflow.edges.join_edges`).
     preset
         Its acquisition steps are run.
     companion
@@ -221,7 +224,10 @@ def fit_acquisition(
     sample, noise, warnings = judge_surveys(surveys, losses.mask)
     if losses.sentence:
         warnings.append(losses.sentence)
-    fitted = Fitted(axis, edge, noise, dead_channels=np.zeros(axis.size, dtype=bool))
+    first, *others = edge.alone
+    fitted = Fitted(axis, first, noise, dead_channels=np.zeros(axis.size, dtype=bool))
+    priors: list[ExponentPrior | None] = [None] * len(others)
+    calibration: Calibration | None = None
     vacuum: VacuumMask | None = None
     mean_spectrum: NDArray[np.float64] | None = None
     edge_offset: OffsetEstimate | None = None
@@ -242,23 +248,31 @@ def fit_acquisition(
                 crew.learn_vacuum(vacuum.mask)
             case presets.Align():
                 mean_spectrum = _mean_of_specimen(crew, fitted)
-                edge_offset = offset = _estimate_offset(mean_spectrum, crew.n_specimen, fitted, step)
+                offset = _estimate_offset(mean_spectrum, crew.n_specimen, fitted, step.max_offset)
+                asked = _offsets_beside(mean_spectrum, crew.n_specimen, fitted, others, step.max_offset)
+                edge_offset = offset = calibrate(first, offset, asked).offset
                 if companion is not None:
                     drift = _drift_of_specimen(companion, crew)
                     here = replace(companion.offset, value=companion.offset.value + drift)
                     offset, disagreement = settle_offset(offset, here)
                     warnings += [disagreement] if disagreement else []
-                fitted = replace(fitted, offset=offset)
+                calibration = calibrate(first, offset, asked)
+                fitted = replace(
+                    fitted,
+                    offset=calibration.offset,
+                    dispersion=calibration.dispersion,
+                    fixed_energy=first.reference_energy,
+                )
                 if companion is not None and not disagreement and preset.find(presets.Rebin):
                     fitted, drift_said = _follow_drift(crew, fitted, companion, edge_offset)
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)
-                _require_falling(mean_spectrum, fitted, edge.background_window)
+                for one in (first, *others):
+                    _require_falling(mean_spectrum, replace(fitted, edge=one), one.background_window)
                 if step.shrink:
-                    moments = crew.visit(_exponents_of, fitted, label="background exponents")
-                    prior = functools.reduce(ExponentMoments.__add__, moments).prior()
-                    fitted = replace(fitted, prior=_prior_of(prior, mean_spectrum * crew.n_specimen, fitted))
+                    found = _priors(crew, [replace(fitted, edge=one) for one in (first, *others)], mean_spectrum)
+                    fitted, priors = replace(fitted, prior=found[0]), [*found[1:]]
             case presets.Deconvolve():
                 if companion is not None:
                     crew.learn_plural(companion.plural)
@@ -270,6 +284,8 @@ def fit_acquisition(
         if isinstance(step, presets.Pca):
             crew.postpone(functools.partial(_with_scores, fitted=fitted))
 
+    beside = [replace(fitted, edge=one, prior=prior) for one, prior in zip(others, priors, strict=True)]
+    fitted = replace(fitted, beside=tuple(beside))
     if companion is not None and drift_said is None and companion.facts["drift"] > MUCH_DRIFT:
         drift_said = drift_warning(companion.facts["drift"])
     warnings += [drift_said] if drift_said else []
@@ -279,7 +295,17 @@ def fit_acquisition(
         crew.visit(_nothing_more, label="find spikes")
     warnings += _warnings_about(fitted, crew)
     return Acquisition(
-        fitted, preset, tuple(crew.parts), shape, vacuum, mean_spectrum, losses, edge_offset, companion, tuple(warnings)
+        fitted,
+        preset,
+        tuple(crew.parts),
+        shape,
+        vacuum,
+        mean_spectrum,
+        losses,
+        edge_offset,
+        companion,
+        tuple(warnings),
+        calibration,
     )
 
 
@@ -299,10 +325,11 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
     pixels, spectra = ("y", "x"), ("y", "x", "energy_loss")
     mean_background = np.full(native.size, np.nan)
     if any(isinstance(step, presets.Background) for step in fitted.steps):
-        fit = fit_power_law(native.values, acquisition.mean_spectrum, fitted.edge.background_window, shrink=False)
-        begin = native.channels(fitted.edge.background_window).start
-        mean_background[begin:] = fit.evaluate(native.values[begin:])
-    valid = valid_channels(fitted, native)
+        for one in fitted.of_edges:  # each from where it is fitted; the next edge's takes over there
+            fit = fit_power_law(native.values, acquisition.mean_spectrum, one.edge.background_window, shrink=False)
+            begin = native.channels(one.edge.background_window).start
+            mean_background[begin:] = fit.evaluate(native.values[begin:])
+    valid = np.concatenate([valid_channels(one, native) for one in fitted.of_edges])
     n_spike_pixels, n_spike_channels = _count_spikes(acquisition.parts)
     with_spatial = {}
     if spatial_step(acquisition.preset) is not None:
@@ -335,8 +362,11 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "vacuum_mask": empty_variable(pixels, (n_y, n_x), np.bool_),
             "lost": empty_variable(pixels, (n_y, n_x), np.bool_),
             "background_status": empty_variable(pixels, (n_y, n_x), np.uint8),
-            "background_amplitude": empty_variable(pixels, (n_y, n_x), np.float32, units="counts"),
-            "background_exponent": empty_variable(pixels, (n_y, n_x), np.float32),
+            **{
+                f"{name}{end}": empty_variable(pixels, (n_y, n_x), np.float32, **units)
+                for end in ("", *(f"_{one.edge.name}" for one in fitted.beside))
+                for name, units in zip(BACKGROUNDS, ({"units": "counts"}, {}), strict=True)
+            },
             "spike_channels": empty_variable(pixels, (n_y, n_x), np.uint16),
             "electrons": empty_variable(pixels, (n_y, n_x), np.float32, units=f"per {ELECTRONS_PER:g} eV"),
             "mean_energy_loss": ("native_channel", native.values, {"units": "eV"}),
@@ -350,12 +380,13 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
         },
         attrs={
             "schema": SCHEMA,
-            "edge": fitted.edge.model_dump_json(),
+            "edge": fitted.whole_edge.model_dump_json(),
             "preset": acquisition.preset.model_dump_json(),
             "energy_offset": fitted.offset.value if fitted.offset else 0.0,
             "energy_offset_error": fitted.offset.error if fitted.offset else None,
             "edge_offset": edge_offset.value if edge_offset else None,
             "edge_offset_error": edge_offset.error if edge_offset else None,
+            **_describe_calibration(acquisition.calibration),
             "low_loss": json.dumps({**companion.facts, **used}) if companion else None,
             "pixel_size": image.attrs["pixel_size"],
             "pixel_unit": image.attrs["pixel_unit"],
@@ -601,11 +632,14 @@ def _in_bands(spectra: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(bands.mean(axis=2, dtype=np.float64), dtype=np.float32)
 
 
-def _exponents_of(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> ExponentMoments:
-    window = fitted.edge.background_window
-    channels = fitted.corrected_axis.channels(window)
-    spectra = transform(raw, fitted, spikes=part.spikes, scores=part.scores, channels=channels)
-    return exponent_moments(spectra.axis.values, spectra.counts[part.specimen], window, noise=fitted.noise)
+def _exponents_of(part: Part, raw: NDArray[Any] | None, of_edges: Sequence[Fitted]) -> list[ExponentMoments]:
+    moments = []
+    for fitted in of_edges:
+        window = fitted.edge.background_window
+        channels = fitted.corrected_axis.channels(window)
+        spectra = transform(raw, fitted, spikes=part.spikes, scores=part.scores, channels=channels)
+        moments.append(exponent_moments(spectra.axis.values, spectra.counts[part.specimen], window, noise=fitted.noise))
+    return moments
 
 
 # --- what the blocks tell together --------------------------------------------------------------------------------
@@ -756,15 +790,46 @@ def _sum_ends(
 
 
 def _estimate_offset(
-    mean_spectrum: NDArray[np.float64], n_specimen: int, fitted: Fitted, step: presets.Align
+    mean_spectrum: NDArray[np.float64], n_specimen: int, fitted: Fitted, max_offset: float
 ) -> OffsetEstimate:
     return estimate_offset(
         fitted.axis.values,
         mean_spectrum,
         fitted.edge,
         variance=fitted.noise.variance(mean_spectrum) / n_specimen,
-        max_offset=step.max_offset,
+        max_offset=max_offset,
     )
+
+
+def _offsets_beside(
+    mean_spectrum: NDArray[np.float64], n_specimen: int, fitted: Fitted, others: Sequence[Edge], max_offset: float
+) -> list[tuple[Edge, OffsetEstimate]]:
+    """Return the offset that each other edge asks for, which the dispersion and chemistry move further."""
+    return [
+        (one, _estimate_offset(mean_spectrum, n_specimen, replace(fitted, edge=one), max_offset + SLACK))
+        for one in others
+    ]
+
+
+def _describe_calibration(calibration: Calibration | None) -> dict[str, Any]:
+    """Return what the edges together say of the axis, as attributes of the product; nothing of a single edge."""
+    if calibration is None or not calibration.distances:
+        return {"dispersion_correction": 1.0, "dispersion_error": None, "edge_distances": json.dumps({})}
+    return {
+        "dispersion_correction": calibration.dispersion,
+        "dispersion_error": calibration.dispersion_error,
+        "edge_distances": json.dumps({name: list(one) for name, one in calibration.distances.items()}),
+    }
+
+
+def _priors(crew: _Crew, of_edges: Sequence[Fitted], mean_spectrum: NDArray[np.float64]) -> list[ExponentPrior]:
+    """Return the prior of the exponents before each of the edges."""
+    moments = crew.visit(_exponents_of, of_edges, label="background exponents")
+    total = mean_spectrum * crew.n_specimen
+    return [
+        _prior_of(functools.reduce(ExponentMoments.__add__, of_edge).prior(), total, fitted)
+        for fitted, of_edge in zip(of_edges, zip(*moments, strict=True), strict=True)
+    ]
 
 
 def _prior_of(prior: ExponentPrior, total: NDArray[np.float64], fitted: Fitted) -> ExponentPrior:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eelsflow.edges import Edge
-from eelsflow.energy import EnergyAxis, format_window
+from eelsflow.energy import Axis, EnergyAxis, axis_of, format_window, stretches
 from eelsflow.errors import InputError, UnreadableFileError
 from eelsflow.preprocess.normalize import NormalizeMethod, feature_scale, normalize
 from eelsflow.preprocess.pca import Pca, Scaling, fit_pca, split_moments
@@ -225,6 +225,16 @@ class FeatureTransform:
         """Length of a vector."""
         return int(self.channels.stop - self.channels.start)
 
+    @property
+    def index(self) -> NDArray[np.intp]:
+        """Channel of the wide spectra that each channel of a vector is, shape (channels of a vector,)."""
+        return np.arange(self.channels.start, self.channels.stop)
+
+    @property
+    def reach(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """First and last channel of the stretch of the axis that each channel of a vector lies in, same shape."""
+        return np.zeros(self.n_channels, dtype=np.intp), np.full(self.n_channels, self.axis.size - 1)
+
     def save(self, directory: Path) -> None:
         """Write ``features.json``, and ``features.npz`` where components were fitted, into an existing directory."""
         arrays: dict[str, NDArray[Any]] = {}
@@ -330,11 +340,12 @@ def require_window(product: xr.Dataset, edge: Edge) -> None:
     InputError
         If the detector ended inside the window.
     """
-    axis = EnergyAxis.from_values(product["energy_loss"].values)
-    channels = _window_channels(axis, edge)
-    lacking = axis.values[channels][~product["valid"].values[channels]]
-    if lacking.size:
-        raise _lacking("its spectra have", lacking, edge)
+    axis, valid = axis_of(product["energy_loss"].values), product["valid"].values
+    for (piece, where), one in zip(stretches(axis), edge.alone, strict=True):
+        channels = _window_channels(piece, one)
+        lacking = piece.values[channels][~valid[where][channels]]
+        if lacking.size:
+            raise _lacking("its spectra have", lacking, one)
 
 
 def _lacking(what: str, lacking: NDArray[np.float64], edge: Edge) -> InputError:
@@ -364,9 +375,7 @@ def _shift(
     return np.asarray(shifted, dtype=np.float32), padded
 
 
-def shift_spectra(
-    wide: NDArray[np.floating], axis: EnergyAxis, shift_ev: NDArray[np.float64] | float
-) -> NDArray[np.float32]:
+def shift_spectra(wide: NDArray[np.floating], axis: Axis, shift_ev: NDArray[np.float64] | float) -> NDArray[np.float32]:
     """Return whole spectra moved to higher energy, (n, channels); beyond what was recorded the last value is held.
 
     Parameters
@@ -379,7 +388,8 @@ def shift_spectra(
         One value, or shape (n,).
     """
     shifts = np.broadcast_to(np.asarray(shift_ev, dtype=np.float64), (len(wide),))
-    return _shift(wide, axis, slice(0, axis.size), shifts)[0]
+    of_stretches = [_shift(wide[:, where], piece, slice(0, piece.size), shifts)[0] for piece, where in stretches(axis)]
+    return np.concatenate(of_stretches, axis=1) if len(of_stretches) > 1 else of_stretches[0]
 
 
 def _area(cropped: NDArray[np.float32]) -> NDArray[np.float32]:

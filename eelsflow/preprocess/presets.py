@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from eelsflow.errors import StudyFileError
 
-WIDE_MARGIN = 12.0
-"""How far, in eV, the prepared product reaches past the fine-structure window on either side."""
 DISPERSION = 0.1
 """Width of a channel of the prepared product, eV: the paper's 300 channels over 30 eV."""
 MAX_OFFSET = 9.0

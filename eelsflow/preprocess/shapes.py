@@ -7,12 +7,13 @@ window's counts is the thickness and the dose, so it is divided out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import Axis
 
 BAND_WIDTH = 1.0
 """eV; peaks of a fine structure are 2 eV wide and more, an energy offset is known to some hundredths (our choice)."""
@@ -30,20 +31,24 @@ class Shapes:
     values
         Shape (..., bands): the share of the window's counts in each band, so that every row sums to 1 (of a table,
         whose spectra may lie about zero, the sizes do). NaN where a spectrum shows no signal, or has no data in a part
-        of the window.
+        of the window. Of several edges the shapes lie side by side, each by its own window's counts and each with the
+        same part of the 1: how strong the edges are against each other depends on more than chemistry.
     relative_variance
         Shape (...): variance of the window's counts, channels taken as independent, over their square; infinite where
-        there is no shape. The noise of a shape grows with it.
+        there is no shape. The noise of a shape grows with it. Of several edges the mean.
     counts
-        Of the window, shape (...): thickness times dose.
+        Of the window, or of all windows, shape (...): thickness times dose.
     energy_loss
         Centres of the bands, shape (bands,), eV.
+    edge_counts
+        Of each edge's window, shape (..., edges), where several are judged together; else None.
     """
 
     values: NDArray[np.float64]
     relative_variance: NDArray[np.float64]
     counts: NDArray[np.float64]
     energy_loss: NDArray[np.float64]
+    edge_counts: NDArray[np.float64] | None = None
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -52,18 +57,31 @@ class Shapes:
 
     def __getitem__(self, chosen: NDArray[np.bool_] | NDArray[np.integer]) -> Shapes:
         """Return some of the spectra, as an index of the leading dimensions would."""
-        return Shapes(self.values[chosen], self.relative_variance[chosen], self.counts[chosen], self.energy_loss)
+        return Shapes(
+            self.values[chosen],
+            self.relative_variance[chosen],
+            self.counts[chosen],
+            self.energy_loss,
+            None if self.edge_counts is None else self.edge_counts[chosen],
+        )
+
+    @property
+    def counts_by_edge(self) -> NDArray[np.float64]:
+        """What a share of 1 stands for in the bands of each edge, counts, shape (..., edges)."""
+        if self.edge_counts is None:
+            return self.counts[..., None]
+        return np.asarray(self.edge_counts * self.edge_counts.shape[-1])
 
 
-def band_edges(axis: EnergyAxis, edge: Edge, *, width: float = BAND_WIDTH) -> NDArray[np.intp]:
-    """Return the channels that bands of the fine-structure window begin with, and the channel after the last.
+def band_edges(axis: Axis, edge: Edge, *, width: float = BAND_WIDTH) -> NDArray[np.intp]:
+    """Return the channels that bands of one edge's fine-structure window begin with, and the channel after the last.
 
     Parameters
     ----------
     axis
         Of the spectra.
     edge
-        Its `elnes_window` is divided.
+        Its `elnes_window` is divided; those of edges beside it are left out.
     width
         Of a band, eV; a band holds one channel at the least.
     """
@@ -73,9 +91,30 @@ def band_edges(axis: EnergyAxis, edge: Edge, *, width: float = BAND_WIDTH) -> ND
     return np.asarray(window.start + np.round(np.linspace(0, n_channels, n_bands + 1)), dtype=np.intp)
 
 
-def to_shapes(
-    intensity: NDArray[np.floating], variance: NDArray[np.floating] | None, axis: EnergyAxis, edge: Edge
-) -> Shapes:
+def band_limits(axis: Axis, edge: Edge, *, width: float = BAND_WIDTH) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the first channel of every band and the channel after its last, shape (bands,) each, over all edges.
+
+    Parameters
+    ----------
+    axis, edge, width
+        As in `band_edges`, whose bands these are, edge by edge.
+    """
+    edges = [band_edges(axis, one, width=width) for one in edge.alone]
+    return np.concatenate([one[:-1] for one in edges]), np.concatenate([one[1:] for one in edges])
+
+
+def in_bands(
+    values: NDArray[Any], starts: NDArray[np.intp], stops: NDArray[np.intp], *, dtype: type = np.float64
+) -> NDArray[Any]:
+    """Return sums over bands, shape (..., bands), of values (..., channels); see `band_limits`."""
+    first, last = int(starts[0]), int(stops[-1])
+    # what lies between two edges is summed as well, and left out
+    cuts = np.union1d(starts, stops[:-1]) - first
+    sums = np.add.reduceat(values[..., first:last], cuts, axis=-1, dtype=dtype)
+    return np.asarray(sums if cuts.size == starts.size else sums[..., np.searchsorted(cuts, starts - first)])
+
+
+def to_shapes(intensity: NDArray[np.floating], variance: NDArray[np.floating] | None, axis: Axis, edge: Edge) -> Shapes:
     """Return prepared spectra as shapes.
 
     Parameters
@@ -88,8 +127,25 @@ def to_shapes(
     axis
         Of the channels.
     edge
-        Whose fine-structure window is taken.
+        Whose fine-structure window is taken, and those of edges beside it.
     """
+    of_edges = [_to_shapes(intensity, variance, axis, one) for one in edge.alone]
+    if len(of_edges) == 1:
+        return of_edges[0]
+    known = np.all([shapes.known for shapes in of_edges], axis=0)
+    values = np.concatenate([shapes.values / len(of_edges) for shapes in of_edges], axis=-1)
+    return Shapes(
+        np.where(known[..., None], values, np.nan),
+        np.where(known, np.mean([shapes.relative_variance for shapes in of_edges], axis=0), np.inf),
+        np.sum([shapes.counts for shapes in of_edges], axis=0),
+        np.concatenate([shapes.energy_loss for shapes in of_edges]),
+        np.stack([shapes.counts for shapes in of_edges], axis=-1),
+    )
+
+
+def _to_shapes(
+    intensity: NDArray[np.floating], variance: NDArray[np.floating] | None, axis: Axis, edge: Edge
+) -> Shapes:
     starts = band_edges(axis, edge)
     window = slice(starts[0], starts[-1])
     bands = np.add.reduceat(intensity[..., window], starts[:-1] - starts[0], axis=-1, dtype=np.float64)

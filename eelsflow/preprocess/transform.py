@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.edges import Edge
-from eelsflow.energy import EnergyAxis, Window
+from eelsflow.edges import MARGIN, Edge, join_edges
+from eelsflow.energy import Axis, EnergyAxis, Window, side_by_side
 from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import Block, read_counts
 from eelsflow.preprocess import presets
@@ -26,7 +26,7 @@ from eelsflow.preprocess.kernels import add_spectra, bridge_hits, subtract_and_r
 from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.offset import OffsetEstimate
 from eelsflow.preprocess.pca import Pca
-from eelsflow.preprocess.presets import WIDE_MARGIN, Step
+from eelsflow.preprocess.presets import Step
 from eelsflow.preprocess.rebin import (
     covered_channels,
     rebin_conserving,
@@ -45,6 +45,9 @@ NOT_FITTED = 255
 _CROP_MARGIN = 12  # detector channels kept beyond the wide window, so that its ends are resampled like the rest
 _ROWS_AT_ONCE = 256  # spectra; 2 MiB of single precision stay in the cache
 _SMOOTH_CHANNELS = 9  # over which counts are averaged to estimate what a pixel's counts are expected to be
+
+BACKGROUNDS = ("background_amplitude", "background_exponent")
+"""Maps of the product that belong to one edge; of edges beside the first they have its name as well."""
 
 Counts = NDArray[np.float32]
 
@@ -147,7 +150,7 @@ class Fitted:
     axis
         The nominal energy axis.
     edge
-        The edge that is prepared.
+        The edge that is prepared; alone, without those that are judged together with it.
     steps
         The steps that `transform` applies, in order.
     noise
@@ -164,6 +167,12 @@ class Fitted:
         Of the background's exponents; None without shrinking.
     drift
         The least and the most that `Part.drift` is, eV.
+    dispersion
+        True width of a channel over the nominal one; see `eelsflow.preprocess.calibration`.
+    fixed_energy
+        Where a wrong dispersion moves nothing, eV: the reference energy of the edge that the offset is of.
+    beside
+        The same acquisition, as it is prepared for each other edge that is judged together with this one.
     """
 
     axis: EnergyAxis
@@ -176,11 +185,25 @@ class Fitted:
     offset: OffsetEstimate | None = None
     prior: ExponentPrior | None = None
     drift: tuple[float, float] = (0.0, 0.0)
+    dispersion: float = 1.0
+    fixed_energy: float = 0.0
+    beside: tuple[Fitted, ...] = ()
 
     @property
     def corrected_axis(self) -> EnergyAxis:
-        """The nominal axis plus the offset."""
-        return self.axis.shifted(self.offset.value) if self.offset else self.axis
+        """The nominal axis plus the offset, and with the dispersion corrected where edges tell it."""
+        axis = self.axis.shifted(self.offset.value) if self.offset else self.axis
+        return axis if self.dispersion == 1.0 else axis.stretched(self.dispersion, fixed=self.fixed_energy)
+
+    @property
+    def of_edges(self) -> tuple[Fitted, ...]:
+        """What was learnt for each of the edges that are judged together, in order of energy."""
+        return (self, *self.beside)
+
+    @property
+    def whole_edge(self) -> Edge:
+        """The edge with those that are judged together with it."""
+        return join_edges([one.edge for one in self.of_edges])
 
     @property
     def crop(self) -> slice:
@@ -364,9 +387,21 @@ def finish(part: Part, fitted: Fitted) -> dict[str, NDArray[Any]]:
     part
         The block.
     fitted
-        What was learnt, with all steps.
+        What was learnt, with all steps. Spectra of several edges lie side by side, and their backgrounds are told
+        edge by edge; whatever else belongs to an edge (electrons) is the first one's.
     """
     raw = part.read_if_needed()
+    values = _finish_edge(part, raw, fitted)
+    others = [_finish_edge(part, raw, other) for other in fitted.beside]
+    for name in ("intensity", "variance") if others else ():
+        values[name] = np.concatenate([values[name], *(other[name] for other in others)], axis=-1)
+    for one, other in zip(fitted.beside, others, strict=True):
+        for name in BACKGROUNDS:
+            values[f"{name}_{one.edge.name}"] = other[name]
+    return values
+
+
+def _finish_edge(part: Part, raw: NDArray[Any] | None, fitted: Fitted) -> dict[str, NDArray[Any]]:
     spectra = cropped(transform(raw, fitted, spikes=part.spikes, scores=part.scores, channels=fitted.crop), fitted)
     n = len(spectra.counts)
     status = np.full(n, NOT_FITTED, dtype=np.uint8)
@@ -455,7 +490,7 @@ def _resample(
     net: NDArray[np.float64], spread: NDArray[np.float64], axis: EnergyAxis, fitted: Fitted
 ) -> tuple[Counts, Counts]:
     """Put spectra and their variance, shape (n, axis.size), on the product's axis."""
-    target, step = product_axis(fitted), rebin_step(fitted)
+    target, step = edge_axis(fitted), rebin_step(fitted)
     if step is None:
         kept = axis.channels(wide_window(fitted.edge))
         return net[:, kept].astype(np.float32), spread[:, kept].astype(np.float32)
@@ -474,7 +509,7 @@ def _subtract_and_resample(
     """Subtract backgrounds (see `kernels.subtract_and_resample`) and put what is left on the product's axis."""
     step = rebin_step(fitted)
     if step is not None:
-        first, weights, _ = resampling(step.method, axis, product_axis(fitted))
+        first, weights, _ = resampling(step.method, axis, edge_axis(fitted))
     else:
         kept = axis.channels(wide_window(fitted.edge))
         first = np.arange(kept.start, kept.stop)
@@ -501,8 +536,8 @@ def _subtract_and_resample(
 
 
 def valid_channels(fitted: Fitted, axis: EnergyAxis) -> NDArray[np.bool_]:
-    """Tell which channels of the product a detector of this axis covers in every pixel, shape (channels,)."""
-    step, target = rebin_step(fitted), product_axis(fitted)
+    """Tell which channels of one edge's product a detector of this axis covers in every pixel, shape (channels,)."""
+    step, target = rebin_step(fitted), edge_axis(fitted)
     if step is None:
         return np.ones(target.size, dtype=bool)
     low, high = (covered_channels(axis.values + drift, target, method=step.method) for drift in fitted.drift)
@@ -511,11 +546,16 @@ def valid_channels(fitted: Fitted, axis: EnergyAxis) -> NDArray[np.bool_]:
 
 def wide_window(edge: Edge) -> Window:
     """Return the window that the product covers, eV: the fine structure and 12 eV on either side."""
-    return edge.elnes_window[0] - WIDE_MARGIN, edge.elnes_window[1] + WIDE_MARGIN
+    return edge.elnes_window[0] - MARGIN, edge.elnes_window[1] + MARGIN
 
 
-def product_axis(fitted: Fitted) -> EnergyAxis:
-    """Return the energy axis of the product: the common grid, or the detector's channels where nothing is rebinned."""
+def product_axis(fitted: Fitted) -> Axis:
+    """Return the energy axis of the product; of several edges, their axes side by side."""
+    return side_by_side([edge_axis(one) for one in fitted.of_edges])
+
+
+def edge_axis(fitted: Fitted) -> EnergyAxis:
+    """Return the axis of one edge's product: the common grid, or the detector's channels where nothing is rebinned."""
     start, stop = wide_window(fitted.edge)
     step = rebin_step(fitted)
     if step is not None:

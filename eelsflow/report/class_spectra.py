@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.report.style import DASHES, GREY, PAGE_WIDTH, class_colors, figure_style, new_figure, plain
+from eelsflow.report.style import (
+    DASHES,
+    GREY,
+    PAGE_WIDTH,
+    class_colors,
+    figure_style,
+    leave_out_gaps,
+    new_figure,
+    plain,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +69,8 @@ def class_spectra_figure(
         panel.set_title(plain(f"{name}: {pixels[number]:,} pixels"))
     for panel in axes.flat[len(classes) :]:
         panel.set_visible(False)
+    for panel in axes.flat[: len(classes)]:
+        leave_out_gaps(panel, bands)
     for panel in axes[-1]:
         panel.set_xlabel("energy loss (eV)")
     for row in axes:

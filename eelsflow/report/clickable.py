@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import Axis, axis_of, stretches
 from eelsflow.preprocess.shapes import Shapes, band_edges
 from eelsflow.report.clickable_figures import COLORS, Layer, draw_figures, palettes
 from eelsflow.report.clickable_spectra import FINENESS, PER_OCTAVE, Fineness, PackedSpectra, Recording, Spectra
@@ -47,7 +47,7 @@ def write_clickable_map(
     *,
     judged: Shapes,
     noise: NDArray[np.float64],
-    axis: EnergyAxis,
+    axis: Axis,
     image: xr.DataArray | None = None,
     title: str,
     summary: Mapping[str, Any],
@@ -107,11 +107,13 @@ def write_clickable_map(
     recording = Recording(product, image, stride)
     with np.errstate(invalid="ignore"):
         deviation = recording.thinned(judged.counts * np.sqrt(judged.relative_variance))
+        relative = recording.thinned(np.where(judged.known, np.sqrt(judged.relative_variance), np.nan))
     step = _OF_DEVIATION * _median_of_positive(deviation)
     maps = _maps(dataset, product, recording) | {
-        "counts": (recording.thinned(judged.counts), step),
-        "deviation": (deviation, step),
+        "relative_deviation": (relative, _OF_DEVIATION * _median_of_positive(relative)),
     }
+    for number in range(judged.counts_by_edge.shape[-1]):
+        maps[f"counts-{number}"] = (recording.thinned(judged.counts_by_edge[..., number]), step)
     layers = _layers(dataset, summary)
     bands = _bands(recording, judged, deviation, noise).pack(_ROUNDED if deviation.size <= SMALL else 4 * _ROUNDED)
     packed, told = _pack_maps(maps)
@@ -126,6 +128,7 @@ def write_clickable_map(
     order = [references.classes.index(name) for name in classes]
     channel = recorded.axis.dispersion
     per_unit = channel / recording.native.dispersion / recording.channels_per_unit
+    widths = [np.diff(band_edges(axis, one)) for one in recording.edge.alone]  # of the bands, channels
     size, unit = float(summary["pixel_size"]) * recording.stride, str(summary["pixel_unit"])
     about = {
         "title": title,
@@ -140,7 +143,7 @@ def write_clickable_map(
         "powers": powers_told,
         "spectra": {
             name: {
-                "start": one.axis.start,
+                "stretches": [[piece.start, piece.size] for piece, _ in stretches(one.axis)],
                 "dispersion": one.axis.dispersion,
                 "size": one.axis.size,
                 "exact": one.exact,
@@ -148,11 +151,13 @@ def write_clickable_map(
             }
             for name, one in spectra.items()
         },
-        "background": {"pivot": recording.pivot, "scale": channel / recording.native.dispersion},
+        "edges": [one.name for one in recording.edge.alone],
+        "background": {"pivots": recording.pivots, "scale": channel / recording.native.dispersion},
         "references": {
             "energies": references.energy_loss.tolist(),
             "shapes": references.mean[order].tolist(),
-            "scales": (per_unit / np.diff(band_edges(axis, recording.edge))).tolist(),
+            "scales": (per_unit / np.concatenate(widths)).tolist(),
+            "edges": np.repeat(np.arange(len(widths)), [one.size for one in widths]).tolist(),
             "noise": _deviations(noise).tolist(),
             "spread": _deviations(references.spread).tolist(),
         },
@@ -168,6 +173,7 @@ def write_clickable_map(
         shape=deviation.shape,
         size=size,
         has_gathered="gathered" in product,
+        edges=about["edges"],
         notes=_notes(recording, recorded, prepared, fineness, summary, has_image=image is not None),
         packed={"maps": packed, "powers": powers} | {name: one.planes for name, one in spectra.items()},
         about=_as_script(json.dumps(about, separators=(",", ":"), allow_nan=False)),
@@ -201,9 +207,10 @@ def _as_fine_as_fits(
 
 def _bands(recording: Recording, judged: Shapes, deviation: NDArray[np.float64], noise: NDArray[np.float64]) -> Spectra:
     """Return the counts of every pixel in the bands that it was judged by."""
-    counts = recording.thinned(judged.values * judged.counts[..., None])
+    n_of_edge = [judged.energy_loss.size] if judged.edge_counts is None else _bands_of_edges(judged)
+    counts = recording.thinned(judged.values * np.repeat(judged.counts_by_edge, n_of_edge, axis=-1))
     of_band = np.where(np.isfinite(deviation), deviation, 0.0) * math.sqrt(np.diag(noise).mean())
-    axis = EnergyAxis.from_values(judged.energy_loss)
+    axis = axis_of(judged.energy_loss)
 
     def read(rows: slice) -> NDArray[np.float64]:
         return counts[rows].reshape(-1, axis.size)
@@ -212,6 +219,10 @@ def _bands(recording: Recording, judged: Shapes, deviation: NDArray[np.float64],
         return of_band[rows].ravel()
 
     return Spectra(axis, read, deviation_of, 1.0, len(counts), deviation.size)
+
+
+def _bands_of_edges(judged: Shapes) -> list[int]:
+    return [piece.size for piece, _ in stretches(axis_of(judged.energy_loss))]
 
 
 def _maps(
@@ -229,14 +240,17 @@ def _maps(
     for name, step in (
         ("unknown", 1.0), ("distance", 0.01), ("effective_spectra", 0.1), ("t_over_lambda", 1e-3),
         ("t_over_lambda_error", 1e-3), ("thickness", 0.1), ("zero_loss_offset", 1e-3), ("valence", 1e-3),
+        ("l3_l2_ratio", 1e-3), ("l3_l2_ratio_error", 1e-3), ("l3_position", 1e-3), ("l3_position_error", 1e-3),
     ):  # fmt: skip
         if name in dataset:
             values[name] = (dataset[name].values, step)
     values["electrons"] = (product["electrons"].values, None)
     masked = {name: (np.where(specimen, map_, np.nan), step) for name, (map_, step) in values.items()}
     masked["lost"] = (dataset["lost"].values, 1.0)
-    for name in ("amplitude", "exponent"):
-        masked[name] = (product[f"background_{name}"].values, None)
+    for number, pair in enumerate(recording.backgrounds):
+        masked |= {
+            f"{name}-{number}": (values, None) for name, values in zip(("amplitude", "exponent"), pair, strict=True)
+        }
     return {name: (recording.thinned(np.asarray(map_, float)), step) for name, (map_, step) in masked.items()}
 
 
@@ -276,6 +290,12 @@ def _layers(dataset: xr.Dataset, summary: Mapping[str, Any]) -> list[Layer]:
         values = values[np.isfinite(values)]
         return (float(values.min()), float(values.max())) if values.size else None
 
+    def middle(name: str) -> tuple[float, float] | None:
+        """Return what all but the noisiest pixels lie between."""
+        values = dataset[name].values[specimen] if name in dataset else np.empty(0)
+        values = values[np.isfinite(values)]
+        return tuple(np.percentile(values, [2, 98]).tolist()) if values.size else None
+
     def highest(name: str) -> float:
         found = ends(name)
         return found[1] if found else 1.0
@@ -297,6 +317,12 @@ def _layers(dataset: xr.Dataset, summary: Mapping[str, Any]) -> list[Layer]:
         layers.append(Layer("zero_loss_offset", "Energy offset", "offset of the zero loss (eV)", *offset))
     if valence := ends("valence"):
         layers.append(Layer("valence", "Valence", "mean valence", *valence))
+    for name, title, label in (
+        ("l3_l2_ratio", "L3/L2 ratio", "ratio of the white lines' areas"),
+        ("l3_position", "L3 position", "energy of L3 (eV)"),
+    ):
+        if most := middle(name):
+            layers.append(Layer(name, title, label, *most))
     layers.append(
         Layer(
             "effective_spectra",

@@ -12,10 +12,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import Axis, EnergyAxis, axis_of, side_by_side, stretches
 from eelsflow.errors import InputError
 from eelsflow.preprocess.presets import Preset, Rebin
-from eelsflow.preprocess.transform import wide_window
+from eelsflow.preprocess.transform import BACKGROUNDS, wide_window
 from eelsflow.report.packing import LARGEST, code_rows, pack
 from eelsflow.spectrum_image import energy_axis
 
@@ -65,7 +65,7 @@ class PackedSpectra:
     planes
         Of `eelsflow.report.packing`.
     axis
-        Of the values.
+        Of the values; of several edges a stretch for each.
     together
         How many channels are added up in a value.
     power
@@ -75,7 +75,7 @@ class PackedSpectra:
     """
 
     planes: list[str]
-    axis: EnergyAxis
+    axis: Axis
     together: int
     power: NDArray[np.int32]
     exact: bool
@@ -100,7 +100,7 @@ class Spectra:
         Rows of pixels, and pixels of which there are spectra.
     """
 
-    axis: EnergyAxis
+    axis: Axis
     read: Callable[[slice], NDArray[Any]]
     noise: Callable[[NDArray[np.float64], slice, int], NDArray[np.float64]]
     typical: float
@@ -112,18 +112,17 @@ class Spectra:
         together = self._together(width)
         steps = 1 / step if step else self.typical * math.sqrt(together)
         bits = max(math.log2(4.133 * max(steps, 0.25)) + 0.3, 1.1)
-        return self.n_pixels * (self.axis.size // together) * bits / 6
+        return self.n_pixels * sum(piece.size // together for piece, _ in stretches(self.axis)) * bits / 6
 
     def pack(self, step: float, width: float = 0.0) -> PackedSpectra:
         """Pack all of them; what is left of channels at the end, too few to be added up, is not."""
         together = self._together(width)
-        size = self.axis.size // together
         codes, powers = [], []
         for first in range(0, self.n_rows, _ROWS):
             rows = slice(first, min(first + _ROWS, self.n_rows))
             values = np.asarray(self.read(rows), dtype=np.float64)
             if together > 1:
-                values = values[:, : size * together].reshape(len(values), size, together).sum(axis=2)
+                values = self._added_up(values, together)
             values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, 0.0)
             power = np.zeros(len(values), dtype=np.int32)
             if step:
@@ -136,12 +135,27 @@ class Spectra:
                 return self.pack(FINENESS[0].prepared, width)  # these are no whole counts
             codes.append(code_rows(np.clip(whole, -LARGEST, LARGEST).astype(np.int32)))
             powers.append(power)
-        start = self.axis.start + 0.5 * (together - 1) * self.axis.dispersion
-        axis = EnergyAxis(start, together * self.axis.dispersion, size)
-        return PackedSpectra(pack(codes), axis, together, np.concatenate(powers), exact=not step)
+        pieces = [
+            EnergyAxis(
+                piece.start + 0.5 * (together - 1) * piece.dispersion,
+                together * piece.dispersion,
+                piece.size // together,
+            )
+            for piece, _ in stretches(self.axis)
+        ]
+        return PackedSpectra(pack(codes), side_by_side(pieces), together, np.concatenate(powers), exact=not step)
+
+    def _added_up(self, values: NDArray[np.float64], together: int) -> NDArray[np.float64]:
+        sums = []
+        for piece, where in stretches(self.axis):
+            size = piece.size // together
+            stretch = values[:, where][:, : size * together]
+            sums.append(stretch.reshape(len(values), size, together).sum(axis=2))
+        return np.concatenate(sums, axis=1)
 
     def _together(self, width: float) -> int:
-        return min(max(1, round(width / self.axis.dispersion)), self.axis.size // 2)
+        smallest = min(piece.size for piece, _ in stretches(self.axis))
+        return min(max(1, round(width / self.axis.dispersion)), smallest // 2)
 
 
 class Recording:
@@ -171,9 +185,14 @@ class Recording:
         self.edge = Edge.model_validate_json(product.attrs["edge"])
         self.stride = max(stride, math.ceil(math.sqrt(n_y * n_x / MOST_PIXELS)))
         self.native = EnergyAxis.from_values(product["mean_energy_loss"].values)
-        valid = np.flatnonzero(product["valid"].values)
-        self._kept = slice(int(valid[0]), int(valid[-1]) + 1)
-        self._axis = _part_of(energy_axis(product), self._kept)
+        self._kept: list[slice] = []
+        pieces = []
+        for piece, where in stretches(axis_of(product["energy_loss"].values)):
+            valid = np.flatnonzero(product["valid"].values[where])
+            kept = slice(int(valid[0]), int(valid[-1]) + 1)
+            self._kept.append(slice(where.start + kept.start, where.start + kept.stop))
+            pieces.append(_part_of(piece, kept))
+        self._axis = side_by_side(pieces)
         rebin = Preset.model_validate_json(product.attrs["preset"]).find(Rebin)
         conserved = rebin is not None and rebin.method == "conserve"
         self.channels_per_unit = self._axis.dispersion / self.native.dispersion if conserved else 1.0
@@ -189,24 +208,30 @@ class Recording:
         gain, readout = (float(product.attrs[f"noise_{name}"]) for name in ("gain", "readout_variance"))
         if image is None:
             axis = self._axis
-            ratio = np.log(axis.values / self.pivot)
-            amplitude, exponent = (
-                self.thinned(product[f"background_{name}"].values.astype(np.float64))
-                for name in ("amplitude", "exponent")
-            )
-            with_background = np.isfinite(amplitude).any()
+            ratios = [
+                np.log(piece.values / pivot) for (piece, _), pivot in zip(stretches(axis), self.pivots, strict=True)
+            ]
+            backgrounds = [[self.thinned(values) for values in pair] for pair in self.backgrounds]
+            with_background = all(np.isfinite(amplitude).any() for amplitude, _ in backgrounds)
 
             def read(rows: slice) -> NDArray[Any]:
                 spectra = self._read(product["intensity"], rows, self._kept)
                 if not with_background:
                     return spectra
-                fitted = amplitude[rows].reshape(-1, 1) * np.exp(-exponent[rows].reshape(-1, 1) * ratio)
-                return np.asarray(spectra + per_unit * fitted)
+                fitted = [
+                    amplitude[rows].reshape(-1, 1) * np.exp(-exponent[rows].reshape(-1, 1) * ratio)
+                    for (amplitude, exponent), ratio in zip(backgrounds, ratios, strict=True)
+                ]
+                return np.asarray(spectra + per_unit * np.concatenate(fitted, axis=1))
 
         else:
             whole = energy_axis(image).shifted(float(product.attrs["energy_offset"]))
-            channels = whole.channels(wide_window(self.edge))
-            axis, per_unit, counts = _part_of(whole, channels), 1.0, image
+            if self.edge.beside:
+                factor = float(product.attrs["dispersion_correction"])
+                whole = whole.stretched(factor, fixed=self.edge.reference_energy)
+            channels = [whole.channels(wide_window(one)) for one in self.edge.alone]
+            axis = side_by_side([_part_of(whole, one) for one in channels])
+            per_unit, counts = 1.0, image
 
             def read(rows: slice) -> NDArray[Any]:
                 return self._read(counts, rows, channels)
@@ -214,8 +239,9 @@ class Recording:
         def noise(values: NDArray[np.float64], rows: slice, together: int) -> NDArray[np.float64]:
             return np.asarray(np.sqrt(np.maximum(gain * values.mean(axis=1), 0.0) + readout * per_unit * together))
 
-        inside = self.native.channels(wide_window(self.edge))
-        mean = max(float(np.nanmean(product["mean_spectrum"].values[inside])), 0.0)
+        inside = [self.native.channels(wide_window(one)) for one in self.edge.alone]
+        whole_mean = product["mean_spectrum"].values
+        mean = max(float(np.nanmean(np.concatenate([whole_mean[one] for one in inside]))), 0.0)
         typical = math.sqrt((gain * mean + readout) * per_unit)
         return Spectra(axis, read, noise, typical, self._n_rows, self.thinned(product["vacuum_mask"].values).size)
 
@@ -227,10 +253,11 @@ class Recording:
         product = self._product
         cube = product["gathered" if "gathered" in product else "intensity"]
         specimen = self.thinned(~product["vacuum_mask"].values)
-        window = self._axis.channels(self.edge.elnes_window)
+        windows = [self._axis.channels(one.elnes_window) for one in self.edge.alone]
+        n_channels = sum(window.stop - window.start for window in windows)
         known = np.isfinite(deviation) & (deviation > 0) & specimen
         typical = float(np.median(deviation[known])) if known.any() else 1.0
-        of_channel = np.where(known, deviation, typical) / math.sqrt(max(window.stop - window.start, 1))
+        of_channel = np.where(known, deviation, typical) / math.sqrt(max(n_channels, 1))
 
         def read(rows: slice) -> NDArray[Any]:
             return np.where(specimen[rows].reshape(-1, 1), self._read(cube, rows, self._kept), 0.0)
@@ -241,18 +268,27 @@ class Recording:
         return Spectra(self._axis, read, noise, typical, self._n_rows, int(specimen.sum()))
 
     @property
-    def pivot(self) -> float:
-        """Energy at which a background has its amplitude, eV."""
-        return math.sqrt(math.prod(self.edge.background_window))
+    def pivots(self) -> list[float]:
+        """Energy at which the background of each edge has its amplitude, eV."""
+        return [math.sqrt(math.prod(one.background_window)) for one in self.edge.alone]
 
-    def _read(self, cube: xr.DataArray, rows: slice, channels: slice) -> NDArray[Any]:
+    @property
+    def backgrounds(self) -> list[list[NDArray[np.float64]]]:
+        """Amplitude (counts) and exponent of the background before each edge, shape (y, x) each."""
+        ends = ["", *(f"_{one.name}" for one in self.edge.beside)]
+        return [[self._product[f"{name}{end}"].values.astype(np.float64) for name in BACKGROUNDS] for end in ends]
+
+    def _read(self, cube: xr.DataArray, rows: slice, channels: list[slice]) -> NDArray[Any]:
         """Return spectra of some rows of the page's pixels, shape (pixels, channels)."""
-        if self.stride == 1:
-            values = cube[rows, :, channels].values
-        else:  # a row at a time: what lies between is not kept
-            picked = range(rows.start * self.stride, rows.stop * self.stride, self.stride)
-            values = np.stack([cube[y, :, channels].values[:: self.stride] for y in picked])
-        return np.asarray(values).reshape(-1, values.shape[-1])
+        parts = []
+        for some in channels:
+            if self.stride == 1:
+                values = cube[rows, :, some].values
+            else:  # a row at a time: what lies between is not kept
+                picked = range(rows.start * self.stride, rows.stop * self.stride, self.stride)
+                values = np.stack([cube[y, :, some].values[:: self.stride] for y in picked])
+            parts.append(np.asarray(values).reshape(-1, values.shape[-1]))
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def _part_of(axis: EnergyAxis, channels: slice) -> EnergyAxis:

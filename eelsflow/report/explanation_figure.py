@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.report.style import BLACK, DASHES, GREY, PAGE_WIDTH, class_colors, figure_style, new_figure, plain
+from eelsflow.report.style import (
+    BLACK,
+    DASHES,
+    GREY,
+    PAGE_WIDTH,
+    class_colors,
+    figure_style,
+    leave_out_gaps,
+    new_figure,
+    plain,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +64,8 @@ def explanation_figure(explained: Mapping[str, Any]) -> Figure:
         axes.set_ylim(-1.08 * largest, 1.08 * largest)
     panels[-1].set_xlabel("energy loss (eV)")
     panels[-1].set_xlim(low[0], high[-1])
+    for axes in panels:
+        leave_out_gaps(axes, (low + high) / 2)
     handles: list[Any] = [
         Patch(color=color[one], label=plain(f"speaks for {one} ({way})"))
         for one, way in zip(pair, ("up", "down"), strict=True)
@@ -81,12 +93,13 @@ def _draw_spectra(
             dashes = DASHES[explained["classes"].index(name)]
             axes.plot(energy_loss, means[number], color=color[name], linestyle=dashes, label=plain(f"{name}, training"))
     spectra = _array(explained["spectrum"])
-    boundaries = [*explained["band_low"], explained["band_high"][-1]]
+    boundaries, in_bands = _steps(_array(explained["band_low"]), _array(explained["band_high"]))
     single = [name for name in names if name not in color]
     for number, name in enumerate([] if of_model else names):
         label = f"{name}, here" if name in color else name if len(single) == 1 else "below, each"
         axes.stairs(
-            spectra[number], boundaries, color=color.get(name, BLACK if len(single) == 1 else GREY), linewidth=0.8,
+            in_bands(spectra[number]), boundaries, linewidth=0.8,
+            color=color.get(name, BLACK if len(single) == 1 else GREY),
             baseline=None, label=None if len(single) > 1 and name != single[0] else plain(label),
         )  # fmt: skip
     axes.set_ylabel("counts of the window\n(% per eV)")
@@ -103,7 +116,9 @@ def _draw_bars(
     centre = (low + high) / 2
     decisive = np.isin(np.arange(height.size), decisive_bands(height))
     if np.isfinite(error).any():
-        axes.stairs(error, [*low, high[-1]], baseline=-error, fill=True, color="#D8D8D8", linewidth=0, zorder=0)
+        boundaries, in_bands = _steps(low, high)
+        error = in_bands(error)
+        axes.stairs(error, boundaries, baseline=-error, fill=True, color="#D8D8D8", linewidth=0, zorder=0)
     for chosen, alpha in ((decisive, 1.0), (~decisive, 0.4)):
         axes.bar(
             centre[chosen], height[chosen], width=0.86 * (high - low)[chosen], alpha=alpha, linewidth=0,
@@ -120,6 +135,13 @@ def _draw_bars(
         axes.plot(centre, _array(one[number]), "o", color=BLACK, markersize=1.2, linestyle="none")
         reach = max(reach, np.abs(_array(one[number])).max(initial=0.0))
     return float(reach) or 1.0
+
+
+def _steps(low: Floats, high: Floats) -> tuple[Floats, Callable[[Floats], Floats]]:
+    """Return the boundaries of bands, and what adds a band of nothing between two edges to values of bands."""
+    gaps = np.flatnonzero(low[1:] - high[:-1] > 1e-6) + 1
+    boundaries = np.append(np.insert(low, gaps, high[gaps - 1]), high[-1])
+    return boundaries, lambda values: np.insert(np.asarray(values, dtype=np.float64), gaps, 0.0)
 
 
 def _title(number: int, explained: Mapping[str, Any], *, of_model: bool) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.energy import Window
+from eelsflow.energy import Window, axis_of, stretches
 from eelsflow.report.style import (
     BLACK,
     BLUE,
@@ -28,6 +28,7 @@ from eelsflow.report.style import (
     class_colors,
     figure_style,
     format_number,
+    leave_out_gaps,
     new_figure,
     plain,
     scale_bar_length,
@@ -78,7 +79,9 @@ def example_spectrum(
     if raw is not None and raw_energy_loss is not None:
         first = axes.pop(0)
         first.plot(raw_energy_loss, raw, color=BLACK, linewidth=0.9)
-        first.axvspan(float(energy_loss[0]), float(energy_loss[-1]), color=SKY, alpha=0.18, linewidth=0)
+        for piece, _ in stretches(axis_of(energy_loss)):
+            first.axvspan(piece.start, piece.stop, color=SKY, alpha=0.18, linewidth=0)
+        leave_out_gaps(first, raw_energy_loss)
         first.set(title="Background subtracted", xlabel=ENERGY_LABEL, ylabel="Intensity (counts)")
         _mark_reference(first, reference_energy, label=False)
     axes[0].plot(energy_loss, example, color=BLACK, linewidth=0.9)
@@ -91,6 +94,8 @@ def example_spectrum(
     axes[1].set(title="Mean of each class", xlabel=ENERGY_LABEL, ylabel=INTENSITY_LABEL)
     _mark_reference(axes[1], reference_energy, label=False)
     axes[1].legend(loc="best")
+    for panel in axes:
+        leave_out_gaps(panel, energy_loss)
     return figure
 
 
@@ -123,6 +128,7 @@ def perturbed_spectra(
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.12 * (high - low))  # room for the legend above the highest peak
         axes.legend(loc="upper right")
+        leave_out_gaps(axes, energy_loss)
     return figure
 
 

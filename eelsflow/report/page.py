@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +128,9 @@ def _context(directory: Path, results: dict[str, Any], gallery: Gallery) -> dict
     }
 
 
+@lru_cache(maxsize=1)
 def template_environment() -> Environment:
-    """Return what fills the templates of pages."""
+    """Return what fills the templates of pages; it keeps those that it has read."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

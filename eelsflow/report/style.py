@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from eelsflow.energy import axis_of, stretches
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAGE_WIDTH = 7.6
@@ -117,6 +122,41 @@ def render(figure: Figure, format: str) -> bytes:
     else:
         figure.savefig(stream, format=format, metadata=metadata)
     return stream.getvalue()
+
+
+GAP = 4.0
+"""How wide what lies between two edges is drawn, eV."""
+
+
+def leave_out_gaps(axes: Axes, energies: ArrayLike) -> None:
+    """Draw the energies (eV) of several edges side by side; nothing is changed for those of one.
+
+    Parameters
+    ----------
+    axes
+        With everything drawn.
+    energies
+        Of what was drawn: channels or bands, with gaps between edges.
+    """
+    axis = axis_of(energies)
+    ends = [(piece.boundaries[0], piece.boundaries[-1]) for piece, _ in stretches(axis)]
+    if len(ends) < 2:
+        return
+    at, drawn = [ends[0][0], ends[0][1]], [ends[0][0], ends[0][1]]
+    for low, high in ends[1:]:
+        at += [low, high]
+        drawn += [drawn[-1] + GAP, drawn[-1] + GAP + high - low]
+    beyond = 1e4  # eV; a scale must be defined everywhere
+    at, drawn = ([one[0] - beyond, *one, one[-1] + beyond] for one in (at, drawn))
+    axes.set_xscale("function", functions=(lambda x: np.interp(x, at, drawn), lambda x: np.interp(x, drawn, at)))
+    ticks = [
+        tick for low, high in ends for tick in np.arange(10 * np.ceil(low / 10), high, 10) if low + 1 < tick < high - 1
+    ]
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(ends[0][0], ends[-1][1])
+    for (_, high), (low, _) in itertools.pairwise(ends):
+        axes.axvspan(high, low, facecolor="white", edgecolor=GREY, linewidth=0.6, hatch="////", zorder=5)
 
 
 def plain(text: object) -> str:

@@ -183,9 +183,8 @@ def assess(
                 return correct(as_it_is, residual.scale(test, amplitude))
             case "dispersion_error":
                 reference = transform.edge.reference_energy
-                stretched, reach = stretch_axis(test, axis, reference_energy=reference, error=amplitude)
-                held = (reach[:, 0] > transform.channels.start) | (reach[:, 1] < transform.channels.stop - 1)
-                result.padded |= bool(held.any())
+                stretched, recorded = stretch_axis(test, axis, reference_energy=reference, error=amplitude)
+                result.padded |= not bool(recorded[:, transform.channels].all())
                 return correct(as_it_is, stretched)
             case "t_over_lambda":
                 return correct(as_it_is, scatter_again(test, axis, relative_thickness=amplitude))

@@ -6,14 +6,15 @@ through the transform as a recording would: through its principal components and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import Axis, EnergyAxis, stretches
 
 Wide = NDArray[np.float32]
 
@@ -169,7 +170,7 @@ def lower_dose(
 
 def broaden(
     wide: Wide,
-    axis: EnergyAxis,
+    axis: Axis,
     *,
     fwhm_ev: float,
     variance: NDArray[np.float32] | None,
@@ -211,7 +212,13 @@ def broaden(
     return blurred
 
 
-def blur(wide: Wide, axis: EnergyAxis, *, fwhm_ev: NDArray[np.float64]) -> Wide:
+def _by_stretch(wide: Wide, axis: Axis, change: Callable[[Wide, EnergyAxis], Wide]) -> Wide:
+    """Return spectra changed stretch by stretch of their axis: nothing passes from one edge to the other."""
+    changed = [change(wide[:, where], piece) for piece, where in stretches(axis)]
+    return np.concatenate(changed, axis=1) if len(changed) > 1 else changed[0]
+
+
+def blur(wide: Wide, axis: Axis, *, fwhm_ev: NDArray[np.float64]) -> Wide:
     """Return spectra folded with Gaussians, signal and noise alike; NaN stays NaN.
 
     Parameters
@@ -221,6 +228,10 @@ def blur(wide: Wide, axis: EnergyAxis, *, fwhm_ev: NDArray[np.float64]) -> Wide:
     fwhm_ev
         Full width at half maximum for each spectrum, (n,), eV.
     """
+    return _by_stretch(wide, axis, partial(_blur, fwhm_ev=fwhm_ev))
+
+
+def _blur(wide: Wide, axis: EnergyAxis, fwhm_ev: NDArray[np.float64]) -> Wide:
     filled, _, _ = _hold_edges(wide)
     size = 2 * wide.shape[1]
     blurred = np.empty(wide.shape, dtype=np.float32)
@@ -233,15 +244,13 @@ def blur(wide: Wide, axis: EnergyAxis, *, fwhm_ev: NDArray[np.float64]) -> Wide:
     return np.where(np.isfinite(wide), blurred, np.float32(np.nan))
 
 
-def _passed(fwhm_ev: NDArray[np.float64], axis: EnergyAxis, size: int) -> NDArray[np.float64]:
+def _passed(fwhm_ev: NDArray[np.float64], axis: Axis, size: int) -> NDArray[np.float64]:
     """Return what Gaussians pass of each frequency of so many channels, (n, size // 2 + 1)."""
     sigma = fwhm_ev[:, None] / (2.0 * np.sqrt(2.0 * np.log(2.0))) / axis.dispersion
     return np.asarray(np.exp(-2.0 * np.square(np.pi * sigma * np.fft.rfftfreq(size))))
 
 
-def stretch_axis(
-    wide: Wide, axis: EnergyAxis, *, reference_energy: float, error: float
-) -> tuple[Wide, NDArray[np.intp]]:
+def stretch_axis(wide: Wide, axis: Axis, *, reference_energy: float, error: float) -> tuple[Wide, NDArray[np.bool_]]:
     """Return spectra as recorded with a wrong dispersion, right at the edge's reference energy.
 
     Parameters
@@ -257,9 +266,15 @@ def stretch_axis(
     -------
     stretched
         Same shape, by linear interpolation; beyond what was recorded the last value is held.
-    reach
-        Shape (n, 2): the first and last channel whose value was recorded and not held.
+    recorded
+        Same shape: where the value was recorded and not held.
     """
+    found = [_stretch(wide[:, where], piece, reference_energy, error) for piece, where in stretches(axis)]
+    stretched, recorded = zip(*found, strict=True)
+    return np.concatenate(stretched, axis=1), np.concatenate(recorded, axis=1)
+
+
+def _stretch(wide: Wide, axis: EnergyAxis, reference_energy: float, error: float) -> tuple[Wide, NDArray[np.bool_]]:
     filled, first, last = _hold_edges(wide)
     origin = (reference_energy - axis.start) / axis.dispersion
     channel = np.arange(axis.size)
@@ -270,8 +285,7 @@ def stretch_axis(
     stretched = filled[:, below] + fraction * (filled[:, below + 1] - filled[:, below])
     # a thousandth of a channel is rounding, not missing data
     recorded = (position >= first - 1e-3) & (position <= last + 1e-3)
-    reach = np.stack([recorded.argmax(axis=1), axis.size - 1 - recorded[:, ::-1].argmax(axis=1)], axis=1)
-    return np.asarray(stretched, dtype=np.float32), reach
+    return np.asarray(stretched, dtype=np.float32), recorded
 
 
 def _hold_edges(wide: Wide) -> tuple[Wide, NDArray[np.intp], NDArray[np.intp]]:
@@ -284,7 +298,7 @@ def _hold_edges(wide: Wide) -> tuple[Wide, NDArray[np.intp], NDArray[np.intp]]:
     return np.take_along_axis(wide, np.clip(np.arange(wide.shape[1]), first, last), axis=1), first, last
 
 
-def scatter_again(wide: Wide, axis: EnergyAxis, *, relative_thickness: float) -> Wide:
+def scatter_again(wide: Wide, axis: Axis, *, relative_thickness: float) -> Wide:
     """Return spectra as if the specimen were thicker: the edge scattered once more by the plasmons.
 
     Parameters
@@ -302,6 +316,10 @@ def scatter_again(wide: Wide, axis: EnergyAxis, *, relative_thickness: float) ->
     below the window's start, where a background-subtracted edge is zero; so the window holds all that can enter it.
     The subtracted background and the noise of the thicker specimen are left out: shape alone is tested.
     """
+    return _by_stretch(wide, axis, partial(_scatter_again, relative_thickness=relative_thickness))
+
+
+def _scatter_again(wide: Wide, axis: EnergyAxis, relative_thickness: float) -> Wide:
     recorded = np.isfinite(wide)
     mixed = np.where(recorded, wide, 0) @ _plural_scattering(axis.dispersion, axis.size, relative_thickness)
     return np.where(recorded, mixed, np.float32(np.nan))

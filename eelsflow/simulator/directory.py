@@ -75,6 +75,7 @@ def plan_directory(
     detector: DetectorChoice | None = None,
     scenes: Sequence[str] | None = None,
     dose: tuple[float, float] | None = None,
+    window: tuple[float, float] | None = None,
 ) -> list[PlannedAcquisition]:
     """Return what `simulate_directory` would simulate from the same arguments, without simulating it.
 
@@ -86,6 +87,8 @@ def plan_directory(
     if n_acquisitions < 1:
         raise InputError(f"{n_acquisitions} acquisitions were asked for; simulate at least 1")
     parameters = _resolve(preset)
+    if window is not None:
+        parameters = parameters.model_copy(update={"axis": parameters.axis.showing(window)})
     if shape is not None:
         parameters = parameters.model_copy(update={"shape": shape})
     if dose is not None:
@@ -117,6 +120,7 @@ def simulate_directory(
     detector: DetectorChoice | None = None,
     scenes: Sequence[str] | None = None,
     dose: tuple[float, float] | None = None,
+    window: tuple[float, float] | None = None,
     low_loss: LowLossRecording | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -144,6 +148,8 @@ def simulate_directory(
         other.
     dose
         Range of the dose relative to the measured one; as the preset has it where None.
+    window
+        Energies that every axis shows, eV, where the preset draws axes (``wide``); as the preset has it where None.
     low_loss
         How a low loss of each scan is recorded beside its core loss; None: it is not.
     progress
@@ -173,6 +179,7 @@ def simulate_directory(
         detector=detector,
         scenes=scenes,
         dose=dose,
+        window=window,
     )
     directory = make_directory(Path(directory))
     rows = []

@@ -7,6 +7,7 @@ O K on the particle and 3.69 on the film. What varies between acquisitions, and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from eelsflow.energy import EnergyAxis
+from eelsflow.errors import InputError
 from eelsflow.simulator.detector import AnyDetectorParameters, DetectorParameters, PositiveRange
 from eelsflow.simulator.edges import LowLossParameters, PhaseParameters
 from eelsflow.simulator.generic_edges import FILM_EDGE, OTHER_OXIDES, GenericEdgeParameters, OtherOxideParameters
@@ -160,6 +162,29 @@ class AxisParameters(BaseModel):
     offset_limit: Annotated[float, Field(ge=0)] = 8.0
     dispersion_error: Annotated[float, Field(ge=0, lt=0.1)] = 0.004
     drift: Annotated[float, Field(ge=0)] = 0.06
+
+    def showing(self, window: Range) -> AxisParameters:
+        """Return the same with a window (eV) that every axis shows, where axes are drawn; else as it is.
+
+        The smallest dispersion grows where the fewest channels would not reach over it.
+
+        Raises
+        ------
+        InputError
+            If even the largest dispersion does not.
+        """
+        if self.any_setting is None or self.any_setting.window == window:
+            return self
+        setting = self.any_setting
+        need = (window[1] - window[0] + 2.0 * setting.reserve) / (min(setting.n_channels) - 1)
+        low, high = setting.dispersion
+        if need > high:
+            raise InputError(
+                f"{min(setting.n_channels)} channels of {high} eV do not show {window[0]:g}-{window[1]:g} eV; simulate "
+                "for edges that lie nearer"
+            )
+        wider = {"window": window, "dispersion": (max(low, math.ceil(1e3 * need) / 1e3), high)}
+        return self.model_copy(update={"any_setting": setting.model_copy(update=wider)})
 
     def draw_setting(self, rng: np.random.Generator) -> EnergyAxis:
         """Return the nominal axis, drawn where it varies."""

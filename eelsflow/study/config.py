@@ -22,7 +22,7 @@ from pydantic import (
 from eelsflow.dataset.labels import MIXED, UNLABELLED
 from eelsflow.dataset.outside import Like, Outside
 from eelsflow.dataset.splits import SplitBy
-from eelsflow.edges import Edge, resolve_edge
+from eelsflow.edges import Edge, resolve_edge, resolve_edges
 from eelsflow.errors import StudyFileError, UnreadableFileError
 from eelsflow.models.spec import STANDARD, ModelSpec, resolve_model
 from eelsflow.preprocess.presets import Preset, resolve_preset
@@ -152,6 +152,20 @@ class Study(_Part):
 
     @model_validator(mode="before")
     @classmethod
+    def _join_edges(cls, value: Any) -> Any:
+        """Let ``edges: [O_K, Fe_L3]`` name edges that are judged together."""
+        if not isinstance(value, dict) or "edges" not in value:
+            return value
+        if "edge" in value:
+            raise ValueError("edge and edges are both given; write edges: [...] for several, edge: ... for one")
+        edges = value["edges"]
+        if not isinstance(edges, list | tuple) or not edges:
+            raise ValueError(f"edges is a list of edges that are judged together, found {edges!r}")
+        rest = {name: one for name, one in value.items() if name != "edges"}
+        return {**rest, "edge": resolve_edges(edges)}
+
+    @model_validator(mode="before")
+    @classmethod
     def _default_preprocess(cls, value: Any) -> Any:
         if isinstance(value, dict) and "preprocess" not in value:
             is_table = isinstance(value.get("data"), dict) and "spectra" in value["data"]
@@ -243,6 +257,8 @@ class Study(_Part):
                 raise ValueError(
                     f"outside, {test.name}: {unknown} is no class of the study, which has {list(self.classes)}"
                 )
+        if self.outside and self.edge.beside:
+            raise ValueError("outside: spectra of other laboratories show one edge; study that edge alone")
         if self.outside and self.data.has_acquisitions:
             raise ValueError(
                 "outside: spectra of other laboratories are judged by models of a table (data.spectra); acquisitions "
@@ -405,6 +421,7 @@ name: iron-oxide
 edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or spelled out in eV: {name, reference_energy,
                                # align_on: first_peak|maximum, elnes_window: [a, b], pre_edge_window: [a, b]};
                                # preprocess none needs no pre_edge_window
+# edges: [O_K, Fe_L3]          # instead: edges of the same spectra, judged together
 classes: [FeO, Fe3O4]
 valence: {FeO: 2.0, Fe3O4: 2.667}  # optional: mean valence of each class, for a map of it
 # density: 5.4                 # optional, g/cm3: thickness in nm where a low loss and the microscope's angles are known

@@ -296,8 +296,9 @@ class Plan(BaseModel):
         return _plan_acquisitions(self.study, usable, merge([*self.set_aside, *found]), strict=strict)
 
 
-def simulated_manifest(simulated: Simulated, store: Store) -> Path:
-    """Simulate acquisitions, or find them in the store, and return their manifest."""
+def simulated_manifest(simulated: Simulated, edge: Edge, store: Store) -> Path:
+    """Simulate acquisitions that show the edge, or find them in the store, and return their manifest."""
+    window = edge.recorded_window
 
     def write(directory: Path) -> None:
         simulate_directory(
@@ -309,10 +310,11 @@ def simulated_manifest(simulated: Simulated, store: Store) -> Path:
             # the preset of cubes has one detector and its own scenes
             detector=simulated.detector if simulated.preset == "wide" else None,
             scenes=KNOWN_FIELDS if simulated.preset == "wide" else None,
+            window=window,
         )
 
     code = code_version("simulator", "io", *_FOUNDATION)
-    return store.compute(digest_of("simulated", simulated, code), write) / "manifest.csv"
+    return store.compute(digest_of("simulated", simulated, window, code), write) / "manifest.csv"
 
 
 def plan_data(study: Study, store: Store, *, strict: bool = False) -> Plan:
@@ -352,7 +354,7 @@ def plan_data(study: Study, store: Store, *, strict: bool = False) -> Plan:
 
     manifest = study.data.manifest
     if study.data.simulate is not None:
-        manifest = simulated_manifest(study.data.simulate, store)
+        manifest = simulated_manifest(study.data.simulate, study.edge, store)
     assert manifest is not None  # the study model has one of the three
     rows = read_rows(manifest)
     for row in rows:

@@ -23,7 +23,7 @@ from eelsflow.dataset.splits import split_spectra
 from eelsflow.digest import code_version, digest_of
 from eelsflow.errors import DataSetError
 from eelsflow.io.zarr_store import open_dataset, write_dataset
-from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.preprocess.joint_features import load_transform
 from eelsflow.robustness.compare import compare_models
 from eelsflow.robustness.control import shuffled_label_control
 from eelsflow.robustness.scores import (
@@ -697,7 +697,7 @@ def _examples(item: tuple[FitFeatures, Path]) -> dict[str, NDArray[Any]]:
     features = store.path(step.digest)
     spectra = LabelledSpectra.load(store.path(step.dataset))
     test = np.load(features / "test.npy")
-    transform = FeatureTransform.load(features / "transform")
+    transform = load_transform(features / "transform")
     raw = spectra.intensity[test]
     return example_spectra(
         transform.apply(raw),

@@ -27,6 +27,7 @@ from eelsflow.models.bundle import ModelBundle, describe_model
 from eelsflow.report.page import build_report
 from eelsflow.store import Store, empty_directory, make_directory
 from eelsflow.study import stages
+from eelsflow.study.alone import plan_alone, prepare_alone, write_alone
 from eelsflow.study.champion import held_out_scores, judge_promotion, keep_champion
 from eelsflow.study.config import ChooseBy, Study
 from eelsflow.study.gpu import turn_at_gpu
@@ -243,10 +244,17 @@ def _choice_of(fit: FitModel, fits: Sequence[FitModel], store: Store) -> dict[st
     return choice
 
 
-def fit_final_model(final: FitModel, run: Runner) -> None:
-    """Fit the model that leaves the study, on all labelled spectra."""
+def fit_final_model(plan: Plan, final: FitModel, place: Place, run: Runner) -> None:
+    """Fit the model that leaves the study, on all labelled spectra; of several edges also one of each edge alone."""
     run(stages.fit_features, [final.features])
     run(stages.fit_model, [final])
+    if not plan.study.edge.beside:
+        return
+    run(stages.prepare_acquisition, prepare_alone(plan, final))
+    alone = plan_alone(plan, final, place.store)
+    run(stages.build_dataset, [dataset for _, dataset, _ in alone])
+    run(stages.fit_features, [fit.features for _, _, fit in alone])
+    run(stages.fit_model, [fit for _, _, fit in alone])
 
 
 def _unique(steps: Iterable[StepType]) -> list[StepType]:
@@ -295,6 +303,7 @@ def write_outputs(
     shutil.copytree(place.store.path(final.digest) / "model", unfinished / "model")
     about = _about_model(plan.study) | _about_training(plan, measured, final, place)
     describe_model(unfinished / "model", name=final.model.name, **about)
+    write_alone(plan, final, place.store, unfinished / "model", about=_about_model(plan.study))
     evidence = _write_maps(plan, measured, final, place, unfinished / "maps")
     promotion = judge_promotion(plan, measured.scored, final, place) if promote else None
     run = {
@@ -524,7 +533,7 @@ def _run_study(
 
     plan = prepare_acquisitions(plan, run, strict=strict)
     measured, final = run_stages(plan, place, run)
-    fit_final_model(final, run)
+    fit_final_model(plan, final, place, run)
     about = {
         "runner": "loop",
         "started": started,

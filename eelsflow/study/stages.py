@@ -23,7 +23,7 @@ from eelsflow.dataset.outside import Outside, on_axis, read_recorded
 from eelsflow.dataset.outside import place as place_outside
 from eelsflow.dataset.spectra import LabelledSpectra, choose_spectra, gather_spectra, read_table
 from eelsflow.dataset.splits import Split, inner_folds, split_spectra, validation_split
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import axis_of, stretches
 from eelsflow.errors import EelsflowError
 from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import blocks, open_dataset, remove_unfinished, write_dataset
@@ -36,6 +36,7 @@ from eelsflow.models.inputs import peak_channels
 from eelsflow.models.registration import Registration
 from eelsflow.models.spec import Augment
 from eelsflow.preprocess.features import FeatureTransform, require_window
+from eelsflow.preprocess.joint_features import fit_transform, load_transform
 from eelsflow.preprocess.noise import sample_indices
 from eelsflow.preprocess.shapes import to_shapes
 from eelsflow.robustness.curves import assess
@@ -210,7 +211,7 @@ def _fit_features(item: tuple[FitFeatures, Path, Path]) -> None:
             spectra.label, spectra.group, by=step.split, test_fraction=step.test_fraction, seed=step.seed
         )
     wide = spectra.intensity[train]
-    transform = FeatureTransform.fit(
+    transform = fit_transform(
         wide,
         spectra.energy_loss,
         edge=step.edge,
@@ -225,7 +226,7 @@ def _fit_features(item: tuple[FitFeatures, Path, Path]) -> None:
     # What the model will have seen: an acquisition of these groups is never evidence for it.
     groups = [] if spectra.group is None else sorted(set(spectra.group[train].tolist()))
     write_json(directory / "groups.json", groups)
-    axis = EnergyAxis.from_values(spectra.energy_loss)
+    axis = axis_of(spectra.energy_loss)
     variance = None if spectra.variance is None else spectra.variance[train]
     References.fit(
         to_shapes(wide, variance, axis, step.edge),
@@ -249,7 +250,7 @@ def fit_model(step: FitModel, place: Place) -> Path:
         features = place.store.path(step.features.digest)
         spectra = LabelledSpectra.load(place.store.path(step.features.dataset))
         train = np.load(features / "train.npy")
-        transform = FeatureTransform.load(features / "transform")
+        transform = load_transform(features / "transform")
         vectors = np.load(features / "vectors.npy", mmap_mode="r")
         label = spectra.label[train]
         group = spectra.group[train] if spectra.group is not None and step.features.split != "pixel" else None
@@ -279,12 +280,15 @@ def fit_model(step: FitModel, place: Place) -> Path:
 
         registration = None
         if step.model.align is not None:
+            # of several edges the lowest tells where on the axis spectra lie
+            first = stretches(transform.axis)[0][1]
+            window = transform.index[transform.index < first.stop]
             registration = Registration.fit(
-                spectra.intensity[train],
+                spectra.intensity[train][:, first],
                 spectra.label[train],
                 None if spectra.group is None else spectra.group[train],
                 align=step.model.align,
-                channels=transform.channels,
+                channels=slice(int(window[0]), int(window[-1]) + 1),
                 dispersion=transform.axis.dispersion,
             )
         scratch = directory / "scratch"

@@ -24,7 +24,7 @@ from eelsflow.io.zarr_store import (
     write_block,
     write_dataset,
     write_spectrum_image,
-    write_variable,
+    write_variables,
 )
 from eelsflow.spectrum_image import build_spectrum_image
 from tests.strategies import examples, fractions
@@ -156,8 +156,7 @@ def test_block_writers_fill_a_template_in_any_order_and_repeats_are_harmless(tmp
     for block in [*reversed(blocks(40, 20, block_shape=(16, 16))), Block(slice(16, 32), slice(0, 16))]:
         values = image[block.y, block.x].values
         write_block(store, block, {"intensity": values})
-    write_variable(store, "status", np.arange(800).reshape(40, 20) % 7)
-    write_variable(store, "mean", image.mean(("y", "x")).values)
+    write_variables(store, {"status": np.arange(800).reshape(40, 20) % 7, "mean": image.mean(("y", "x")).values})
     for left_by_a_killed_writer in ("0.__lock", "0.5c0e.partial"):
         (store / "intensity" / "c" / "0" / "0" / left_by_a_killed_writer).touch()
     finalise_store(store, path, attrs={"schema": "eelsflow-prepared/1"})
@@ -179,7 +178,7 @@ def test_unfinished_store_is_not_finalised_and_cannot_be_opened(tmp_path):
         }
     )
     store = create_store(template, path, block_shape=(16, 16))
-    write_variable(store, "status", np.zeros((40, 20)))
+    write_variables(store, {"status": np.zeros((40, 20))})
     write_block(store, Block(slice(0, 16), slice(0, 16)), {"counts": np.zeros((16, 16, 8))})
     with pytest.raises(ValueError, match="1 of 6 shards of counts were written"):
         finalise_store(store, path)

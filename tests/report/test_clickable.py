@@ -114,7 +114,9 @@ def test_recorded_counts_in_the_page_are_those_of_the_file(small):
     inside = (energies >= 513.0 - 1e-6) & (energies < 567.0 - 1e-6)
     assert wide["exact"]
     assert wide["size"] == inside.sum()
-    assert wide["start"] == pytest.approx(energies[inside][0])
+    [(start, size)] = wide["stretches"]
+    assert size == wide["size"]
+    assert start == pytest.approx(energies[inside][0])
     recorded = small.image.values[:, :, inside]
     recorded[3, 4] = 0.0  # the lost one
     assert np.array_equal(small.spectra("recorded"), recorded)
@@ -145,13 +147,13 @@ def test_every_number_of_a_pixel_is_in_the_page(small):
         ("distance", np.where(np.isfinite(mapped["distance"].values), mapped["distance"].values, np.nan)),
         ("effective_spectra", mapped["effective_spectra"].values),
         ("electrons", small.product["electrons"].values),
-        ("counts", small.found.judged.counts),
+        ("counts-0", small.found.judged.counts),
     ):
         step = small.about["maps"][name]["step"]
         np.testing.assert_allclose(maps[name][specimen], values[specimen], atol=0.51 * step, err_msg=name)
-        assert np.isnan(maps[name][~specimen]).all() or name == "counts"
+        assert np.isnan(maps[name][~specimen]).all() or name == "counts-0"
     amplitude = small.product["background_amplitude"].values[specimen]
-    np.testing.assert_allclose(maps["amplitude"][specimen], amplitude, atol=1e-4 * np.ptp(amplitude))
+    np.testing.assert_allclose(maps["amplitude-0"][specimen], amplitude, atol=1e-4 * np.ptp(amplitude))
 
 
 def test_residuals_of_simulated_pixels_stay_within_the_noise_that_is_drawn(small):
@@ -211,7 +213,7 @@ def test_without_the_image_what_was_recorded_is_put_together_and_the_page_says_s
     product = found.product
     energies = product["energy_loss"].values[product["valid"].values]
     width = 0.1 / np.diff(product["mean_energy_loss"].values).mean()
-    pivot = found.about["background"]["pivot"]
+    pivot = found.about["background"]["pivots"][0]
     fitted = product["background_amplitude"].values[..., None] * (energies / pivot) ** (
         -product["background_exponent"].values[..., None]
     )

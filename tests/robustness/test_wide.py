@@ -189,14 +189,13 @@ def test_denoised_spectra_have_no_noise_to_read_a_correlation_from(training):
 def test_stretched_axis_equals_interpolation_row_by_row(error):
     wide = edge_spectra(3)[0]
     wide[1, :20] = wide[1, 500:] = np.nan
-    stretched, reach = stretch_axis(wide, AXIS, reference_energy=530.0, error=error)
+    stretched, recorded = stretch_axis(wide, AXIS, reference_energy=530.0, error=error)
     wanted = 530 + (ENERGY - 530) / (1 + error)
-    for spectrum, result, (first, last) in zip(wide, stretched, reach, strict=True):
+    for spectrum, result, reached in zip(wide, stretched, recorded, strict=True):
         known = np.isfinite(spectrum)
         np.testing.assert_allclose(result, np.interp(wanted, ENERGY[known], spectrum[known]), rtol=1e-4, atol=1e-2)
         inside = (wanted >= ENERGY[known][0] - 1e-6) & (wanted <= ENERGY[known][-1] + 1e-6)
-        assert abs(first - inside.argmax()) <= 1
-        assert abs(last - (ENERGY.size - 1 - inside[::-1].argmax())) <= 1
+        assert np.count_nonzero(reached != inside) <= 2
 
 
 def test_stretched_axis_moves_a_feature_away_from_the_reference_energy():

@@ -93,40 +93,57 @@
       found[name] = new Float64Array(spectra[name].size);
       for (const pixel of pixels) addSpectrum(name, pixel, found[name], spectra[name].scale / n);
     }
-    const { energies, shapes, noise, spread, scales } = about.references;
-    const { pivot, scale } = about.background;
-    found.background = spectra.recorded.energies.map((energy) =>
-      mean(pixels.map((pixel) => scale * maps.amplitude[pixel] * (energy / pivot) ** -maps.exponent[pixel])));
-    found.mixed = n > 0 && pixels.every((pixel) => Number.isFinite(maps["fraction-0"][pixel]) && maps.counts[pixel] > 0);
+    const { energies, shapes, noise, spread, scales, edges } = about.references;
+    const { pivots, scale } = about.background;
+    found.background = spectra.recorded.energies.map((energy, channel) => {
+      const k = spectra.recorded.edges[channel];
+      const fall = (pixel) => (energy / pivots[k]) ** -maps[`exponent-${k}`][pixel];
+      return mean(pixels.map((pixel) => scale * maps[`amplitude-${k}`][pixel] * fall(pixel)));
+    });
+    found.mixed = n > 0 && pixels.every((pixel) => Number.isFinite(maps["fraction-0"][pixel])
+      && about.edges.every((_, k) => maps[`counts-${k}`][pixel] > 0));
     found.isSpecimen = n > 0 && (!isOne || isSpecimen(pixels[0]));
-    const shares = about.classes.map((_, k) => mean(pixels.map((i) => maps.counts[i] * maps[`fraction-${k}`][i])));
-    found.classes = shares.map((share, k) => energies.map((_, band) => scales[band] * share * shapes[k][band]));
+    // of each edge: counts of its window, their share in the classes, and their noise
+    const counts = about.edges.map((_, edge) => mean(pixels.map((i) => maps[`counts-${edge}`][i])));
+    const shares = about.classes.map((_, k) => about.edges.map((_, edge) =>
+      mean(pixels.map((i) => maps[`counts-${edge}`][i] * maps[`fraction-${k}`][i]))));
+    found.classes = shares.map((share, k) => energies.map((_, band) => scales[band] * share[edges[band]] * shapes[k][band]));
     found.mixture = energies.map((_, band) => found.classes.reduce((sum, one) => sum + one[band], 0));
     found.residual = energies.map((_, band) => scales[band] * found.bands[band] - found.mixture[band]);
-    const counts = mean(pixels.map((i) => maps.counts[i]));
-    const each = mean(pixels.map((i) => maps.deviation[i] ** 2));
-    const together = mean(pixels.map((i) => maps.deviation[i] ** 2 * Math.max(maps.effective_spectra[i], 1))) / n;
-    const deviation = Math.sqrt(Math.min(each, together));
-    found.noise = noise.map((one, band) => 2 * scales[band] * deviation * one);
-    found.spread = spread.map((one, band) => Math.hypot(found.noise[band], 2 * scales[band] * counts * one));
+    const deviation = about.edges.map((_, edge) => {
+      const variance = (i) => (maps.relative_deviation[i] * maps[`counts-${edge}`][i]) ** 2;
+      const each = mean(pixels.map(variance));
+      const together = mean(pixels.map((i) => variance(i) * Math.max(maps.effective_spectra[i], 1))) / n;
+      return Math.sqrt(Math.min(each, together));
+    });
+    found.noise = noise.map((one, band) => 2 * scales[band] * deviation[edges[band]] * one);
+    found.spread = spread.map((one, band) => Math.hypot(found.noise[band], 2 * scales[band] * counts[edges[band]] * one));
     return found;
   }
 
   // ---- what is drawn
 
   const fill = (name, data) => { model(name).data = data; };
-  const line = (name, x, y) => fill(name, y ? { x, y } : { x: [], y: [] });
+  const edge = () => Number(element("edge")?.value ?? 0);
+
+  // one edge is drawn at a time
+  function line(name, { energies, edges }, values) {
+    const here = (_, i) => edges[i] == edge();
+    fill(name, values ? { x: energies.filter(here), y: values.filter(here) } : { x: [], y: [] });
+  }
 
   function draw(found) {
-    const { energies } = about.references;
-    line("recorded", spectra.recorded.energies, found.recorded);
-    line("background", spectra.recorded.energies, found.background.every(Number.isFinite) && found.background);
-    line("prepared", spectra.prepared.energies, found.isSpecimen && found.prepared);
-    line("mixture", energies, found.mixed && found.mixture);
-    found.classes.forEach((one, k) => line(`class-${k}`, energies, found.mixed && one));
-    const x = found.mixed ? energies : [];
-    const above = (values) => x.map((_, band) => values[band]);
-    const below = (values) => x.map((_, band) => -values[band]);
+    const { recorded, prepared } = spectra;
+    const { references } = about;
+    line("recorded", recorded, found.recorded);
+    line("background", recorded, found.background.every(Number.isFinite) && found.background);
+    line("prepared", prepared, found.isSpecimen && found.prepared);
+    line("mixture", references, found.mixed && found.mixture);
+    found.classes.forEach((one, k) => line(`class-${k}`, references, found.mixed && one));
+    const bands = references.energies.map((_, band) => band).filter((band) => references.edges[band] == edge());
+    const x = found.mixed ? bands.map((band) => references.energies[band]) : [];
+    const above = (values) => x.map((_, i) => values[bands[i]]);
+    const below = (values) => x.map((_, i) => -values[bands[i]]);
     fill("bands", {
       x, y: above(found.residual),
       noise_high: above(found.noise), noise_low: below(found.noise),
@@ -176,10 +193,17 @@
     setRange(plot.y_range, (nY - 0.5) * size, -size / 2);
     plot.below[0].visible = nX > 1;
     plot.left[0].visible = nY > 1;
-    const { energies, dispersion } = spectra.recorded;
-    setRange(model("energies"), energies[0] - dispersion / 2, energies.at(-1) + dispersion / 2);
+    const { dispersion } = spectra.recorded;
+    showEdge();
     for (const name of ["recorded-panel", "prepared-panel", "residual-panel"])
       model(name).left[0].axis_label = `counts per ${Number(dispersion.toPrecision(3))} eV`;
+  }
+
+  // the energies of one edge; what lies between two edges is not in the page
+  function showEdge() {
+    const { dispersion, stretches } = spectra.recorded;
+    const [start, size] = stretches[edge()];
+    setRange(model("energies"), start - dispersion / 2, start + (size - 0.5) * dispersion);
   }
 
   function fitMap() {
@@ -231,6 +255,8 @@
       ["Thickness", maps.t_over_lambda && `${row("t_over_lambda", 3)} t/λ${maps.thickness ? `, ${row("thickness", 1)} nm` : ""}`],
       ["Energy offset", maps.zero_loss_offset && `${row("zero_loss_offset", 2)} eV`],
       ["Valence", maps.valence && row("valence", 2)],
+      ["L3/L2 ratio", maps.l3_l2_ratio && `${row("l3_l2_ratio", 2)} ± ${row("l3_l2_ratio_error", 2)}`],
+      ["L3 position", maps.l3_position && `${row("l3_position", 2)} ± ${row("l3_position_error", 2)} eV`],
       ["Effective spectra", row("effective_spectra", 1)],
     ].filter(([, text]) => text);
     if (!isOne) rows.push(["Errors", "± is of a single pixel, on average"]);
@@ -250,11 +276,16 @@
     const prepared = found.prepared;
     const at = (energies, values, energy) => {
       const step = energies[1] - energies[0];
-      const index = (energy - energies[0]) / step;
-      const low = Math.floor(index + 1e-9);
-      if (low < 0 || index > energies.length - 1 + 1e-9) return NaN;
-      const high = Math.min(low + 1, energies.length - 1);
-      return values[low] + (index - low) * (values[high] - values[low]);
+      let [low, above] = [0, energies.length];
+      while (above - low > 1) {
+        const middle = Math.floor((low + above) / 2);
+        if (energies[middle] <= energy + 1e-9 * step) low = middle;
+        else above = middle;
+      }
+      const part = (energy - energies[low]) / step;
+      if (part < -1e-9 || (part > 1e-9 && (above == energies.length || energies[above] - energies[low] > 1.5 * step)))
+        return NaN;
+      return values[low] + part * (values[Math.min(low + 1, energies.length - 1)] - values[low]);
     };
     const cell = (value) => Number.isFinite(value) ? String(Number(value.toPrecision(9))) : "";
     const rows = [...spectra.recorded.energies].map((energy, channel) => {
@@ -295,8 +326,10 @@
   const spectra = {};
   const powers = await unpackMaps("powers", about.powers);
   await Promise.all(Object.entries(about.spectra).map(async ([name, one]) => {
-    const energies = Float64Array.from({ length: one.size }, (_, i) => one.start + i * one.dispersion);
-    spectra[name] = { ...one, energies, planes: await unpack(name) };
+    const energies = Float64Array.from(
+      one.stretches.flatMap(([start, size]) => Array.from({ length: size }, (_, i) => start + i * one.dispersion)));
+    const edges = one.stretches.flatMap(([, size], k) => Array(size).fill(k));
+    spectra[name] = { ...one, energies, edges, planes: await unpack(name) };
   }));
 
   setAxes();
@@ -327,6 +360,10 @@
     event.preventDefault();
   });
   element("layer").addEventListener("change", showLayer);
+  element("edge")?.addEventListener("change", () => {
+    showEdge();
+    choose(chosen.x, chosen.y, chosen.toX, chosen.toY);
+  });
   element("copy").addEventListener("click", copy);
   new ResizeObserver(fitMap).observe(element("map"));
 

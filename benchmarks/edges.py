@@ -1,0 +1,228 @@
+"""Two edges against one, on simulated fields with truth, with the bound and with errors of the axis.
+
+    python -m benchmarks.edges [--seed 9011] [--training 165] [--test 66]
+
+Trained on acquisitions of the wide simulator, judged on others at dose 1, which have nothing in common with them; every
+field is prepared for O K, for Fe L3 and for both. Measured are
+
+1. single pixels of 28 to 42 nm in fields of one phase, by the likelihood ratio of the references, each by itself
+2. maps, of pixels alone and with what neighbours lend: fields of one phase and of two (balanced), error of the fraction
+3. the same on axes that are off by 8 eV with a dispersion wrong by 1 %, either way
+4. the bound on 1: the likelihood ratio over the population of shapes, with the noise that prepared spectra show, for
+   dispersions known exactly, and to .2 and .4 %
+
+Reproduces the tables of docs/decisions/0035-edges-together.md (about fifteen minutes on two cores).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import numpy as np
+import xarray as xr
+
+from benchmarks.maps import CLASSES, Field, fit_references, map_of
+from eelsflow.edges import Edge, resolve_edge
+from eelsflow.energy import EnergyAxis, axis_of, side_by_side
+from eelsflow.errors import InputError
+from eelsflow.maps.score import score_map
+from eelsflow.preprocess.chain import prepare
+from eelsflow.preprocess.presets import Spatial, resolve_preset
+from eelsflow.preprocess.shapes import Shapes, shape_noise, to_shapes, whitening
+from eelsflow.preprocess.spatial import fit_guide, gather
+from eelsflow.simulator import KNOWN_FIELDS, PRESETS, plan_directory, simulate_acquisition
+from eelsflow.simulator import acquisition as simulation
+from eelsflow.simulator.edges import calibrate_edges, detected, fine_energies
+from eelsflow.unmixing.references import References
+
+EDGES = {name: resolve_edge(name) for name in ("O_K", "Fe_L3", "O_K+Fe_L3")}
+THICKNESS = (28.0, 42.0)  # nm
+USUAL = 177.2  # eV
+
+
+@dataclass(frozen=True)
+class FieldOf(Field):
+    """A field prepared for an edge or two, with its thickness."""
+
+    edge: Edge
+    thickness: np.ndarray
+
+    def shapes(self, intensity: np.ndarray, variance: np.ndarray) -> Shapes:
+        return to_shapes(intensity, variance, self.axis, self.edge)
+
+
+def fields(
+    n: int, *, seed: int, pixels: int, dose: tuple[float, float] | None = None, wrong_axis: bool = False
+) -> Iterator[dict[str, FieldOf | None]]:
+    """Yield each field as it is prepared for every choice of edges; None where it cannot be."""
+    preset = resolve_preset("recommended").for_acquisition
+    preset = preset.model_copy(update={"steps": tuple(s for s in preset.steps if not isinstance(s, Spatial))})
+    both = EDGES["O_K+Fe_L3"]
+    plan = plan_directory(
+        n_acquisitions=n, seed=seed, shape=(pixels, pixels), preset="wide", detector="both", scenes=KNOWN_FIELDS,
+        dose=dose, window=both.recorded_window,
+    )  # fmt: skip
+    drawn = _far_off if wrong_axis else simulation._draw_axis_error
+    for planned in plan:
+        with patch.object(simulation, "_draw_axis_error", drawn):
+            acquisition = simulate_acquisition(planned.parameters, planned.seed, name=planned.name)
+        found: dict[str, FieldOf | None] = {}
+        for name, edge in EDGES.items():
+            try:
+                found[name] = to_field(prepare(acquisition.image, edge=edge, preset=preset), acquisition.truth, edge)
+            except InputError as error:
+                print(f"{planned.name}, {name}: {error}")
+                found[name] = None
+        yield found
+
+
+def _far_off(parameters, *, n_rows: int, rng: np.random.Generator) -> simulation._AxisError:  # type: ignore[no-untyped-def]
+    """Return an axis off by 8 eV whose dispersion is wrong by 1 %."""
+    slope = rng.uniform(-parameters.drift, parameters.drift)
+    drift = slope * np.linspace(-0.5, 0.5, n_rows)
+    return simulation._AxisError(float(rng.choice([-8.0, 8.0])), float(rng.choice([-0.01, 0.01])), drift)
+
+
+def to_field(product: xr.Dataset, truth: xr.Dataset, edge: Edge) -> FieldOf:
+    phases = [str(name) for name in truth["phase"].values]
+    fraction = truth["phase_fraction"].values[[phases.index(name) for name in CLASSES]]
+    return FieldOf(
+        str(truth.attrs["scene"]),
+        product["intensity"].values,
+        product["variance"].values,
+        axis_of(product["energy_loss"].values),  # type: ignore[arg-type]
+        ~product["vacuum_mask"].values,
+        np.where(truth["vacuum"].values, 0.0, fraction).transpose(1, 2, 0),
+        edge,
+        truth["thickness"].values,
+    )
+
+
+def single_pixels(tested: list[FieldOf], known: References) -> tuple[float, list[np.ndarray]]:
+    """Return how many pixels of pure fields are right by themselves, and the noise of each field's, a covariance."""
+    order = [known.classes.index(name) for name in CLASSES]
+    direction, middle = known.mean[order[1]] - known.mean[order[0]], known.mean.mean(axis=0)
+    right, noises = [], []
+    for field in tested:
+        if field.scene != "pure":
+            continue
+        phase = int(field.fraction.sum(axis=(0, 1)).argmax())
+        shapes = field.shapes(field.intensity, field.variance)
+        noise = shape_noise(shapes, field.specimen & shapes.known, known.noise)
+        chosen = field.specimen & (field.fraction[..., phase] > 0.5)
+        chosen &= (field.thickness > THICKNESS[0]) & (field.thickness < THICKNESS[1])
+        if not (chosen & shapes.known).any():
+            continue
+        of_field = np.where(shapes.known[chosen], 0.0, 0.5)  # without a shape: as likely as not
+        for number in np.flatnonzero(shapes.known[chosen]):
+            within = known.spread + noise * shapes.relative_variance[chosen][number]
+            value = np.linalg.solve(within, direction) @ (shapes.values[chosen][number] - middle)
+            of_field[number] = float((value > 0) == (phase == 1))
+        right.append(of_field.mean())
+        noises.append(noise * np.median(shapes.relative_variance[chosen & shapes.known]))
+    return float(np.mean(right)), noises
+
+
+def maps(tested: list[FieldOf], known: References) -> dict[str, float]:
+    """Return what maps score, of pixels alone and with neighbours."""
+    found: dict[str, list[float]] = {}
+    for field in tested:
+        for way in ("alone", "neighbours"):
+
+            def lend(one: Field, way: str = way) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                if way == "alone":
+                    return one.intensity, one.variance, np.ones(one.specimen.shape)
+                guide = fit_guide(one.shapes(one.intensity, one.variance), one.specimen, Spatial())
+                return gather(one.intensity, one.variance, guide)
+
+            row = score_map(map_of(field, lend, known), field.fraction)
+            if row is not None:
+                found.setdefault(f"{row['kind']}, {way}", []).append(row["balanced_accuracy"])
+                found.setdefault(f"fraction, {way}", []).append(row["fraction_rmse"] ** 2)
+    return {
+        name: float(np.sqrt(np.mean(values)) if name.startswith("fraction") else np.mean(values))
+        for name, values in sorted(found.items())
+    }
+
+
+def population(edge: Edge, n: int, *, seed: int, dispersion_error: float) -> dict[str, np.ndarray]:
+    """Return shapes of each class at 35 nm without noise, (n, bands), on axes with that error of the dispersion."""
+    rng, grid, wide = np.random.default_rng(seed), fine_energies(505.0, 760.0), PRESETS["wide"]
+    axes = [
+        EnergyAxis(one.elnes_window[0] - 12.0, 0.1, round((one.elnes_window[1] - one.elnes_window[0] + 24.0) / 0.1))
+        for one in edge.alone
+    ]
+    found = {}
+    for name, phase in zip(CLASSES, (wide.feo, wide.fe3o4), strict=True):
+        spectra = []
+        for _ in range(n):
+            low_loss, shape = wide.low_loss.draw(rng), phase.draw(rng)
+            reference = wide.levels.reference_thickness / low_loss.mean_free_path
+            whole = detected(
+                calibrate_edges(shape, grid, relative_thickness=reference), low_loss, 35.0 / low_loss.mean_free_path
+            )
+            moved = dispersion_error * float(np.clip(rng.normal(), -2.0, 2.0)) * USUAL
+            parts = []
+            for one, axis in zip(edge.alone, axes, strict=True):
+                at = axis.values + (0.0 if one.name == "O_K" else moved)
+                part = np.interp(at, grid, whole)
+                if one.name != "O_K":  # what the oxygen edge leaves before it is background there
+                    before = (grid >= one.background_window[0]) & (grid < one.background_window[1])
+                    fit = np.polyfit(np.log(grid[before]), np.log(np.maximum(whole[before], 1e-12)), 1)
+                    part = part - np.exp(np.polyval(fit, np.log(at)))
+                parts.append(part)
+            spectra.append(np.concatenate(parts))
+        cube = np.array(spectra)
+        found[name] = to_shapes(cube, np.full_like(cube, 1e-12), side_by_side(axes), edge).values
+    return found
+
+
+def bound(shapes: dict[str, np.ndarray], noises: list[np.ndarray]) -> float:
+    """Return how often the likelihood ratio of normal populations names the class; one half is learnt from."""
+    rng, right = np.random.default_rng(0), []
+    for noise in noises:
+        white = [shapes[name] @ whitening(noise, floor=1e-4).T for name in CLASSES]
+        half = len(white[0]) // 2
+        means = [one[:half].mean(axis=0) for one in white]
+        spreads = [np.cov(one[:half].T) + np.eye(one.shape[1]) for one in white]
+        inverses, sizes = [np.linalg.inv(one) for one in spreads], [np.linalg.slogdet(one)[1] for one in spreads]
+        for number, one in enumerate(white):
+            judged = one[half:] + rng.standard_normal(one[half:].shape)
+            logs = [
+                -0.5 * np.einsum("ij,jk,ik->i", judged - mean, inverse, judged - mean) - 0.5 * size
+                for mean, inverse, size in zip(means, inverses, sizes, strict=True)
+            ]
+            right.append(float(np.mean(logs[number] > logs[1 - number])))
+    return float(np.mean(right))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Two edges against one.")
+    parser.add_argument("--seed", type=int, default=9011)
+    parser.add_argument("--training", type=int, default=165)
+    parser.add_argument("--test", type=int, default=66)
+    options = parser.parse_args()
+    training = list(fields(options.training, seed=options.seed, pixels=18))
+    tested, far_off = (
+        list(fields(options.test, seed=options.seed + 1, pixels=24, dose=(1.0, 1.0), wrong_axis=wrong))
+        for wrong in (False, True)
+    )
+    for name, edge in EDGES.items():
+        known = fit_references([field[name] for field in training if field[name] is not None])
+        noises: list[np.ndarray] = []
+        for axis, all_fields in (("usual axis", tested), ("8 eV, 1 %", far_off)):
+            some = [field[name] for field in all_fields if field[name] is not None]
+            single, found = single_pixels(some, known)
+            noises = noises or found
+            scores = ", ".join(f"{what} {value:.3f}" for what, value in maps(some, known).items())
+            print(f"{name}, {axis}: single pixels {single:.3f}; maps: {scores}", flush=True)
+        for error in (0.0, 0.002, 0.004) if edge.beside else (0.0,):
+            shapes = population(edge, 1500, seed=7, dispersion_error=error)
+            print(f"{name}: bound with a dispersion known to {100 * error:.1f} %: {bound(shapes, noises[::3]):.3f}")
+
+
+if __name__ == "__main__":
+    main()

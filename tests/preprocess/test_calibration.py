@@ -1,0 +1,102 @@
+"""One offset and one dispersion from several edges."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eelsflow.edges import FE_L3, MN_L3, O_K, Edge
+from eelsflow.io.read import read_spectrum_image
+from eelsflow.preprocess.calibration import DISPERSION_ERRORS, DISTANCES, calibrate, usual_distance
+from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
+from tests.strategies import examples
+
+USUAL, SPREAD = DISTANCES["O_K", "Fe_L3"]
+
+
+def asked(offset: float, relative: float, *, distance: float = USUAL, error: float = 0.03) -> OffsetEstimate:
+    """Return the offset that Fe L3 asks for on an axis off by so much, `distance` eV above the pre-peak."""
+    nominal = O_K.reference_energy - offset + distance / (1.0 + relative)
+    return OffsetEstimate(FE_L3.reference_energy - nominal, error)
+
+
+@examples(40)
+@given(offset=st.floats(-8, 8), relative=st.floats(-0.01, 0.01))
+def test_offset_and_dispersion_are_found_where_the_distance_is_as_usual(offset, relative):
+    found = calibrate(O_K, OffsetEstimate(offset, 0.03), [(FE_L3, asked(offset, relative))])
+    assert found.offset.value == pytest.approx(offset, abs=0.03)
+    assert found.dispersion == pytest.approx(1.0 + relative, abs=6e-4)
+    assert abs(found.dispersion - 1.0 - relative) < found.dispersion_error
+
+
+@examples(40)
+@given(chemistry=st.floats(-1, 1))
+def test_what_chemistry_may_explain_is_divided_as_the_two_usually_go(chemistry):
+    found = calibrate(
+        O_K, OffsetEstimate(0.0, 0.01), [(FE_L3, asked(0.0, 0.0, distance=USUAL + chemistry, error=0.01))]
+    )
+    of_dispersion = (DISPERSION_ERRORS[0][1] * USUAL) ** 2
+    share = of_dispersion / (of_dispersion + SPREAD**2)
+    assert (found.dispersion - 1.0) * USUAL == pytest.approx(-share * chemistry, abs=0.02)
+    measured, error = found.distances["Fe_L3"]
+    assert measured == pytest.approx(USUAL + chemistry, abs=1e-9)
+    assert error == pytest.approx(np.hypot(0.01, 0.01))
+
+
+def test_a_file_with_the_dispersion_of_another_setting_is_put_right():
+    found = calibrate(O_K, OffsetEstimate(1.0, 0.05), [(FE_L3, asked(1.0, 0.06))])
+    assert found.dispersion == pytest.approx(1.06, abs=0.004)
+
+
+def test_a_single_edge_leaves_the_dispersion_as_it_is():
+    offset = OffsetEstimate(2.0, 0.1, ((5.0, 0.2),))
+    found = calibrate(O_K, offset, [])
+    assert found.offset is offset
+    assert found.dispersion == 1.0
+    assert found.distances == {}
+
+
+def test_the_other_edge_decides_between_offsets_that_are_as_likely():
+    """Nine eV apart, as where the main peak of O K is taken for its pre-peak: L3 knows which it is."""
+    ambiguous = OffsetEstimate(9.0, 0.1, ((0.0, 0.8),))
+    found = calibrate(O_K, ambiguous, [(FE_L3, asked(0.0, 0.0))])
+    assert found.offset.value == pytest.approx(0.0, abs=0.1)
+    assert found.offset.alternatives[0][0] == 9.0
+    assert found.offset.alternatives[0][1] < 0.1
+
+
+def test_an_edge_that_is_poorly_known_is_placed_by_the_other():
+    found = calibrate(O_K, OffsetEstimate(1.5, 20.0), [(FE_L3, asked(0.0, 0.0))])
+    assert abs(found.offset.value) < 0.1
+    assert 1.0 < found.offset.error < 6.0
+
+
+def test_distances_are_known_both_ways_and_else_those_of_the_reference_energies():
+    assert usual_distance(FE_L3, O_K) == (-USUAL, SPREAD)
+    other = Edge(name="Co_L3", reference_energy=780.0, elnes_window=(770.0, 800.0))
+    assert usual_distance(O_K, other) == (250.0, 1.0)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "offset", "dispersion"),
+    [
+        # its O K lies at 529 +- 1 eV and its L3 at 634.5 eV, 7.5 eV below that of Mn3+/4+: channels of .53 eV, not .5
+        ("lsmo_linescan.hspy", 1.0, 0.53),
+        # both edges lie 7 eV high (L3 at 648.7 eV); their distance is that of manganese oxides
+        ("mn_oxide_core_loss.msa", -7.0, 0.2),
+    ],
+)
+def test_real_files_of_two_edges(real_data, name, offset, dispersion):
+    image = read_spectrum_image(real_data / name)
+    energies = image["energy_loss"].values
+    mean = image.values.reshape(-1, energies.size).mean(axis=0)
+    of_oxygen, of_manganese = (estimate_offset(energies, mean, edge, max_offset=13.0) for edge in (O_K, MN_L3))
+    found = calibrate(O_K, of_oxygen, [(MN_L3, of_manganese)])
+    nominal = energies[1] - energies[0]
+    assert abs(found.offset.value - offset) < 2.0 * found.offset.error
+    assert abs(nominal * found.dispersion - dispersion) < 2.0 * nominal * found.dispersion_error
+    assert found.dispersion_error < 0.03
+    corrected = 530.0 + (energies + found.offset.value - 530.0) * found.dispersion
+    l3 = np.interp(MN_L3.reference_energy - of_manganese.value, energies, corrected)
+    assert 640.0 < l3 < 644.0  # Mn2+ to Mn4+

@@ -1,0 +1,160 @@
+"""A study of two edges, from the simulator to its pages."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from eelsflow.describe import describe
+from eelsflow.errors import EelsflowError, StudyFileError
+from eelsflow.executors import LoopExecutor
+from eelsflow.explanation.contributions import explain
+from eelsflow.io.zarr_store import open_dataset, open_spectrum_image
+from eelsflow.maps.mapping import classify
+from eelsflow.maps.registry import models_alone
+from eelsflow.models.bundle import ModelBundle
+from eelsflow.report.style import leave_out_gaps, new_figure
+from eelsflow.simulator import simulate_directory
+from eelsflow.store import Store, read_json
+from eelsflow.study.config import load_study
+from eelsflow.study.run import run_study
+from eelsflow.study.stages import Place
+
+STUDY = {
+    "name": "both",
+    "edges": ["O_K", "Fe_L3"],
+    "classes": ["FeO", "Fe3O4"],
+    "data": {"simulate": {"acquisitions": 12, "seed": 4141, "pixels": 12}},
+    "split": {"by": "group", "seeds": 1, "folds": 2},
+    "models": ["mlls", "svm-linear"],
+    "grids": "small",
+    "robustness": {"shift_ev": [-2, 2, 2], "noise_sigma": [0, 0.1, 0.1]},
+}
+
+
+def write(tmp_path, **changes):
+    path = tmp_path / "both.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("both")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EELSFLOW_HOME", str(folder / "home"))
+        place = Place(store=Store(folder / "store"), executor=LoopExecutor())
+        run_study(load_study(write(folder)), folder / "out", place=place)
+    return folder / "out"
+
+
+def test_a_study_of_two_edges_maps_and_reports(studied):
+    results = read_json(studied / "results.json")
+    assert results["edge"]["name"] == "O_K+Fe_L3"
+    assert {row["model"] for row in results["models"]} == {"mlls", "svm-linear"}
+    assert all(row["accuracy"]["mean"] > 0.6 for row in results["models"])
+    assert (studied / "report.html").stat().st_size > 100_000
+    folder = next(path.parent for path in studied.glob("maps/*/summary.json"))
+    summary, mapped = read_json(folder / "summary.json"), open_dataset(folder / "map.zarr")
+    [distance] = summary["edges"]["distances"]
+    assert (distance["from"], distance["to"]) == ("O_K", "Fe_L3")
+    assert distance["value"] == pytest.approx(177.2, abs=3.0)
+    assert summary["edges"]["dispersion"]["error"] < 0.01
+    assert summary["white_lines"]["distance"] == pytest.approx(13.0, abs=1.0)
+    position, specimen = mapped["l3_position"].values, mapped["class_index"].values >= 0
+    assert np.isfinite(position[specimen]).mean() > 0.9
+    assert np.isnan(position[~specimen]).all()
+    assert np.nanmedian(mapped["l3_position_error"].values) < 0.3
+    page = (folder / "map.html").read_text()
+    assert '<option value="1">Fe_L3</option>' in page
+    assert "L3/L2 ratio" in page
+
+
+def test_a_new_file_is_mapped_and_its_decision_explained(studied, tmp_path):
+    simulate_directory(
+        tmp_path / "new", n_acquisitions=5, seed=999, shape=(12, 12), preset="wide", window=(495.0, 745.0)
+    )
+    path = next(path for path in sorted((tmp_path / "new").glob("field-004*.zarr")) if "truth" not in path.name)
+    bundle = ModelBundle.load(studied / "model")
+    found = classify(path, model=bundle)
+    assert found.summary["model"]["edge"] == "O_K+Fe_L3"
+    explained = explain(bundle, found.prepared).dataset
+    assert explained.sizes["band"] == 60
+    assert float(explained["band_low"].values[30]) == pytest.approx(699.95, abs=0.1)
+    total = explained["contribution"].values.sum(axis=1)
+    difference = explained["decision"].values - explained["decision_at_mean"].values
+    np.testing.assert_allclose(total, difference, rtol=1e-3, atol=1e-6)
+    described = describe(path)
+    assert described["dispersion"]["edges"] == ["O_K", "Fe_L3"]
+    assert json.dumps(described, allow_nan=False)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """An acquisition whose axis ends before the iron edge."""
+    tmp_path = tmp_path_factory.mktemp("short")
+    simulate_directory(tmp_path / "short", n_acquisitions=1, seed=5, shape=(8, 8), preset="wide", window=(495.0, 570.0))
+    image = open_spectrum_image(tmp_path / "short" / "field-000-FeO.zarr").load()
+    return image.isel(energy_loss=image["energy_loss"].values < 650.0)
+
+
+def test_a_file_that_shows_one_edge_is_mapped_by_the_model_of_that_edge(studied, short):
+    found = classify(short, model=studied)
+    assert found.summary["model"]["edge"] == "O_K"
+    assert found.summary["edges"] is None
+    said = "of the edges O_K and Fe_L3, which the model judges together, the file shows O_K alone"
+    assert any(warning.startswith(said) for warning in found.summary["warnings"])
+    assert "made its model the champion" not in " ".join(found.summary["warnings"])
+    assert sorted(path.name for path in (studied / "model" / "alone").iterdir()) == ["Fe_L3", "O_K"]
+    [iron] = [path for path in models_alone(studied / "model") if path.name == "Fe_L3"]
+    assert ModelBundle.load(iron).edge.name == "Fe_L3"
+
+
+def test_an_edge_that_is_not_in_the_specimen_leaves_the_other(studied, tmp_path):
+    """An axis over both edges, and counts in which nothing but a background lies where iron would be."""
+    simulate_directory(
+        tmp_path / "new", n_acquisitions=1, seed=77, shape=(12, 12), preset="wide", window=(495.0, 745.0)
+    )
+    image = open_spectrum_image(tmp_path / "new" / "field-000-FeO.zarr").load()
+    energies, counts = image["energy_loss"].values, image.values.astype(np.float64)
+    beyond = energies > 650.0
+    before = (energies > 600.0) & ~beyond
+    level = counts[..., before].mean(axis=-1, keepdims=True)
+    fall = (energies[beyond] / energies[before].mean()) ** -3.0
+    drawn = np.random.default_rng(0).poisson(np.maximum(level * fall, 0.0) * 50.0) / 50.0
+    counts[..., beyond] = np.round(drawn)
+    found = classify(image.copy(data=counts.astype(image.dtype)), model=studied)
+    assert found.summary["model"]["edge"] == "O_K"
+
+
+def test_a_model_of_both_edges_by_itself_refuses_a_file_of_one(studied, short):
+    with pytest.raises(EelsflowError, match="cannot show the Fe_L3 edge"):
+        classify(short, model=ModelBundle.load(studied / "model"))
+
+
+def test_edges_are_listed_once_and_not_beside_an_edge(tmp_path):
+    study = load_study(write(tmp_path))
+    assert [edge.name for edge in study.edge.alone] == ["O_K", "Fe_L3"]
+    with pytest.raises(StudyFileError, match="edge and edges are both given"):
+        load_study(write(tmp_path, edge="O_K"))
+    with pytest.raises(StudyFileError, match="edges is a list of edges"):
+        load_study(write(tmp_path, edges="O_K"))
+    with pytest.raises(StudyFileError, match="need 24 eV between them"):
+        load_study(write(tmp_path, edges=["O_K", "O_K"]))
+    assert load_study(write(tmp_path, edges=["Fe_L3"])).edge.name == "Fe_L3"
+
+
+def test_what_lies_between_edges_is_left_out_of_a_figure():
+    figure = new_figure()
+    axes = figure.subplots()
+    bands = np.concatenate([np.arange(525.5, 555.0), np.arange(700.5, 730.0)])
+    axes.plot(bands, bands)
+    leave_out_gaps(axes, bands)
+    low, at_end, at_start, high = axes.transData.transform([(x, 0.0) for x in (525.0, 555.0, 700.0, 730.0)])[:, 0]
+    assert at_end - low == pytest.approx(high - at_start)
+    assert at_start - at_end == pytest.approx((high - low) * 4.0 / 64.0)
+    assert "710" in [label.get_text() for label in axes.get_xticklabels()]
+    single = figure.add_subplot()
+    leave_out_gaps(single, bands[:30])
+    assert single.get_xscale() == "linear"
