@@ -84,6 +84,7 @@ KNOWN_ONSETS: dict[str, float] = {
 """Onsets of common core-loss edges, eV, after C. C. Ahn and O. L. Krivanek, EELS Atlas (Gatan, 1983)."""
 
 _BEFORE, _AFTER = 5.0, 20.0  # eV of axis needed before and after an onset to call an edge in range; our choice
+_FAR = 20.0  # eV between edges that tell a dispersion
 _SIGNIFICANT = 3.0  # standard errors by which the offsets of two edges disagree
 _FEWEST_PIXELS = 4  # below this specimen and vacuum cannot be told apart
 
@@ -481,14 +482,18 @@ def _other_offsets(acquisition: Acquisition, edge: Edge) -> dict[str, OffsetEsti
 
 def _dispersion(offsets: dict[str, OffsetEstimate], axis: EnergyAxis, edge: Edge) -> dict[str, Any] | None:
     """Return the dispersion that several edges ask for together; None for one edge."""
-    others = [(SHIPPED[name], offset) for name, offset in offsets.items() if name != edge.name]
+    others = [
+        (SHIPPED[name], offset)
+        for name, offset in offsets.items()
+        if name != edge.name and abs(usual_distance(edge, SHIPPED[name])[0]) > _FAR
+    ]
     if not others:
         return None
     found = calibrate(edge, offsets[edge.name], others)
     return {
         "value": axis.dispersion * found.dispersion,
         "error": axis.dispersion * found.dispersion_error,
-        "edges": list(offsets),
+        "edges": [edge.name, *(one.name for one, _ in others)],
     }
 
 

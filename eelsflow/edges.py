@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -73,7 +74,8 @@ class Edge(BaseModel):
         """The edges that are judged together, each without the others; one where there is one."""
         if not self.beside:
             return (self,)
-        first = self.model_copy(update={"beside": (), "name": self.name.split(JOINED)[0]})
+        others = "".join(f"{JOINED}{edge.name}" for edge in self.beside)
+        first = self.model_copy(update={"beside": (), "name": self.name.removesuffix(others)})
         return (first, *self.beside)
 
     @property
@@ -200,13 +202,20 @@ def join_edges(edges: Sequence[Edge]) -> Edge:
     ordered = sorted(edges, key=lambda edge: edge.elnes_window)
     if len(ordered) == 1:
         return ordered[0]
+    names = [edge.name for edge in ordered]
+    for name in names:
+        if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
+            raise StudyFileError(
+                f"edges {', '.join(map(repr, names))} are judged together, and {name!r} must be the only one of its "
+                "name, of letters, digits, dot, dash and underscore: it becomes part of the names of files"
+            )
     for lower, upper in itertools.pairwise(ordered):
         distance = upper.elnes_window[0] - lower.elnes_window[1]
-        if distance < 2 * MARGIN:
+        if distance < 2 * MARGIN + 1:
             raise StudyFileError(
                 f"the fine structure of {lower.name}, {format_window(lower.elnes_window)}, and of {upper.name}, "
                 f"{format_window(upper.elnes_window)}, lie {distance:g} eV apart; edges that are judged together need "
-                f"{2 * MARGIN:g} eV between them: study one of them, or give them narrower windows"
+                f"{2 * MARGIN + 1:g} eV between them: study one of them, or give them narrower windows"
             )
     name = JOINED.join(edge.name for edge in ordered)
     return ordered[0].model_copy(update={"name": name, "beside": tuple(ordered[1:])})

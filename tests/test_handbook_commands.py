@@ -155,9 +155,17 @@ def a_lab(tmp_path_factory, saved_model) -> Path:
     return lab
 
 
+@pytest.fixture(scope="session")
+def computed(tmp_path_factory) -> Path:
+    """What studies have computed: several pages run the same one, and each waits for its own outputs alone."""
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.fixture
-def reader(a_lab, tmp_path, monkeypatch) -> Path:
+def reader(a_lab, computed, tmp_path, monkeypatch) -> Path:
     """A copy of that folder, to work in."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "store").symlink_to(computed)
     folder = shutil.copytree(a_lab, tmp_path / "lab", symlinks=True)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)

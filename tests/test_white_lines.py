@@ -58,6 +58,15 @@ def test_without_noise_the_truth_comes_back():
     assert shared.widths == pytest.approx(WIDTHS, rel=1e-3)
 
 
+def test_the_scale_of_counts_changes_nothing():
+    spectra, variance, _, _ = field(20, noise=30.0, correlated=False)
+    shared = fit_shared_lines(ENERGY, spectra.mean(axis=0), variance.mean(axis=0), FE_L3)
+    few = fit_lines(ENERGY, spectra, variance, shared)
+    many = fit_lines(ENERGY, 1e6 * spectra, 1e12 * variance, shared)
+    np.testing.assert_allclose(many.ratio, few.ratio, rtol=1e-6)
+    np.testing.assert_allclose(many.position_error, few.position_error, rtol=1e-6)
+
+
 def test_hyperspy_with_the_steps_of_exspy_finds_the_same():
     hs = pytest.importorskip("hyperspy.api")
     exspy = pytest.importorskip("exspy")

@@ -27,6 +27,7 @@ from eelsflow.dataset.aside import SetAside
 from eelsflow.dataset.manifest import Acquisition as Recorded
 from eelsflow.digest import code_version, digest_file
 from eelsflow.edges import Edge
+from eelsflow.energy import EnergyAxis
 from eelsflow.errors import EelsflowError, InputError, UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.formats import format_of
@@ -35,6 +36,7 @@ from eelsflow.maps import check_file
 from eelsflow.maps.registry import as_unpromoted, find_model, is_champion, models_alone, read_edge, registered_models
 from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle
+from eelsflow.preprocess.blocks import HELD_BYTES
 from eelsflow.processes import is_gone, name_process
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import Store, make_directory, read_json, write_json
@@ -150,9 +152,7 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
     try:
         path = open_inbox(order.inbox).fetch(acquisition.path, work)
         directory, edge = choose_model(path, order)
-        # of HDF5 its head alone; other readers' lazy ways refuse what they could read, or map the file into memory
-        form = format_of(path)
-        check_file(path, edge=edge, lazy=True if form is not None and form.hdf5 else None)
+        check_file(path, edge=edge, lazy=_head_alone(path))
         recorded = Recorded(given=acquisition.path, name=acquisition.name, path=path, sha256=acquisition.sha256)
         read, reasons = _ReadOnce(path), []
         for one in (directory, *models_alone(directory)):  # an edge that the axis shows may not be in the specimen
@@ -189,16 +189,19 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
 
 
 class _ReadOnce:
-    """Reads a file at the first call, and keeps what it read for the next."""
+    """Reads a file at the first call, and keeps what it read for the next, unless that takes much memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._image: xr.DataArray | None = None
 
     def __call__(self) -> xr.DataArray:
-        if self._image is None:
-            self._image = read_spectrum_image(self._path)
-        return self._image
+        if self._image is not None:
+            return self._image
+        image = read_spectrum_image(self._path)
+        if image.chunks is not None or image.nbytes <= HELD_BYTES:
+            self._image = image
+        return image
 
 
 def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:
@@ -214,21 +217,41 @@ def choose_model(path: Path, order: Order) -> tuple[Path, Edge]:
     edges = {entry["edge"] for entry in registered_models()}
     if order.model != "default" or order.edge is not None or len(edges) < 2:
         directory = find_model(order.model, edge=order.edge)
-        if models_alone(directory):
-            directory = find_model(order.model, edge=order.edge, axis=energy_axis(read_spectrum_image(path)))
+        edge = _require_asked(directory, order)
+        if not models_alone(directory):
+            return directory, edge
+        directory = find_model(order.model, edge=order.edge, axis=_axis_of(path))
     else:
-        axis = energy_axis(read_spectrum_image(path))
+        axis = _axis_of(path)
         try:
             directory = find_model(order.model, axis=axis)
         except UnusableModelError as error:
             raise InputError(f"{path.name}: {error}") from error
+    return directory, read_edge(directory)
+
+
+def _require_asked(directory: Path, order: Order) -> Edge:
+    """Return the edge of a model, which must be the one that is asked for, if any is."""
     edge = read_edge(directory)
     if order.edge is not None and edge.name != order.edge:
         raise UnusableModelError(
             f"the model in {directory} is for the edge {edge.name}, and {order.edge} is asked for; name a model for "
             f"{order.edge}, or the edge {edge.name}"
         )
-    return directory, edge
+    return edge
+
+
+def _axis_of(path: Path) -> EnergyAxis:
+    return energy_axis(read_spectrum_image(path, lazy=_head_alone(path)))
+
+
+def _head_alone(path: Path) -> bool | None:
+    """Tell whether to read a file lazily: of HDF5 the head is enough to know its axis.
+
+    Other readers' lazy ways refuse what they could read, or map the file into memory.
+    """
+    form = format_of(path)
+    return True if form is not None and form.hdf5 else None
 
 
 def map_code() -> str:

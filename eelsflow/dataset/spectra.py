@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eelsflow.dataset.conditions import conditions_of_pixels, conditions_of_spectra
 from eelsflow.dataset.labels import MIXED, UNLABELLED
-from eelsflow.energy import axis_of
+from eelsflow.energy import EnergyAxis
 from eelsflow.errors import DataSetError, InputError, UnreadableFileError
 from eelsflow.io.damage import PICKLED, is_about_pickles
 from eelsflow.io.zarr_store import open_dataset
@@ -133,7 +133,7 @@ def read_table(path: Path, classes: Sequence[str] = ()) -> LabelledSpectra:
             "expected (labels, energies)"
         )
     try:
-        axis_of(energy_loss)
+        EnergyAxis.from_values(energy_loss)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused

@@ -454,7 +454,7 @@ def _create_array(group: zarr.Group, path: Path, variable: xr.Variable, block_sh
         attributes=attributes,
         config=_CONFIG,
     )
-    if len(_descriptions) < _MOST_DESCRIPTIONS:
+    if _has_pixels(dims) and len(_descriptions) < _MOST_DESCRIPTIONS:
         _descriptions[key] = (path / "zarr.json").read_bytes()
     if not _has_pixels(dims):
         values = np.asarray(variable.values)

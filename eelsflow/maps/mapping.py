@@ -21,11 +21,12 @@ from eelsflow.io.acquisitions import as_spectrum_image, name_of
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps.build import map_prepared
-from eelsflow.maps.registry import find_model, load_found, models_alone, read_edge, registered_models
+from eelsflow.maps.registry import as_unpromoted, find_model, load_found, models_alone, read_edge, registered_models
 from eelsflow.maps.result import Map
 from eelsflow.maps.write import write_map
 from eelsflow.models.bundle import ModelBundle, read_description
 from eelsflow.preparation import find_low_loss, prepare_image
+from eelsflow.preprocess.features import require_window
 from eelsflow.preprocess.presets import MAX_OFFSET
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import make_directory, read_json, write_json
@@ -154,9 +155,14 @@ def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = No
 def _map(given: Given, scratch: Path, *, executor: Executor | None) -> Map:
     try:
         prepared = prepare_given(given, scratch, executor=executor)
+        if given.alone:
+            require_window(open_dataset(prepared), given.bundle.edge)
     except InputError:  # an edge that the axis shows may not be in the specimen
         for directory in given.alone:
-            single = replace(given, bundle=ModelBundle.load(directory), alone=())
+            bundle = ModelBundle.load(directory)
+            if given.bundle.provenance.get("unpromoted"):
+                bundle = as_unpromoted(bundle)
+            single = replace(given, bundle=bundle, alone=())
             with contextlib.suppress(InputError):
                 return _map(single, scratch, executor=executor)
         raise

@@ -58,7 +58,9 @@ def _find_model(model: str, edge: str | None, axis: EnergyAxis | None) -> Path:
     if model == "default":
         fitting = [entry for entry in registered if edge is None or entry["edge"] == edge]
         if edge is None and axis is not None:
-            fitting = [entry for entry in fitting if _shows_any_edge_of(Path(entry["path"]), axis)]
+            whole = [entry for entry in fitting if _shows_edge_of(Path(entry["path"]), axis)]
+            # a model of one edge beside that of several was never compared with one that is for this edge
+            fitting = whole or [entry for entry in fitting if _shows_any_edge_of(Path(entry["path"]), axis)]
         fitting.sort(key=lambda entry: (entry.get("champion", False), entry["registered"]))
         if fitting:
             return Path(fitting[-1]["path"])
@@ -100,8 +102,9 @@ def as_unpromoted(bundle: ModelBundle) -> ModelBundle:
 
 
 def is_champion(directory: Path) -> bool:
-    """Tell whether a model is the champion of its edge."""
-    resolved = str(directory.resolve())
+    """Tell whether a model is the champion of its edge, or of one edge alone beside such a model."""
+    whole = directory.resolve()
+    resolved = str(whole.parent.parent if whole.parent.name == ALONE else whole)
     return any(entry["path"] == resolved and entry.get("champion", False) for entry in registered_models())
 
 

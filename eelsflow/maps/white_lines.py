@@ -206,6 +206,6 @@ def _linear(design: Floats, values: Floats, weight: Floats) -> tuple[Floats, Flo
     """Return weighted least squares of each spectrum, (n, columns), and its covariance, (n, columns, columns)."""
     weighted = (design * weight[..., None]).transpose(0, 2, 1)
     normal = weighted @ design
-    normal += 1e-10 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(design.shape[2])
+    normal *= 1.0 + 1e-10 * np.eye(design.shape[2])  # whatever the scale of a column
     covariance = np.asarray(np.linalg.inv(normal), dtype=np.float64)
     return (covariance @ (weighted @ values[..., None]))[..., 0], covariance

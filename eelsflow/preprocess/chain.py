@@ -250,13 +250,15 @@ def fit_acquisition(
                 mean_spectrum = _mean_of_specimen(crew, fitted)
                 offset = _estimate_offset(mean_spectrum, crew.n_specimen, fitted, step.max_offset)
                 asked = _offsets_beside(mean_spectrum, crew.n_specimen, fitted, others, step.max_offset)
-                edge_offset = offset = calibrate(first, offset, asked).offset
+                calibration = of_edges = calibrate(first, offset, asked)
+                edge_offset = offset = of_edges.offset
                 if companion is not None:
                     drift = _drift_of_specimen(companion, crew)
                     here = replace(companion.offset, value=companion.offset.value + drift)
                     offset, disagreement = settle_offset(offset, here)
                     warnings += [disagreement] if disagreement else []
-                calibration = calibrate(first, offset, asked)
+                    if offset is not edge_offset:
+                        calibration = calibrate(first, offset, asked)
                 fitted = replace(
                     fitted,
                     offset=calibration.offset,
@@ -265,6 +267,8 @@ def fit_acquisition(
                 )
                 if companion is not None and not disagreement and preset.find(presets.Rebin):
                     fitted, drift_said = _follow_drift(crew, fitted, companion, edge_offset)
+                    if fitted.offset is edge_offset:  # the zero loss is believed in nothing
+                        calibration, fitted = of_edges, replace(fitted, dispersion=of_edges.dispersion)
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)
@@ -856,18 +860,20 @@ def _require_falling(mean_spectrum: NDArray[np.float64], fitted: Fitted, window:
 def _warnings_about(fitted: Fitted, crew: _Crew) -> list[str]:
     """Return what a person should know before trusting the product."""
     warnings = []
-    axis, edge, offset = fitted.corrected_axis, fitted.edge, fitted.offset
+    axis, offset = fitted.corrected_axis, fitted.offset
     if offset is None:
         warnings.append("the energy axis was taken as it is: the preset does not align")
     elif offset.error > _UNCERTAIN_OFFSET:
         warnings.append(
             f"the energy offset {offset.value:+.2f} eV is uncertain by {offset.error:.2f} eV: look at the mean spectrum"
         )
-    if not axis.covers(edge.elnes_window):
-        warnings.append(
-            f"the corrected axis spans {axis.start:.1f}-{axis.stop:.1f} eV, so the ELNES window "
-            f"{format_window(edge.elnes_window)} is not all there"
-        )
+    warnings += [
+        f"the corrected axis spans {axis.start:.1f}-{axis.stop:.1f} eV, so the ELNES window "
+        f"{format_window(one.edge.elnes_window)} is not all there"
+        for one in fitted.of_edges
+        if not axis.covers(one.edge.elnes_window)
+    ]
+    edge = fitted.edge
     if axis.start > edge.background_window[0] + axis.dispersion:
         warnings.append(
             f"the corrected axis starts at {axis.start:.1f} eV, inside the pre-edge window "

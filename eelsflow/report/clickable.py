@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from eelsflow.energy import Axis, axis_of, stretches
+from eelsflow.energy import Axis, EnergyAxis, side_by_side, stretches
 from eelsflow.preprocess.shapes import Shapes, band_edges
 from eelsflow.report.clickable_figures import COLORS, Layer, draw_figures, palettes
 from eelsflow.report.clickable_spectra import FINENESS, PER_OCTAVE, Fineness, PackedSpectra, Recording, Spectra
@@ -115,7 +115,9 @@ def write_clickable_map(
     for number in range(judged.counts_by_edge.shape[-1]):
         maps[f"counts-{number}"] = (recording.thinned(judged.counts_by_edge[..., number]), step)
     layers = _layers(dataset, summary)
-    bands = _bands(recording, judged, deviation, noise).pack(_ROUNDED if deviation.size <= SMALL else 4 * _ROUNDED)
+    widths = [np.diff(band_edges(axis, one)) for one in recording.edge.alone]  # of the bands, channels
+    in_bands = _bands(recording, judged, deviation, noise, [one.size for one in widths])
+    bands = in_bands.pack(_ROUNDED if deviation.size <= SMALL else 4 * _ROUNDED)
     packed, told = _pack_maps(maps)
     scripts = {"bokeh": _bokeh_script(), "own": _own_script()}
     taken = sum(map(len, (*scripts.values(), *bands.planes, *packed))) + 2 * deviation.size + _REST
@@ -128,7 +130,6 @@ def write_clickable_map(
     order = [references.classes.index(name) for name in classes]
     channel = recorded.axis.dispersion
     per_unit = channel / recording.native.dispersion / recording.channels_per_unit
-    widths = [np.diff(band_edges(axis, one)) for one in recording.edge.alone]  # of the bands, channels
     size, unit = float(summary["pixel_size"]) * recording.stride, str(summary["pixel_unit"])
     about = {
         "title": title,
@@ -205,12 +206,21 @@ def _as_fine_as_fits(
     return *both, fineness
 
 
-def _bands(recording: Recording, judged: Shapes, deviation: NDArray[np.float64], noise: NDArray[np.float64]) -> Spectra:
-    """Return the counts of every pixel in the bands that it was judged by."""
-    n_of_edge = [judged.energy_loss.size] if judged.edge_counts is None else _bands_of_edges(judged)
+def _bands(
+    recording: Recording,
+    judged: Shapes,
+    deviation: NDArray[np.float64],
+    noise: NDArray[np.float64],
+    n_of_edge: Sequence[int],
+) -> Spectra:
+    """Return the counts of every pixel in the bands that it was judged by, so many of each edge."""
     counts = recording.thinned(judged.values * np.repeat(judged.counts_by_edge, n_of_edge, axis=-1))
     of_band = np.where(np.isfinite(deviation), deviation, 0.0) * math.sqrt(np.diag(noise).mean())
-    axis = axis_of(judged.energy_loss)
+    # of the bands the page takes the energies from the references, which need not be in equal steps
+    ends = np.cumsum(n_of_edge)
+    axis = side_by_side(
+        [EnergyAxis(float(judged.energy_loss[end - n]), 1.0, n) for end, n in zip(ends, n_of_edge, strict=True)]
+    )
 
     def read(rows: slice) -> NDArray[np.float64]:
         return counts[rows].reshape(-1, axis.size)
@@ -219,10 +229,6 @@ def _bands(recording: Recording, judged: Shapes, deviation: NDArray[np.float64],
         return of_band[rows].ravel()
 
     return Spectra(axis, read, deviation_of, 1.0, len(counts), deviation.size)
-
-
-def _bands_of_edges(judged: Shapes) -> list[int]:
-    return [piece.size for piece, _ in stretches(axis_of(judged.energy_loss))]
 
 
 def _maps(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eelsflow.energy import Window, axis_of, stretches
+from eelsflow.energy import Window
 from eelsflow.report.style import (
     BLACK,
     BLUE,
@@ -32,6 +32,7 @@ from eelsflow.report.style import (
     new_figure,
     plain,
     scale_bar_length,
+    spans,
 )
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def example_spectrum(
     if raw is not None and raw_energy_loss is not None:
         first = axes.pop(0)
         first.plot(raw_energy_loss, raw, color=BLACK, linewidth=0.9)
-        for piece, _ in stretches(axis_of(energy_loss)):
-            first.axvspan(piece.start, piece.stop, color=SKY, alpha=0.18, linewidth=0)
+        for low, high in spans(energy_loss):
+            first.axvspan(low, high, color=SKY, alpha=0.18, linewidth=0)
         leave_out_gaps(first, raw_energy_loss)
         first.set(title="Background subtracted", xlabel=ENERGY_LABEL, ylabel="Intensity (counts)")
         _mark_reference(first, reference_energy, label=False)
@@ -579,6 +580,7 @@ def acquisition(
     reference_energy: float | None = None,
     elnes_window: Window | None = None,
     pre_edge_window: Window | None = None,
+    beside: Sequence[tuple[Window | None, Window | None]] = (),
 ) -> Figure:
     """Draw what preparation found in one acquisition.
 
@@ -596,15 +598,18 @@ def acquisition(
         Thickness in mean free paths, shape (y, x), where a low loss was recorded; drawn of images.
     reference_energy, elnes_window, pre_edge_window
         What the edge's configuration says; None draws nothing.
+    beside
+        The windows of edges that are judged together with it, before the edge and of its fine structure.
     """
+    windows = [(pre_edge_window, elnes_window), *beside]
     n_y, n_x = signal.shape
     if signal.size == 1:
         figure = new_figure(PAGE_WIDTH * 0.62, 2.5)
-        _mean_spectrum(figure.add_subplot(), energy_loss, mean_spectrum, background, elnes_window, pre_edge_window)
+        _mean_spectrum(figure.add_subplot(), energy_loss, mean_spectrum, background, windows)
     elif min(n_y, n_x) == 1:
         figure = new_figure(PAGE_WIDTH, 2.5)
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-        _mean_spectrum(left, energy_loss, mean_spectrum, background, elnes_window, pre_edge_window)
+        _mean_spectrum(left, energy_loss, mean_spectrum, background, windows)
         _line_scan(right, signal.ravel(), vacuum_mask.ravel(), pixel_size, pixel_unit)
     else:
         from matplotlib.colors import ListedColormap
@@ -616,7 +621,7 @@ def acquisition(
         else:
             left, middle, right, thickness = figure.subplots(1, 4, width_ratios=(1.6, 1.2, 1, 1.2))
             maps = [middle, right, thickness]
-        _mean_spectrum(left, energy_loss, mean_spectrum, background, elnes_window, pre_edge_window)
+        _mean_spectrum(left, energy_loss, mean_spectrum, background, windows)
         extent = (0.0, n_x * pixel_size, n_y * pixel_size, 0.0)
         image = middle.imshow(signal, extent=extent, cmap="cividis", interpolation="none")
         figure.colorbar(image, ax=middle, label="Edge signal (counts)", aspect=16, pad=0.03, shrink=0.8)
@@ -650,20 +655,20 @@ def _mean_spectrum(
     energy_loss: Floats,
     mean_spectrum: Floats,
     background: Floats,
-    elnes_window: Window | None,
-    pre_edge_window: Window | None,
+    windows: Sequence[tuple[Window | None, Window | None]],
 ) -> None:
-    for window, color, label in (
-        (pre_edge_window, YELLOW, "background window"),
-        (elnes_window, SKY, "fine-structure window"),
-    ):
-        if window is not None:
-            axes.axvspan(*window, color=color, alpha=0.22, linewidth=0, label=label)
+    for number, pair in enumerate(windows):
+        for window, color, label in zip(
+            pair, (YELLOW, SKY), ("background window", "fine-structure window"), strict=True
+        ):
+            if window is not None:
+                axes.axvspan(*window, color=color, alpha=0.22, linewidth=0, label=None if number else label)
     axes.plot(energy_loss, mean_spectrum, color=BLACK, linewidth=1, label="mean of specimen")
     shown = np.ones(energy_loss.shape, dtype=bool)
-    if elnes_window is not None and pre_edge_window is not None:
-        shown = (energy_loss > pre_edge_window[0] - 12) & (energy_loss < elnes_window[1] + 25)
-        axes.set_xlim(pre_edge_window[0] - 12, elnes_window[1] + 25)
+    first, last = windows[0][0], windows[-1][1]
+    if first is not None and last is not None:
+        shown = (energy_loss > first[0] - 12) & (energy_loss < last[1] + 25)
+        axes.set_xlim(first[0] - 12, last[1] + 25)
     if np.isfinite(background).any():
         axes.plot(energy_loss, background, color=VERMILION, linestyle="--", linewidth=1.1, label="fitted background")
     near = np.concatenate([mean_spectrum[shown], background[shown]])

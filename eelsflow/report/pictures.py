@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from eelsflow.energy import Window
 from eelsflow.report.gallery import Gallery, Picture
 from eelsflow.report.results import mean_of, read_arrays, read_optional_json, unique
 from eelsflow.report.wording import counted
@@ -185,10 +186,10 @@ def _acquisition_picture(
 
     arrays = read_arrays(evidence)
     edge = results.get("edge") or {}
-    windows = {
-        name: (float(edge[name][0]), float(edge[name][1])) if edge.get(name) else None
-        for name in ("elnes_window", "pre_edge_window")
-    }
+
+    def window(of: Mapping[str, Any], name: str) -> Window | None:
+        return (float(of[name][0]), float(of[name][1])) if of.get(name) else None
+
     figure = figures.acquisition(
         arrays["energy_loss"],
         arrays["mean_spectrum"],
@@ -199,7 +200,9 @@ def _acquisition_picture(
         pixel_unit=str(entry.get("pixel_unit") or "px"),
         t_over_lambda=arrays.get("t_over_lambda"),
         reference_energy=float(arrays["reference_energy"]) if "reference_energy" in arrays else None,
-        **windows,
+        elnes_window=window(edge, "elnes_window"),
+        pre_edge_window=window(edge, "pre_edge_window"),
+        beside=[(window(one, "pre_edge_window"), window(one, "elnes_window")) for one in edge.get("beside", ())],
     )
     name, preset = entry.get("name"), entry.get("preprocess")
     return gallery.add(

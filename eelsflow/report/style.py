@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eelsflow.energy import axis_of, stretches
+from eelsflow.edges import MARGIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,6 +128,17 @@ GAP = 4.0
 """How wide what lies between two edges is drawn, eV."""
 
 
+def spans(energies: ArrayLike) -> list[tuple[float, float]]:
+    """Return from where to where energies (eV) of channels or bands reach, edge by edge."""
+    values = np.asarray(energies, dtype=np.float64)
+    steps = np.diff(values)
+    if steps.size == 0:
+        return [(float(values[0]), float(values[-1]))]
+    half = float(np.median(steps)) / 2
+    parts = np.split(values, np.flatnonzero(steps > MARGIN) + 1)
+    return [(float(part[0]) - half, float(part[-1]) + half) for part in parts]
+
+
 def leave_out_gaps(axes: Axes, energies: ArrayLike) -> None:
     """Draw the energies (eV) of several edges side by side; nothing is changed for those of one.
 
@@ -138,8 +149,7 @@ def leave_out_gaps(axes: Axes, energies: ArrayLike) -> None:
     energies
         Of what was drawn: channels or bands, with gaps between edges.
     """
-    axis = axis_of(energies)
-    ends = [(piece.boundaries[0], piece.boundaries[-1]) for piece, _ in stretches(axis)]
+    ends = spans(energies)
     if len(ends) < 2:
         return
     at, drawn = [ends[0][0], ends[0][1]], [ends[0][0], ends[0][1]]

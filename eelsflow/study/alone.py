@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from eelsflow.dataset.manifest import check_labels
-from eelsflow.errors import DataSetError
+from eelsflow.errors import DataSetError, InputError
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps.drift import conditions_of, ranges_of
 from eelsflow.maps.registry import ALONE
 from eelsflow.models.bundle import describe_model
+from eelsflow.preprocess.features import require_window
 from eelsflow.store import Store
 from eelsflow.study.plan import BuildDataSet, FitModel, Plan, PrepareAcquisition, without_search
 from eelsflow.study.stages import read_fit
@@ -41,7 +42,7 @@ def plan_alone(plan: Plan, final: FitModel, store: Store) -> list[Alone]:
     prepared = prepare_alone(plan, final)
     found = []
     for edge in plan.study.edge.alone if prepared else ():
-        steps = tuple(step for step in prepared if step.edge == edge and store.has(step.digest))
+        steps = tuple(step for step in prepared if step.edge == edge and _is_usable(step, store))
         try:
             check_labels([step.acquisition for step in steps], plan.study.classes, split_by=())
         except DataSetError:
@@ -86,6 +87,17 @@ def write_alone(plan: Plan, final: FitModel, store: Store, model: Path, *, about
             trained_on=sorted(step.acquisition.sha256 for step in steps),
             alone_of=plan.study.edge.name,
         )
+
+
+def _is_usable(step: PrepareAcquisition, store: Store) -> bool:
+    """Tell whether an acquisition could be prepared for an edge, and shows all of its window."""
+    if not store.has(step.digest):
+        return False
+    try:
+        require_window(open_dataset(store.path(step.digest) / "prepared.zarr"), step.edge)
+    except InputError:
+        return False
+    return True
 
 
 def _dataset_of(plan: Plan, final: FitModel) -> BuildDataSet:

@@ -257,8 +257,11 @@ class Study(_Part):
                 raise ValueError(
                     f"outside, {test.name}: {unknown} is no class of the study, which has {list(self.classes)}"
                 )
-        if self.outside and self.edge.beside:
-            raise ValueError("outside: spectra of other laboratories show one edge; study that edge alone")
+        if self.edge.beside and not self.data.has_acquisitions:
+            raise ValueError(
+                f"edges: {', '.join(one.name for one in self.edge.alone)} are judged together where acquisitions are "
+                "prepared, and the data is a table of ready spectra, which is of one edge: name that edge"
+            )
         if self.outside and self.data.has_acquisitions:
             raise ValueError(
                 "outside: spectra of other laboratories are judged by models of a table (data.spectra); acquisitions "

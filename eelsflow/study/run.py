@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from eelsflow.dataset.labels import class_fractions
 from eelsflow.dataset.manifest import Acquisition
 from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.dataset.splits import SplitBy
-from eelsflow.errors import OutputPathError
+from eelsflow.errors import InputError, OutputPathError
 from eelsflow.executors import LoopExecutor, Report
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
@@ -251,10 +252,11 @@ def fit_final_model(plan: Plan, final: FitModel, place: Place, run: Runner) -> N
     if not plan.study.edge.beside:
         return
     run(stages.prepare_acquisition, prepare_alone(plan, final))
-    alone = plan_alone(plan, final, place.store)
-    run(stages.build_dataset, [dataset for _, dataset, _ in alone])
-    run(stages.fit_features, [fit.features for _, _, fit in alone])
-    run(stages.fit_model, [fit for _, _, fit in alone])
+    for _, dataset, fit in plan_alone(plan, final, place.store):
+        with contextlib.suppress(InputError):  # that edge has no model of its own then
+            run(stages.build_dataset, [dataset])
+            run(stages.fit_features, [fit.features])
+            run(stages.fit_model, [fit])
 
 
 def _unique(steps: Iterable[StepType]) -> list[StepType]:

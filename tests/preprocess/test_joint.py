@@ -52,7 +52,7 @@ def test_edges_are_joined_in_order_of_energy_and_taken_apart_again():
 
 def test_edges_that_are_too_near_each_other_are_refused():
     near = O_K.model_copy(update={"name": "near", "elnes_window": (570.0, 590.0)})
-    with pytest.raises(StudyFileError, match=r"lie 15 eV apart.*need 24 eV between them"):
+    with pytest.raises(StudyFileError, match=r"lie 15 eV apart.*need 25 eV between them"):
         join_edges([O_K, near])
     with pytest.raises(StudyFileError, match="no shipped edge is called 'Xx_K'"):
         resolve_edge("O_K+Xx_K")
