@@ -308,6 +308,7 @@ def _describe_separate_ranges(
         "edges": [],
         "edge_onsets": {},
         "offsets": {},
+        "dispersion": None,
         **dict.fromkeys(unknown),
         "warnings": [reason],
     }
