@@ -168,7 +168,7 @@ class ModelBundle:
                 registration=Registration.load(aligned) if aligned.exists() else None,
                 means=np.load(means, allow_pickle=False) if means.exists() else None,
             )
-        except (MissingDependencyError, MemoryError):
+        except (MissingDependencyError, MemoryError, SystemError):  # the last as in `FeatureTransform.load`
             raise
         except EelsflowError as error:  # of a part: it says itself what to do
             raise UnusableModelError(f"the model in {directory} is damaged: {error}") from error

@@ -115,6 +115,8 @@ class Inputs:
                     convolutions = Convolutions(**{name: stored[name] for name in Convolutions.__dataclass_fields__})
                 peaks = stored["peaks"] if "peaks" in stored.files else None
                 return cls(str(stored["kind"]), float(stored["scale"]), peaks, convolutions)  # type: ignore[arg-type]
+        except SystemError:  # of Python 3.11, where threads read numpy's headers at once: no fault of the file
+            raise
         except Exception as error:  # zipfile.BadZipFile, KeyError and OSError share no base class
             raise UnreadableFileError(f"{path} holds no usable features: {error}; train the model again") from error
 

@@ -365,6 +365,8 @@ class Registration:
                     _Templates(**_fields(stored, "of_spectra")),
                     _Gaussians(**_fields(stored, "of_means")) if "of_means_mean" in stored.files else None,
                 )
+        except SystemError:  # of Python 3.11, where threads read numpy's headers at once: no fault of the file
+            raise
         except Exception as error:  # zipfile.BadZipFile, KeyError and OSError share no base class
             raise UnreadableFileError(f"{path} holds no usable registration: {error}; train the model again") from error
 

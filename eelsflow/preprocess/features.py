@@ -277,6 +277,8 @@ class FeatureTransform:
                 scale=values["scale"],
                 pca=Pca.from_arrays(pca) if pca else None,
             )
+        except SystemError:  # of Python 3.11, where threads read numpy's headers at once: no fault of the file
+            raise
         except Exception as error:  # zipfile.BadZipFile, KeyError, OSError and JSON errors share no base class
             raise UnreadableFileError(
                 f"{directory} holds no usable feature transform ({type(error).__name__}: {error}); "

@@ -226,3 +226,15 @@ def test_a_damaged_transform_is_refused(name: str, tmp_path: Path) -> None:
         (tmp_path / name).unlink() if damaged is None else (tmp_path / name).write_bytes(damaged)
         with pytest.raises(UnreadableFileError, match="no usable feature transform"):
             FeatureTransform.load(tmp_path)
+
+
+def test_what_is_no_fault_of_the_file_is_not_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 may raise this where threads read numpy's headers at once; a task is tried again then."""
+    RECOMMENDED.save(tmp_path)
+
+    def disturbed(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr("eelsflow.preprocess.features.np.load", disturbed)
+    with pytest.raises(SystemError):
+        FeatureTransform.load(tmp_path)
