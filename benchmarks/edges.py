@@ -11,7 +11,8 @@ field is prepared for O K, for Fe L3 and for both. Measured are
 4. the bound on 1: the likelihood ratio over the population of shapes, with the noise that prepared spectra show, for
    dispersions known exactly, and to .2 and .4 %
 
-Reproduces the tables of docs/decisions/0035-edges-together.md (about fifteen minutes on two cores).
+The figures of docs/decisions/0035-edges-together.md were found with these methods while the prior of the dispersion was
+chosen; this measures what the chosen one gives (about fifteen minutes on two cores).
 """
 
 from __future__ import annotations

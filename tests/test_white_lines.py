@@ -67,9 +67,11 @@ def test_the_scale_of_counts_changes_nothing():
     np.testing.assert_allclose(many.position_error, few.position_error, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Importing .* is deprecated")  # of exspy, in HyperSpy
 def test_hyperspy_with_the_steps_of_exspy_finds_the_same():
-    hs = pytest.importorskip("hyperspy.api")
-    exspy = pytest.importorskip("exspy")
+    import exspy  # take long
+    import hyperspy.api as hs
+
     logging.getLogger("hyperspy").setLevel(logging.ERROR)
     spectra, variance, _, _ = field(4, noise=60.0, correlated=False, seed=3)
     mean_lines = fit_shared_lines(ENERGY, spectra.mean(axis=0), variance.mean(axis=0), FE_L3)
