@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import os
 import shutil
 import socket
 import uuid
@@ -264,7 +265,7 @@ def map_code() -> str:
 
 
 def _load(directory: Path) -> tuple[ModelBundle, str]:
-    changed = max(file.stat().st_mtime_ns for file in directory.rglob("*"))
+    changed = max(Path(root, name).stat().st_mtime_ns for root, _, names in os.walk(directory) for name in names)
     return _load_once(directory, changed)
 
 

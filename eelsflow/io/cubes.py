@@ -1,4 +1,4 @@
-"""Blocks of a cube on disk, read and written by TensorStore.
+"""Arrays on disk, blocks of cubes before all, read and written by TensorStore.
 
 zarr-python takes every chunk through the event loop of one thread, so two threads that read together take longer than
 one after the other. TensorStore reads and writes the same files beside the interpreter
@@ -48,11 +48,11 @@ class Cube:
         self.dims: tuple[str, ...] = tuple(self._array.domain.labels)
         self.shape: tuple[int, ...] = tuple(self._array.shape)
         shards: Any = self._array.chunk_layout.write_chunk.shape
-        self.shards: tuple[int, ...] = tuple(shards)
+        self.shards: tuple[int, ...] = tuple(shards or ())  # a single number has none
         self.dtype: np.dtype[Any] = np.dtype(self._array.dtype.numpy_dtype)
 
-    def read(self, region: tuple[slice, ...]) -> NDArray[Any]:
-        """Return the values of a region.
+    def read(self, region: tuple[Any, ...]) -> NDArray[Any]:
+        """Return the values of a region: a slice, a number or numbers along each dimension, or ``...`` for the whole.
 
         Raises
         ------
@@ -60,12 +60,12 @@ class Cube:
             If they cannot be read, or are damaged.
         """
         try:
-            return np.asarray(self._array[region].read().result())
+            return np.asarray(self._array.oindex[region].read().result())
         except ValueError as error:
             raise OSError(_first_sentence(error)) from error
 
-    def write(self, region: tuple[slice, ...], values: NDArray[Any]) -> None:
-        """Write the values of a region, each shard to a temporary file that is renamed.
+    def write(self, region: tuple[Any, ...], values: NDArray[Any]) -> None:
+        """Write the values of a region (slices, or ``...`` for the whole), each shard to a temporary file, renamed.
 
         Raises
         ------

@@ -57,7 +57,11 @@ CHUNK_SHAPE = (32, 32)
 _SEAL = "eelsflow_seal"
 _SPECTRUM_IMAGE_SCHEMA = "eelsflow-spectrum-image/1"
 _COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
-_TEMPORARY = ("*.partial", "*.__lock")  # files of zarr and of TensorStore that a writer leaves when it is killed
+_DESCRIPTION = "zarr.json"
+_TEMPORARY = (
+    ".partial",
+    ".__lock",
+)  # ends of the names of files of zarr and of TensorStore that a writer leaves when it is killed
 _MAP_CHUNK = 1024  # pixels along y and x
 _MAX_CHUNK_BYTES = 1 << 28  # blosc takes less than 2 GiB at once
 # Without this, zarr drops chunks of zeros, and a lost one looks like a chunk of zeros.
@@ -212,15 +216,11 @@ def open_dataset(path: Path | str) -> xr.Dataset:
     """
     path = Path(path)
     with _readable(path):
-        group = zarr.open_group(path, mode="r", use_consolidated=False)
-        attrs = dict(group.attrs)
+        attrs = _read_description(path, "group")["attributes"]
         _check_seal(path, attrs.pop(_SEAL, None))
         named = attrs.pop("coordinates", [])
         coordinate_names = set(named) if isinstance(named, list) else set()
-        # One after the other: opened together, what fails besides the first comes out as a traceback later.
-        members = {file.parent.name: group[file.parent.name] for file in sorted(path.glob("*/zarr.json"))}
-        arrays = {name: member for name, member in members.items() if isinstance(member, zarr.Array)}
-        variables = {name: _open_variable(path, array) for name, array in arrays.items()}
+        variables = {folder.name: _open_variable(path, folder.name) for folder in sorted(_members(path))}
     coordinates = {name: variables.pop(name) for name in list(variables) if name in coordinate_names}
     return xr.Dataset(variables, coords=coordinates, attrs=attrs)
 
@@ -262,11 +262,12 @@ def create_store(template: xr.Dataset, path: Path | str, *, block_shape: tuple[i
     store = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
     try:
         with _writable(store):
+            store.mkdir()
             coordinates = sorted(str(name) for name in template.coords)
             attributes = _json_values({**template.attrs, "coordinates": coordinates})
-            group = zarr.create_group(store, zarr_format=3, attributes=attributes)
+            _write_description(store, {"attributes": attributes, "zarr_format": 3, "node_type": "group"})
             for name, variable in template.variables.items():
-                _create_array(group, store / str(name), variable, block_shape)
+                _create_array(store / str(name), variable, block_shape)
     except BaseException:
         shutil.rmtree(store, ignore_errors=True)
         raise
@@ -324,13 +325,11 @@ def write_variables(store: Path, variables: Mapping[str, ArrayLike]) -> None:
         If one cannot be written.
     """
     with _writable(store):
-        group = zarr.open_group(store, mode="r+", use_consolidated=False)
         for name, values in variables.items():
-            array = _array(group, name)
-            data = np.asarray(values)
+            array, data = Cube(store / name, writable=True), np.asarray(values)
             if data.shape != array.shape:
                 raise ValueError(f"{name} has shape {data.shape}; the store expects {array.shape}")
-            array[...] = data
+            array.write((...,), data)
 
 
 def finalise_store(store: Path, path: Path | str, *, attrs: Mapping[str, Any] | None = None) -> Path:
@@ -354,22 +353,28 @@ def finalise_store(store: Path, path: Path | str, *, attrs: Mapping[str, Any] | 
     """
     path = Path(path)
     with _writable(store):
-        for pattern in _TEMPORARY:
-            for left in store.rglob(pattern):
-                left.unlink()
-        group = zarr.open_group(store, mode="r+", use_consolidated=False)
-        for description in store.glob("*/zarr.json"):
-            array, folder = json.loads(description.read_bytes()), description.parent
+        n_files, n_bytes = 0, 0
+        for folder in _members(store):
+            sizes = {}
+            for file in _files(folder):
+                if file.name.endswith(_TEMPORARY):
+                    file.unlink()
+                else:
+                    sizes[file] = file.stat().st_size
+            array = _read_description(folder, "array")
             parts = array["chunk_grid"]["configuration"]["chunk_shape"]
             n_expected = math.prod(
                 math.ceil(size / max(part, 1)) for size, part in zip(array["shape"], parts, strict=True)
             )
-            n_found = sum(1 for file in folder.rglob("*") if file.is_file() and file != description)
+            n_found = len(sizes) - 1
             if n_found != n_expected:
                 raise ValueError(
                     f"{n_found} of {n_expected} shards of {folder.name} were written to {store}; write them all"
                 )
-        group.attrs.update({**_json_values(attrs or {}), _SEAL: _census(store)})
+            n_files, n_bytes = n_files + len(sizes), n_bytes + sum(sizes.values())
+        root = _read_description(store, "group")
+        root["attributes"] |= {**_json_values(attrs or {}), _SEAL: {"n_files": n_files, "n_bytes": n_bytes}}
+        _write_description(store, root)
         _replace(store, path)
     return path
 
@@ -383,39 +388,49 @@ def remove_unfinished(path: Path | str) -> None:
 
 
 class _CheckedArray(BackendArray):
-    """A zarr array whose damaged chunks raise `UnreadableFileError` when they are read."""
+    """An array of a store whose damaged chunks raise `UnreadableFileError` when they are read."""
 
-    def __init__(self, path: Path, array: zarr.Array[Any]) -> None:
+    def __init__(self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.path = path
-        self.array = array
-        self.shape = array.shape
-        self.dtype = np.dtype(array.dtype)
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> Any:
+        places = tuple(_within(place, size) for place, size in zip(key, self.shape, strict=True))
         with _readable(self.path):
-            return self.array.oindex[key]
+            return Cube(self.path / self.name).read(places)
 
 
-def _open_variable(path: Path, array: zarr.Array[Any]) -> xr.Variable:
-    dims = _dimension_names(array)
-    attrs = dict(array.attrs)
+def _within(place: Any, size: int) -> Any:
+    """Return an index along a dimension without negative numbers, and a slice that ends where the dimension does."""
+    if isinstance(place, slice):
+        start, stop, step = place.indices(size)
+        return slice(start, max(start, stop), step)
+    return np.where(np.less(place, 0), np.add(place, size), place) if np.ndim(place) else int(place) % size
+
+
+def _open_variable(path: Path, name: str) -> xr.Variable:
+    description = _read_description(path / name, "array")
+    dims, attrs = _dimension_names(name, description), description["attributes"]
+    if description["data_type"] == "string":  # which TensorStore does not read, nor do numpy and xarray like it
+        text: zarr.Array[Any] = zarr.open_array(path / name, mode="r")
+        return xr.Variable(dims, np.array(np.asarray(text[...]).tolist(), dtype=str).reshape(text.shape), attrs)
     if _has_pixels(dims):
-        return xr.Variable(dims, indexing.LazilyIndexedArray(_CheckedArray(path, array)), attrs)
-    values = np.asarray(array[...])
-    # Variable-length strings are the one text type that zarr v3 specifies; numpy and xarray like fixed ones.
-    if values.dtype.kind in "TO":
-        values = np.array(values.tolist(), dtype=str).reshape(array.shape)
-    return xr.Variable(dims, values, attrs)
+        array = _CheckedArray(path, name, tuple(description["shape"]), np.dtype(description["data_type"]))
+        return xr.Variable(dims, indexing.LazilyIndexedArray(array), attrs)
+    return xr.Variable(dims, Cube(path / name).read((...,)), attrs)
 
 
-_descriptions: dict[tuple[object, ...], bytes] = {}  # of arrays, as zarr writes them; they take long to make
+_descriptions: dict[tuple[object, ...], dict[str, Any]] = {}  # of arrays, as zarr writes them; they take long to make
 _MOST_DESCRIPTIONS = 512
 
 
-def _create_array(group: zarr.Group, path: Path, variable: xr.Variable, block_shape: tuple[int, int]) -> None:
+def _create_array(path: Path, variable: xr.Variable, block_shape: tuple[int, int]) -> None:
+    """Create an array, and write its values unless it has pixels."""
     name, attributes = path.name, _json_values(variable.attrs)
     dims = tuple(str(dim) for dim in variable.dims)
     is_text = variable.dtype.kind in "UTO"
@@ -423,42 +438,59 @@ def _create_array(group: zarr.Group, path: Path, variable: xr.Variable, block_sh
         raise TypeError(f"{name} has the type {variable.dtype}; stores hold numbers, booleans and strings")
     if is_text and _has_pixels(dims):
         raise TypeError(f"{name} holds strings for every pixel; store codes and put their meaning into attributes")
-    shards = None
+    chunks, shards = _cuts(variable, dims, block_shape)
+    key = (variable.shape, "text" if is_text else variable.dtype.str, chunks, shards, dims)
+    if key not in _descriptions:
+        if len(_descriptions) >= _MOST_DESCRIPTIONS:
+            _descriptions.clear()
+        array: zarr.Array[Any] = zarr.create_array(
+            zarr.storage.MemoryStore(),
+            shape=variable.shape,
+            dtype=str if is_text else variable.dtype,
+            chunks=chunks,
+            shards=shards,
+            compressors=_COMPRESSORS,
+            fill_value="" if is_text else np.zeros((), variable.dtype)[()],
+            dimension_names=dims,
+        )
+        _descriptions[key] = array.metadata.to_dict()
+    path.mkdir()
+    _write_description(path, {**_descriptions[key], "attributes": attributes})
+    if is_text:
+        text: zarr.Array[Any] = zarr.open_array(path, mode="r+", config=_CONFIG)
+        text[...] = np.asarray(variable.values).astype(object)
+    elif not _has_pixels(dims):
+        Cube(path, writable=True).write((...,), np.asarray(variable.values))
+
+
+def _cuts(
+    variable: xr.Variable, dims: tuple[str, ...], block_shape: tuple[int, int]
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Return the shape of a variable's chunks, and of the shards that hold them, where there are any."""
     if _is_map(dims):
-        chunks = tuple(min(max(size, 1), _MAP_CHUNK) for size in variable.shape)
-    elif _is_cube(dims):
+        return tuple(min(max(size, 1), _MAP_CHUNK) for size in variable.shape), None
+    if _is_cube(dims):
         pixels = {"y": (block_shape[0], CHUNK_SHAPE[0]), "x": (block_shape[1], CHUNK_SHAPE[1])}
         sizes = dict(zip(dims, variable.shape, strict=True))
         cuts = [_cut(size, *pixels[dim]) if dim in pixels else (max(size, 1),) * 2 for dim, size in sizes.items()]
-        shards, chunks = tuple(shard for shard, _ in cuts), tuple(chunk for _, chunk in cuts)
-    else:
-        chunks = tuple(max(size, 1) for size in variable.shape)
-        if chunks and not is_text:  # long tables of spectra: rows are cut, spectra are not
-            n_rows = _MAX_CHUNK_BYTES // max(math.prod(chunks[1:]) * variable.dtype.itemsize, 1)
-            chunks = (min(chunks[0], max(n_rows, 1)), *chunks[1:])
-    kind = "text" if is_text else variable.dtype.str
-    key = (variable.shape, kind, chunks, shards, dims, json.dumps(attributes))
-    if key in _descriptions and _has_pixels(dims):
-        path.mkdir()
-        (path / "zarr.json").write_bytes(_descriptions[key])
-        return
-    array: zarr.Array[Any] = group.create_array(
-        name,
-        shape=variable.shape,
-        dtype=str if is_text else variable.dtype,
-        chunks=chunks,
-        shards=shards,
-        compressors=_COMPRESSORS,
-        fill_value="" if is_text else np.zeros((), variable.dtype)[()],
-        dimension_names=dims,
-        attributes=attributes,
-        config=_CONFIG,
-    )
-    if _has_pixels(dims) and len(_descriptions) < _MOST_DESCRIPTIONS:
-        _descriptions[key] = (path / "zarr.json").read_bytes()
-    if not _has_pixels(dims):
-        values = np.asarray(variable.values)
-        array[...] = values.astype(object) if is_text else values
+        return tuple(chunk for _, chunk in cuts), tuple(shard for shard, _ in cuts)
+    chunks = tuple(max(size, 1) for size in variable.shape)
+    if chunks and variable.dtype.kind in "biufc":  # long tables of spectra: rows are cut, spectra are not
+        n_rows = _MAX_CHUNK_BYTES // max(math.prod(chunks[1:]) * variable.dtype.itemsize, 1)
+        chunks = (min(chunks[0], max(n_rows, 1)), *chunks[1:])
+    return chunks, None
+
+
+def _read_description(folder: Path, kind: str) -> dict[str, Any]:
+    """Read the description of an ``"array"`` or a ``"group"`` of zarr v3."""
+    description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_bytes())
+    if description["zarr_format"] != 3 or description["node_type"] != kind:
+        raise ValueError(f"{folder / _DESCRIPTION} does not describe a zarr v3 {kind}")
+    return {"attributes": {}, **description}
+
+
+def _write_description(folder: Path, description: Mapping[str, Any]) -> None:
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2))
 
 
 def _cut(size: int, shard: int, chunk: int) -> tuple[int, int]:
@@ -480,18 +512,11 @@ def _is_cube(dims: tuple[Any, ...]) -> bool:
     return _has_pixels(dims) and len(dims) > 2
 
 
-def _dimension_names(array: zarr.Array[Any]) -> tuple[str, ...]:
-    names = getattr(array.metadata, "dimension_names", None) or ()
-    if len(names) != array.ndim:
-        raise ValueError(f"array {array.name} does not name its {array.ndim} dimensions")
+def _dimension_names(name: str, description: Mapping[str, Any]) -> tuple[str, ...]:
+    names, n_dimensions = description.get("dimension_names") or (), len(description["shape"])
+    if len(names) != n_dimensions:
+        raise ValueError(f"array {name} does not name its {n_dimensions} dimensions")
     return tuple(str(name) for name in names)
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise TypeError(f"{name} is a group of the store, not a variable")
-    return array.with_config(_CONFIG)
 
 
 def _json_values(attrs: Mapping[Any, Any]) -> dict[str, Any]:
@@ -521,8 +546,20 @@ def _json_values(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _census(store: Path) -> dict[str, int]:
     """Count the files of a store and their bytes, bar the root's own metadata, which holds the seal."""
-    sizes = [file.stat().st_size for file in store.rglob("*") if file.is_file() and file.relative_to(store).parts[1:]]
+    sizes = [file.stat().st_size for member in _members(store) for file in _files(member)]
     return {"n_files": len(sizes), "n_bytes": sum(sizes)}
+
+
+def _members(store: Path) -> list[Path]:
+    """Return the folders of a store's variables."""
+    with os.scandir(store) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Return the files below a folder."""
+    for root, _, names in os.walk(folder):
+        yield from (Path(root, name) for name in names)
 
 
 def _check_seal(path: Path, seal: Any) -> None:
@@ -541,7 +578,7 @@ def _check_seal(path: Path, seal: Any) -> None:
 
 
 def _replace(store: Path, path: Path) -> None:
-    if path.exists() and not (path / "zarr.json").is_file():
+    if path.exists() and not (path / _DESCRIPTION).is_file():
         raise OutputPathError(f"{path} exists and is not a zarr store; it is left alone: name another path")
     if path.exists():
         replaced = path.with_name(f".{path.name}.{uuid.uuid4().hex}.replaced")

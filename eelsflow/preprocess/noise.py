@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
+from eelsflow.blas import one_thread
 from eelsflow.errors import InputError
 from eelsflow.preprocess.counting import find_quantum, shared_electrons
 from eelsflow.preprocess.kernels import lagged_products, running_medians
@@ -277,7 +277,7 @@ def leading_directions(rows: NDArray[np.floating], rank: int, *, n_rounds: int =
     n, channels = rows.shape
     rank = min(rank, n, channels)
     start = np.random.default_rng(0).standard_normal((n, min(rank + 10, n, channels)), dtype=np.float64)
-    with threadpool_limits(1, user_api="blas"):  # products this small wait longer for a second thread than it saves
+    with one_thread():  # products this small wait longer for a second thread than it saves
         start = start.astype(rows.dtype)
         if 2 * n <= channels and rows.dtype == np.float64:
             # the same rounds among the spectra, which are fewer; single precision would not bear the squares

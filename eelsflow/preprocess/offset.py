@@ -489,6 +489,43 @@ class _EdgeModel:
         result: Array = (background + edge - self.counts) / self.deviation
         return result
 
+    def jacobian(self, parameters: Array) -> Array:
+        """Return the derivatives of `residual` by every parameter, shape (channels, parameters)."""
+        energies = self.energies + parameters[0]
+        x = energies - self.reference
+        logarithm = np.log(energies / self.reference)
+        background = np.exp(parameters[1] - parameters[2] * logarithm)
+        step_height, step_position, step_width, share = parameters[3:7]
+        z = (x - step_position) / step_width
+        bell = np.exp(-0.5 * np.square(z)) / (np.sqrt(2.0 * np.pi) * step_width)
+        result: Array = np.zeros((x.size, parameters.size))
+        result[:, 1] = background
+        result[:, 2] = -logarithm * background
+        result[:, 3] = _step(x, step_position, step_width)
+        result[:, 4] = -step_height * bell
+        result[:, 5] = -step_height * z * bell
+        by_x = step_height * bell
+        index = 7
+        for feature in self.features:
+            height, at, position = parameters[index], index, 0.0
+            if feature is not self.features[0]:
+                index += 1
+                position = parameters[index]
+            sigma = parameters[index + 1]
+            u: Array = np.square((x - position) / sigma)
+            gaussian, lorentzian = np.exp(-0.5 * u), 1.0 / (1.0 + u / 1.3863)
+            by_u = -height * (0.5 * (1.0 - share) * gaussian + share / 1.3863 * np.square(lorentzian))
+            result[:, at] = (1.0 - share) * gaussian + share * lorentzian
+            result[:, 6] += height * (lorentzian - gaussian)
+            result[:, index + 1] = -2.0 * u / sigma * by_u
+            by_place = -2.0 * (x - position) / sigma**2 * by_u
+            if index > at:
+                result[:, index] = by_place
+            by_x = by_x - by_place
+            index += 2
+        result[:, 0] = by_x - parameters[2] * background / energies
+        return result / self.deviation[:, None]
+
     def _minimize(self, first: Array, noise: float) -> tuple[Array, Array]:
         """Return parameters and Jacobian of least squares in which widths and the like are held by their usual spread.
 
@@ -498,9 +535,13 @@ class _EdgeModel:
         def residual(parameters: Array) -> Array:
             return np.concatenate([self.residual(parameters), noise * (parameters - self.first) / self.spread])
 
+        def jacobian(parameters: Array) -> Array:
+            return np.concatenate([self.jacobian(parameters), np.diag(noise / self.spread)])
+
         solution = least_squares(
             residual,
             first,
+            jac=jacobian,
             bounds=(self.low, self.high),
             x_scale=np.maximum(0.1 * (self.high - self.low), 1e-3),
             max_nfev=60,

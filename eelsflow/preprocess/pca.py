@@ -15,8 +15,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
+from eelsflow.blas import one_thread
 from eelsflow.errors import InputError
 from eelsflow.preprocess.kernels import add_triangle, scatter_about_mean, subtract_pilot
 from eelsflow.preprocess.noise import leading_directions, poisson_scale
@@ -498,7 +498,7 @@ def _leading(
     channels = moments.n_channels
     wanted = [channels - n_components, channels - 1]
     # Many small products: two threads that wait for each other at each take several times as long as one.
-    with threadpool_limits(1, user_api="blas"):
+    with one_thread():
         values = vectors = None
         if n_components * _LANCZOS_CHANNELS <= channels:
             # Lanczos' iteration, here to 1e-12 after 2 to 3 restarts; a start that is fixed gives the same answer

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import erf
 
-from eelsflow.edges import FE_L3, MN_L3, O_K, Edge
+from eelsflow.edges import FE_L3, MN_L3, O_K, SHIPPED, Edge
 from eelsflow.errors import EdgeOutOfRangeError, InputError
-from eelsflow.preprocess.offset import estimate_offset
+from eelsflow.preprocess.offset import _EdgeModel, estimate_offset
 from tests.strategies import energies, examples, factors, fractions
 
 
@@ -324,3 +324,15 @@ def test_offset_of_a_real_table_of_normalised_white_lines_is_found(real_data, na
     estimate = estimate_offset(energy_loss, counts, MN_L3)
     assert estimate.value == pytest.approx(642.0 - 644.15, abs=0.5)
     assert estimate.error < 0.4
+
+
+@pytest.mark.parametrize("name", sorted(name for name, edge in SHIPPED.items() if edge.features))
+def test_derivatives_of_the_smooth_model_are_those_of_differences(name):
+    edge, rng = SHIPPED[name], np.random.default_rng(4)
+    energies = edge.reference_energy + np.arange(-40.0, 40.0, 0.2)
+    counts = 1e4 * (energies / energies[0]) ** -3 + 3000 / (1 + np.exp(edge.reference_energy - energies))
+    model = _EdgeModel(energies, counts + 30 * rng.standard_normal(counts.size), np.sqrt(counts), edge, 1.0, 9.0)
+    parameters = model.first * rng.uniform(0.9, 1.1, model.first.size) + 0.01
+    steps = 1e-6 * np.eye(parameters.size)
+    expected = [(model.residual(parameters + step) - model.residual(parameters - step)) / 2e-6 for step in steps]
+    np.testing.assert_allclose(model.jacobian(parameters), np.transpose(expected), rtol=0, atol=1e-6)
