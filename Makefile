@@ -26,8 +26,8 @@ install: $(INSTALLED)  ## the environment alone
 demo: $(INSTALLED)  ## the main job on simulated acquisitions
 	$(BIN)/eelsflow demo
 
-test: $(INSTALLED)  ## every test, the slow ones included
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## every test, the slow ones included, on up to four cores
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 fuzz: $(INSTALLED)  ## the property tests with other examples each time, five times as many; TESTS= names files
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz -m hypothesis $(TESTS)

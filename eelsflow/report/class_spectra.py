@@ -53,8 +53,14 @@ def class_spectra_figure(
     """
     columns = min(len(classes), COLUMNS)
     rows = -(-len(classes) // columns)
-    figure = new_figure(PAGE_WIDTH, 0.4 + 2.1 * rows)
+    height = 0.4 + 2.1 * rows
+    figure = new_figure(PAGE_WIDTH, height, is_placed=True)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    # room for what stands about panels: numbers and names of axes on the left and below, a heading above, in inches
+    figure.subplots_adjust(
+        left=0.5 / PAGE_WIDTH, right=1.0 - 0.12 / PAGE_WIDTH, bottom=0.45 / height, top=1.0 - 0.24 / height,
+        wspace=0.04, hspace=0.36 if rows > 1 else 0.0,
+    )  # fmt: skip
     reference_bands, reference, spread = references
     for number, (name, color) in enumerate(zip(classes, class_colors(len(classes)), strict=True)):
         panel: Any = axes.flat[number]

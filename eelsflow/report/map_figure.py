@@ -105,11 +105,14 @@ def map_figure(
     if reach:
         length = f"{reach * pixel_size:.3g} {pixel_unit}" if pixel_unit != "px" else f"{reach:.2g} px"
         title = f"{title}   neighbours averaged over {length}" if title else f"neighbours averaged over {length}"
+    is_placed = figure.get_layout_engine() is None
     if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
+        top = {"y": 1.0 - 0.06 / figure.get_figheight()} if is_placed else {}
+        figure.suptitle(plain(title), x=0.01, ha="left", va="top", fontsize=10, fontweight="bold", **top)
     if text:
         share = room / figure.get_figheight()
-        figure.set_layout_engine("constrained", rect=(0.01, share, 0.99, 1 - share))
+        if not is_placed:
+            figure.set_layout_engine("constrained", rect=(0.01, share, 0.99, 1 - share))
         figure.text(
             0.012, 0.3 * share, plain(text), ha="left", va="bottom", fontsize=8, color="#6B3B00", in_layout=False,
             bbox={"facecolor": "#FFF4E0", "edgecolor": "#E6A23C", "linewidth": 0.8, "pad": 3},
@@ -130,46 +133,82 @@ def _image(
     t_over_lambda: NDArray[Any] | None,
 ) -> Figure:
     n_y, n_x = index.shape
-    wide = n_x > 2.5 * n_y
     drawn = {f"Fraction of {name}": values for name, values in _fractions_to_draw(classes, fraction).items()}
     n_fractions = len(drawn)
     if t_over_lambda is not None:
         drawn["Thickness"] = np.asarray(t_over_lambda, dtype=np.float64)
-    # Side by side, or one below the other where the image is much wider than high.
     n_panels = 2 + len(drawn)
-    n_columns = 1 if wide else 2 if n_panels == 4 else min(n_panels, 3)
-    n_rows = -(-n_panels // n_columns)
-    panel_width = PAGE_WIDTH - 2.4 if wide else (PAGE_WIDTH - 1) / n_columns
-    panel_height = min(max(panel_width * n_y / n_x, 0.6), 5.5)
-    legend_height = 0 if wide else 0.17 * _legend_lines(classes, lost) + 0.7
-    # A lower row has no legend that keeps its bars off the scale bars.
-    below, pad = (1.0, 0.1) if n_rows > 1 and not wide else (0.65, 0.03)
-    figure = new_figure(PAGE_WIDTH, n_rows * (panel_height + below) + 0.3 + legend_height + room)
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    wide = n_x > 2.5 * n_y
+    bars: dict[Axes, Axes] = {}
+    if wide:
+        figure, panels = _below_each_other(n_panels, n_y / n_x, room)
+    else:
+        lines = _legend_lines(classes, lost)
+        figure, panels, bars = _side_by_side(n_panels, n_y / n_x, room, legend=0.17 * lines)
     extent = (0.0, n_x * size, n_y * size, 0.0)
+
+    def add_bar(axes: Axes, image: Any, label: str) -> None:
+        place: dict[str, Any] = {"ax": axes, "location": "right", "pad": 0.03, "shrink": 0.85, "aspect": 6}
+        if axes in bars:
+            place = {"cax": bars[axes], "orientation": "horizontal"}
+        figure.colorbar(image, label=label, **place)
+
     _draw_classes(panels[0], classes, index, extent)
     _hatch(panels[0], unknown, extent, _UNKNOWN)
     _hatch(panels[0], lost, extent, _LOST)
     _legend(panels[0], classes, index, unknown, lost, below=not wide)
     panels[0].set_title("Class")
-    bar: dict[str, Any] = {
-        "pad": pad,
-        "shrink": 0.85,
-        "aspect": 6 if wide else 20,
-        "location": "right" if wide else "bottom",
-    }
-    image = _draw_confidence(panels[1], classes, confidence, extent)
-    figure.colorbar(image, ax=panels[1], label="Probability of the class", **bar)
+    add_bar(panels[1], _draw_confidence(panels[1], classes, confidence, extent), "Probability of the class")
     panels[1].set_title("Confidence")
-    for number, (axes, (title, values)) in enumerate(zip(panels[2:], drawn.items(), strict=False)):
+    for number, (axes, (title, values)) in enumerate(zip(panels[2:], drawn.items(), strict=True)):
         is_fraction = number < n_fractions
         image = _draw_values(axes, index != VACUUM, values, extent, largest=1.0 if is_fraction else None)
-        figure.colorbar(image, ax=axes, label=plain(title if is_fraction else "t/λ"), **bar)
+        add_bar(axes, image, plain(title if is_fraction else "t/λ"))
         axes.set_title(plain(title))
-    _frame(panels[:n_panels], n_x, size, unit)
-    for axes in panels[n_panels:]:
-        axes.set_axis_off()
+    _frame(panels, n_x, size, unit)
     return figure
+
+
+def _below_each_other(n_panels: int, slope: float, room: float) -> tuple[Figure, list[Axes]]:
+    """Return panels for images much wider than high, of height over width `slope`, and `room` inches below."""
+    height = max((PAGE_WIDTH - 2.4) * slope, 0.6)
+    figure = new_figure(PAGE_WIDTH, n_panels * (height + 0.65) + 0.3 + room)
+    return figure, list(figure.subplots(n_panels, 1, squeeze=False).ravel())
+
+
+_HEADING, _TITLE, _BAR, _BELOW, _SIDE = 0.3, 0.24, 0.4, 0.92, 0.12
+"""Inches: the heading of a figure, the title of a panel, from a panel down to its colour bar, all that is below it, and
+what is free beside it."""
+
+
+def _side_by_side(
+    n_panels: int, slope: float, room: float, *, legend: float
+) -> tuple[Figure, list[Axes], dict[Axes, Axes]]:
+    """Return panels in rows for images of height over width `slope`, a place for the colour bar of each but the first.
+
+    Below the first is a legend, `legend` inches high; `room` inches are left below all.
+    """
+    columns = 2 if n_panels == 4 else min(n_panels, 3)
+    width = PAGE_WIDTH / columns - _SIDE
+    height = min(max(width * slope, 0.6), 5.5)
+    rows = [list(range(first, min(first + columns, n_panels))) for first in range(0, n_panels, columns)]
+    below = [max(_BELOW, _BAR + legend) if number == 0 else _BELOW for number in range(len(rows))]
+    total = _HEADING + sum(_TITLE + height + one for one in below) + room
+    figure = new_figure(PAGE_WIDTH, total, is_placed=True)
+
+    def place(left: float, bottom: float, width: float, height: float) -> Axes:
+        return figure.add_axes((left / PAGE_WIDTH, bottom / total, width / PAGE_WIDTH, height / total))
+
+    panels, bars, top = [], {}, total - _HEADING
+    for row, left_below in zip(rows, below, strict=True):
+        bottom = top - _TITLE - height
+        for column, number in enumerate(row):
+            left = _SIDE / 2 + column * (width + _SIDE)
+            panels.append(place(left, bottom, width, height))
+            if number:
+                bars[panels[-1]] = place(left + 0.075 * width, bottom - _BAR, 0.85 * width, 0.11)
+        top = bottom - left_below
+    return figure, panels, bars
 
 
 @figure_style()

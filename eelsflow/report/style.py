@@ -77,7 +77,6 @@ _STYLE: dict[str, object] = {
     "lines.markersize": 3.5,
     "svg.hashsalt": "eelsflow",
     "svg.fonttype": "path",  # glyphs travel with the file: no font is needed where it is read
-    "figure.constrained_layout.use": True,
 }
 
 _lock = threading.RLock()  # matplotlib's settings are global to the process
@@ -92,12 +91,16 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float = PAGE_WIDTH, height: float = 3.0) -> Figure:
-    """Return an empty figure of `width` x `height` inches that belongs to no global state."""
+def new_figure(width: float = PAGE_WIDTH, height: float = 3.0, *, is_placed: bool = False) -> Figure:
+    """Return an empty figure of `width` x `height` inches that belongs to no global state.
+
+    Its layout is found when it is drawn, unless whoever draws has placed everything in it (`is_placed`): looking for it
+    takes as long as drawing.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=None if is_placed else "constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -76,6 +76,25 @@ def test_opened_image_is_lazy_and_slicing_reads_only_what_is_asked_for(tmp_path)
         opened.load()
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (-1, slice(None)),
+        (slice(None, None, -1), slice(1, 100)),
+        (slice(-3, None), [-1, 0, -7]),
+        (slice(1, 5, 2), slice(4, 2)),
+        (slice(100, 200), 0),
+        ([3, 3], np.int64(-2)),
+    ],
+)
+def test_pixels_are_chosen_as_numpy_does(tmp_path, rows, columns):
+    image = make_image()
+    opened = open_spectrum_image(write_spectrum_image(image, tmp_path / "counts.zarr"))
+    chosen = opened.isel(y=rows, x=columns)
+    assert not chosen.variable._in_memory
+    np.testing.assert_array_equal(chosen.values, image.isel(y=rows, x=columns).values)
+
+
 def test_opened_image_travels_to_a_worker(tmp_path):
     image = make_image()
     write_spectrum_image(image, tmp_path / "counts.zarr")
