@@ -3,7 +3,7 @@
     python -m benchmarks.edges [--seed 9011] [--training 165] [--test 66] [--pure 240]
 
 Trained on acquisitions of the wide simulator, judged on others at dose 1, which have nothing in common with them; every
-field is prepared for O K, for Fe L3 and for both. Measured are, each with the standard error that the fields' scatter gives,
+field is prepared for O K, for Fe L3 and for both. Measured are, each with the standard error that the scatter gives,
 
 1. single pixels of 28 to 42 nm in fields of one phase, by the likelihood ratio of the references, each by itself; the
    pixels of a field are right or wrong together, so it takes hundreds of fields
@@ -35,9 +35,9 @@ from eelsflow.preprocess.presets import Spatial, resolve_preset
 from eelsflow.preprocess.shapes import Shapes, shape_noise, to_shapes, whitening
 from eelsflow.preprocess.spatial import fit_guide, gather
 from eelsflow.simulator import KNOWN_FIELDS, PRESETS, plan_directory, simulate_acquisition
-from eelsflow.simulator.scenes import Scene
 from eelsflow.simulator import acquisition as simulation
 from eelsflow.simulator.edges import calibrate_edges, detected, fine_energies
+from eelsflow.simulator.scenes import Scene
 from eelsflow.unmixing.references import References
 
 EDGES = {name: resolve_edge(name) for name in ("O_K", "Fe_L3", "O_K+Fe_L3")}

@@ -33,7 +33,7 @@ from deployments.processes import describe, processes_of
 from deployments.services import BUCKET, object_store, postgresql
 from eelsflow.bucket import Bucket, read_from
 from eelsflow.catalogue.ledger import Catalogue
-from eelsflow.catalogue.service import describe_status
+from eelsflow.catalogue.status import describe_status
 from eelsflow.store import home
 from flows.server import running_server
 

@@ -1,4 +1,4 @@
-"""What a person asks of the catalogue: watch an inbox, do some of it again, tell how far everything is."""
+"""What a person asks of the service: watch an inbox, do some of it again."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -226,31 +225,6 @@ def parse_date(text: str) -> float:
         return datetime.fromisoformat(text).timestamp()
     except ValueError as error:
         raise InputError(f"{text!r} is no date; write it as 2026-11-29 or 2026-11-29T14:30") from error
-
-
-def describe_status(catalogue: Catalogue, inbox: str | None = None) -> list[dict[str, Any]]:
-    """Return what became of every acquisition: path, sha256, state, reason, alias_of, map and more."""
-    found = catalogue.select() if inbox is None else catalogue.below(open_inbox(inbox).root)
-    return [one.summary() for one in found]
-
-
-def format_status(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the status as a table: name, state, when it came to it, and why it is not mapped or where the map is."""
-    if not rows:
-        return "no acquisition was seen yet; `eelsflow watch INBOX` looks into a folder"
-    table = [("acquisition", "state", "since", "map, or reason")]
-    for row in rows:
-        what = row["reason"] or row["map"] or ""
-        if row["alias_of"]:
-            what = f"the same content as {row['alias_of']}"
-        since = datetime.fromtimestamp(row["changed"]).isoformat(sep=" ", timespec="seconds")
-        table.append((row["path"].rpartition("/")[2], str(row["state"]), since, " ".join(what.split())))
-    widths = [max(len(line[column]) for line in table) for column in range(3)]
-    lines = ["  ".join([*map(str.ljust, line[:3], widths), line[3]]) for line in table]
-    counts = Counter(str(row["state"]) for row in rows)
-    aliases = sum(row["alias_of"] is not None for row in rows)
-    total = ", ".join(f"{number} {state}" for state, number in counts.items())
-    return "\n".join([*lines, f"{len(rows)} acquisitions: {total}" + (f"; {aliases} by another name" * bool(aliases))])
 
 
 def import_ledger(out: Path, catalogue: Catalogue) -> int:

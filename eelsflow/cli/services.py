@@ -117,11 +117,11 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what became of every acquisition that was seen in an inbox."""
-    from eelsflow.catalogue import service
     from eelsflow.catalogue.ledger import Catalogue
+    from eelsflow.catalogue.status import describe_status, format_status
 
-    rows = service.describe_status(Catalogue(), inbox)
-    typer.echo(json.dumps(rows, indent=2) if as_json else service.format_status(rows))
+    rows = describe_status(Catalogue(), inbox)
+    typer.echo(json.dumps(rows, indent=2) if as_json else format_status(rows))
 
 
 store_app = typer.Typer(help="What was computed is kept in a store; see how much, and drop what nothing refers to.")

@@ -2,11 +2,14 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
+from eelsflow.catalogue import tables
 from eelsflow.catalogue.ledger import AGAIN, LEASE_SECONDS, Catalogue, Found
 from eelsflow.catalogue.states import State
 from eelsflow.catalogue.tables import METADATA, connect
@@ -21,6 +24,11 @@ def test_migrations_make_the_tables_that_the_code_uses(url):
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     engine.dispose()
+
+
+def test_the_newest_revision_is_alembics():
+    scripts = ScriptDirectory(str(Path(tables.__file__).with_name("migrations")))
+    assert tables.newest_revision() == scripts.get_current_head()
 
 
 def test_programs_that_start_at_once_set_one_catalogue_up(url):

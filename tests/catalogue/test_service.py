@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,14 +11,13 @@ from eelsflow.catalogue.ledger import Catalogue
 from eelsflow.catalogue.process import Order
 from eelsflow.catalogue.service import (
     Stage,
-    describe_status,
-    format_status,
     import_ledger,
     make_order,
     parse_date,
     send_back,
 )
 from eelsflow.catalogue.states import State
+from eelsflow.catalogue.status import describe_status, format_status
 from eelsflow.errors import InputError
 from tests.catalogue.files import write
 
@@ -82,6 +83,11 @@ def test_status_is_what_others_rely_on(done, inbox):
     assert {"path", "sha256", "state", "reason", "alias_of", "map"} <= set(rows[0])
     assert rows[2]["reason"] == "it is\nempty"
     assert len(describe_status(catalogue, str(inbox))) == 3
+
+
+def test_status_is_told_without_what_maps_are_made_with():
+    loaded = "import sys, eelsflow.catalogue.status; print(*{'alembic', 'numba', 'scipy', 'xarray'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True).stdout.split() == []
 
 
 def test_status_is_readable(done):
