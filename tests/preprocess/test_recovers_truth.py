@@ -175,7 +175,7 @@ def test_paper_is_measured_beside(preset: str, record_property: Callable[[str, o
         "largest residual before the edge / main peak": max(abs(one.residual / one.peak) for one in every),
     }
     for name, value in figures.items():
-        record_property(name, value)
+        record_property(name, value if isinstance(value, str) else float(value))  # no type of numpy
         print(f"{preset}: {name}: {value}")
     assert max(abs(one.offset_error) for one in every) < 0.1
     assert min(one.vacuum_iou for one in every) > 0.95
