@@ -261,7 +261,7 @@ class Run:
                 more = self.disturb(n_ended)
                 if n_ended >= expected and not feeding.is_alive() and not more:
                     break
-                if time.monotonic() - began > 900 + 6 * expected + 2 * self.pause_seconds * self.kills:
+                if time.monotonic() - began > 300 + 6 * expected + 2 * self.pause_seconds * self.kills:
                     raise SystemExit(f"{n_ended} of {expected} ended:\n{self.log.read_text()[-3000:]}")
         finally:
             watcher.send_signal(signal.SIGINT)

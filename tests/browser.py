@@ -35,7 +35,7 @@ class Page:
         message = {"id": number, "method": method, "params": parameters, "sessionId": self._session}
         self._connection.send(json.dumps(message))
         while True:
-            found = json.loads(self._connection.recv(timeout=180))
+            found = json.loads(self._connection.recv(timeout=60))
             self._note(found.get("method"), found.get("params", {}))
             if found.get("id") == number:
                 assert "error" not in found, found["error"]
@@ -147,7 +147,7 @@ def _attach(connection: ClientConnection) -> str:
     ):
         given = parameters | ({"targetId": found["targetId"]} if found else {})
         connection.send(json.dumps({"id": number, "method": method, "params": given}))
-        while (message := json.loads(connection.recv(timeout=180))).get("id") != number:
+        while (message := json.loads(connection.recv(timeout=60))).get("id") != number:
             pass
         found = message["result"]
     return str(found["sessionId"])

@@ -58,10 +58,7 @@ _SEAL = "eelsflow_seal"
 _SPECTRUM_IMAGE_SCHEMA = "eelsflow-spectrum-image/1"
 _COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
 _DESCRIPTION = "zarr.json"
-_TEMPORARY = (
-    ".partial",
-    ".__lock",
-)  # ends of the names of files of zarr and of TensorStore that a writer leaves when it is killed
+_TEMPORARY = (".partial", ".__lock")  # names of zarr and of TensorStore end so, left by a writer that is killed
 _MAP_CHUNK = 1024  # pixels along y and x
 _MAX_CHUNK_BYTES = 1 << 28  # blosc takes less than 2 GiB at once
 # Without this, zarr drops chunks of zeros, and a lost one looks like a chunk of zeros.
@@ -440,7 +437,8 @@ def _create_array(path: Path, variable: xr.Variable, block_shape: tuple[int, int
         raise TypeError(f"{name} holds strings for every pixel; store codes and put their meaning into attributes")
     chunks, shards = _cuts(variable, dims, block_shape)
     key = (variable.shape, "text" if is_text else variable.dtype.str, chunks, shards, dims)
-    if key not in _descriptions:
+    description = _descriptions.get(key)
+    if description is None:
         if len(_descriptions) >= _MOST_DESCRIPTIONS:
             _descriptions.clear()
         array: zarr.Array[Any] = zarr.create_array(
@@ -453,9 +451,9 @@ def _create_array(path: Path, variable: xr.Variable, block_shape: tuple[int, int
             fill_value="" if is_text else np.zeros((), variable.dtype)[()],
             dimension_names=dims,
         )
-        _descriptions[key] = array.metadata.to_dict()
+        description = _descriptions[key] = dict(array.metadata.to_dict())
     path.mkdir()
-    _write_description(path, {**_descriptions[key], "attributes": attributes})
+    _write_description(path, {**description, "attributes": attributes})
     if is_text:
         text: zarr.Array[Any] = zarr.open_array(path, mode="r+", config=_CONFIG)
         text[...] = np.asarray(variable.values).astype(object)

@@ -17,7 +17,7 @@ def pool():
 
 
 def wait_for(pool, future):
-    future.exception(timeout=200)
+    future.exception(timeout=60)
     pool.collect()
     return future
 

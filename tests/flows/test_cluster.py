@@ -96,7 +96,7 @@ def test_local_cluster_finishes_when_a_worker_is_killed(client: Any) -> None:
     time.sleep(0.5)
     os.kill(before[0], signal.SIGKILL)
     client.gather(futures)
-    client.wait_for_workers(2, timeout=200)
+    client.wait_for_workers(2, timeout=60)
     assert before[0] not in workers_of(client)
 
 
@@ -295,7 +295,7 @@ def test_workers_end_when_their_program_is_killed(tmp_path: Path) -> None:
     program.kill()
     program.wait()
     program.stdout.close()
-    _, alive = psutil.wait_procs(family, timeout=90)
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 

@@ -175,5 +175,5 @@ def test_a_study_gives_the_numbers_of_the_loop_though_a_worker_is_cut_off(
         network.processes[lost].wait(timeout=NOTICED_SECONDS)  # it ends by itself
         network.mend(lost)
         start_worker(network, lost, certificates)  # as what keeps it running would
-        client.wait_for_workers(2, timeout=300)
+        client.wait_for_workers(2, timeout=120)
     assert numbers(read_json(tmp_path / "out" / "results.json")) == numbers(loop_results)

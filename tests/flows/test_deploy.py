@@ -113,7 +113,7 @@ def test_it_is_a_command(tmp_path: Path, environment: pytest.MonkeyPatch) -> Non
     environment.setenv("PREFECT_HOME", str(tmp_path))
     environment.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     command = [sys.executable, "-m", "flows.deploy", "sweep"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
     assert done.returncode == 1
     assert "no server answers" in done.stderr
     assert "Traceback" not in done.stderr

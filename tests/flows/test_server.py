@@ -111,7 +111,7 @@ def test_server_that_is_configured_but_absent_is_an_error(tmp_path: Path, enviro
 
 def test_server_of_the_same_home_is_shared_and_outlives_one_user(prefect_server: Server, server_home: Path) -> None:
     program = start_program(server_home, "leave")
-    answer, _ = program.communicate(timeout=300)
+    answer, _ = program.communicate(timeout=120)
     assert json.loads(answer) == [prefect_server.api_url, False]
     with get_client(sync_client=True) as client:
         assert client.api_healthcheck() is None
@@ -140,7 +140,7 @@ def test_server_leaves_no_process_when_its_program_is_ended(fresh_home: Path, ho
     program.wait(60)
     program.stdout.close()
     if how is signal.SIGKILL:  # else the program itself has waited
-        psutil.wait_procs(processes_of(fresh_home), timeout=90)
+        psutil.wait_procs(processes_of(fresh_home), timeout=30)
     assert processes_of(fresh_home) == []
 
 
@@ -188,7 +188,7 @@ async def main(path):
 
 asyncio.run(main({str(tmp_path / "prefect.db")!r}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=180)
     assert done.stdout == "database is locked\n7\n"
 
 

@@ -103,7 +103,7 @@ def test_a_study_whose_server_is_killed_ends_with_the_results_of_the_loop(
         assert process.poll() is None, "the study ended before its server could be killed"
         time.sleep(0.02)
     server.send_signal(signal.SIGKILL)
-    _, said = process.communicate(timeout=500)
+    _, said = process.communicate(timeout=150)
     assert process.returncode == 0, said
     if moment == "in the middle":
         assert "is gone; the study goes on without it" in said

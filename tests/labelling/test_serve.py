@@ -240,7 +240,7 @@ def test_the_command_prints_its_address_and_ctrl_c_leaves_nothing_running(tmp_pa
         address = running.stdout.readline().strip()
         assert ask(address, "save", {"regions": [SQUARE]})[0].status == 200
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=120)
+        _, err = running.communicate(timeout=30)
     finally:
         running.kill()
         running.wait()
