@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 
 from eelsflow.edges import Edge
 from eelsflow.preprocess.offset import OffsetEstimate
+from eelsflow.preprocess.presets import DISPERSION_ERROR
 
-DISPERSION_ERRORS = ((0.95, 0.02), (0.05, 0.06))
-"""Relative error of a dispersion: how often it is of which standard deviation (our choice).
-
-Twice what instruments usually show, and now and then a file carries the dispersion of another setting. What is drawn
-back too little moves L3 by as much as an oxidation state does: with half of it, an error of 1 % cost .06 of the single
-pixels that were right, with this .01 (docs/decisions/0035-edges-together.md)."""
+_SCALES = ((0.95, 1.0), (0.05, 3.0))
+"""How often the error of a dispersion is of which standard deviation, over the one that is said (our choice): now and
+then a file carries the dispersion of another setting."""
 
 SLACK = 4.0
 """How much further than the first edge another may seem off, eV: by its chemistry and the dispersion."""
@@ -35,6 +33,9 @@ DISTANCES: Mapping[tuple[str, str], tuple[float, float]] = {
 
 O K to Fe L3: 177.5 eV measured on iron-oxide nanocubes, 176.2 for Fe2+ to 178.0 for Fe3+. O K to Mn L3: the pre-peak of
 manganese oxides near 529.5 eV, L3 at 640.5 (Mn2+) to 643 (Mn4+)."""
+
+_SIGNIFICANT = 3.0  # standard deviations
+_USUAL_ERROR = 0.05  # eV, of the offset that an edge asks for
 
 UNKNOWN_DISTANCE = 1.0
 """Standard deviation of the distance of other edges about that of their reference energies, eV (our choice)."""
@@ -75,7 +76,13 @@ def usual_distance(first: Edge, other: Edge) -> tuple[float, float]:
     return other.reference_energy - first.reference_energy, UNKNOWN_DISTANCE
 
 
-def calibrate(first: Edge, offset: OffsetEstimate, others: Sequence[tuple[Edge, OffsetEstimate]]) -> Calibration:
+def calibrate(
+    first: Edge,
+    offset: OffsetEstimate,
+    others: Sequence[tuple[Edge, OffsetEstimate]],
+    *,
+    dispersion_error: float = DISPERSION_ERROR,
+) -> Calibration:
     """Find one offset and one dispersion that suit all edges.
 
     Parameters
@@ -87,13 +94,15 @@ def calibrate(first: Edge, offset: OffsetEstimate, others: Sequence[tuple[Edge, 
     others
         Other edges of the same spectrum, each with the offset that it asks for by itself. Without any, the dispersion
         is the nominal one.
+    dispersion_error
+        How well the nominal dispersion is known before: its relative standard deviation.
 
     Notes
     -----
     An edge at the usual distance D from the first asks for ``o + s D`` to within its own error and the spread of D,
     normally distributed, with o the offset and s by how much nearer edges lie on the axis, relatively, about 0 with
-    `DISPERSION_ERRORS`: a mean over these, each weighed by its evidence. Where the first edge has alternatives, each is
-    weighed with how well the others suit it. Method and numbers are ours.
+    `dispersion_error`, now and then three times that: a mean over the two, each weighed by its evidence. Where the
+    first edge has alternatives, each is weighed with how well the others suit it. Method and numbers are ours.
     """
     asked = []  # what each other edge asks of o + s D, and the variance of that
     distances = {}
@@ -103,10 +112,10 @@ def calibrate(first: Edge, offset: OffsetEstimate, others: Sequence[tuple[Edge, 
         asked.append((usual, moved, there.error**2 + spread**2))
         distances[edge.name] = (usual + offset.value - moved, float(np.hypot(offset.error, there.error)))
     if not asked:
-        return Calibration(offset, 1.0, DISPERSION_ERRORS[0][1], {})
-    value, rest = _most_likely(offset, asked)
-    solved = [_solve(value, offset.error, asked, error) for _, error in DISPERSION_ERRORS]
-    weights = np.log([share for share, _ in DISPERSION_ERRORS]) + np.array([evidence for _, _, evidence in solved])
+        return Calibration(offset, 1.0, dispersion_error, {})
+    value, rest = _most_likely(offset, asked, dispersion_error)
+    solved = [_solve(value, offset.error, asked, scale * dispersion_error) for _, scale in _SCALES]
+    weights = np.log([share for share, _ in _SCALES]) + np.array([evidence for _, _, evidence in solved])
     weights = np.exp(weights - weights.max())
     weights /= weights.sum()
     found = np.sum([weight * mean for weight, (mean, _, _) in zip(weights, solved, strict=True)], axis=0)
@@ -118,6 +127,47 @@ def calibrate(first: Edge, offset: OffsetEstimate, others: Sequence[tuple[Edge, 
     settled = OffsetEstimate(float(found[0]), float(error[0]), rest, offset.contrast)
     factor = 1.0 / (1.0 - float(found[1]))  # edges lie nearer on an axis whose channels are wider than it says
     return Calibration(settled, factor, float(error[1]) * factor**2, distances)
+
+
+def dispersion_left(edge: Edge, error: float, *, dispersion_error: float = DISPERSION_ERROR) -> float:
+    """Return what alignment leaves of a wrong dispersion.
+
+    Parameters
+    ----------
+    edge
+        One edge, of which nothing is corrected, or several that are judged together.
+    error
+        Relative: a feature d eV from the first edge's reference feature appears ``(1 + error) d`` from it.
+    dispersion_error
+        How well the nominal dispersion is said to be known; see `calibrate`.
+    """
+    first, *others = edge.alone
+    asked = []
+    for other in others:
+        usual, _ = usual_distance(first, other)
+        value = other.reference_energy - first.reference_energy - (1.0 + error) * usual
+        asked.append((other, OffsetEstimate(value, _USUAL_ERROR)))
+    found = calibrate(first, OffsetEstimate(0.0, _USUAL_ERROR), asked, dispersion_error=dispersion_error)
+    return (1.0 + error) * found.dispersion - 1.0
+
+
+def unlikely_distances(
+    first: Edge, others: Sequence[Edge], calibration: Calibration, *, dispersion_error: float
+) -> list[str]:
+    """Say which edges lie so far from their usual distance that neither compounds nor the dispersion explain it."""
+    said = []
+    for other in others:
+        usual, spread = usual_distance(first, other)
+        measured, error = calibration.distances[other.name]
+        of_axis = dispersion_error * abs(usual)
+        if abs(measured - usual) > _SIGNIFICANT * np.hypot(np.hypot(spread, error), of_axis):
+            said.append(
+                f"{first.name} and {other.name} lie {abs(measured):.1f} +- {error:.1f} eV apart on the aligned axis, "
+                f"and compounds have {abs(usual):.1f} +- {spread:.1f} eV: the dispersion of this file is not known to "
+                f"{100 * dispersion_error:g} %, as the preset has it, and what tells classes apart by that distance is "
+                "wrong: calibrate the axis again, or use a model whose preset expects a larger dispersion_error"
+            )
+    return said
 
 
 def _solve(
@@ -137,14 +187,14 @@ def _solve(
 
 
 def _most_likely(
-    offset: OffsetEstimate, asked: Sequence[tuple[float, float, float]]
+    offset: OffsetEstimate, asked: Sequence[tuple[float, float, float]], dispersion_error: float
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
     """Return the offset of the first edge that suits the others best, and the rest with what they weigh against it."""
     candidates = [(offset.value, 1.0), *offset.alternatives]
     weights = []
     for value, probability in candidates:
         misfit = sum(
-            (moved - value) ** 2 / (variance + offset.error**2 + (usual * DISPERSION_ERRORS[0][1]) ** 2)
+            (moved - value) ** 2 / (variance + offset.error**2 + (usual * dispersion_error) ** 2)
             for usual, moved, variance in asked
         )
         weights.append(np.log(max(probability, 1e-12)) - 0.5 * misfit)

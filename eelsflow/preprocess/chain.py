@@ -35,7 +35,7 @@ from eelsflow.executors import Executor, LoopExecutor
 from eelsflow.io.zarr_store import Block, empty_variable
 from eelsflow.preprocess import presets
 from eelsflow.preprocess.background import ExponentMoments, ExponentPrior, exponent_moments, fit_power_law, pooled_prior
-from eelsflow.preprocess.calibration import SLACK, Calibration, calibrate
+from eelsflow.preprocess.calibration import SLACK, Calibration, calibrate, unlikely_distances
 from eelsflow.preprocess.companion import Companion, PluralScattering, settle_offset
 from eelsflow.preprocess.drift import MUCH_DRIFT, describe_drift, drift_warning, edge_shift, ends_of, follows, in_steps
 from eelsflow.preprocess.kernels import add_channels
@@ -250,7 +250,8 @@ def fit_acquisition(
                 mean_spectrum = _mean_of_specimen(crew, fitted)
                 offset = _estimate_offset(mean_spectrum, crew.n_specimen, fitted, step.max_offset)
                 asked = _offsets_beside(mean_spectrum, crew.n_specimen, fitted, others, step.max_offset)
-                calibration = of_edges = calibrate(first, offset, asked)
+                known = step.dispersion_error
+                calibration = of_edges = calibrate(first, offset, asked, dispersion_error=known)
                 edge_offset = offset = of_edges.offset
                 if companion is not None:
                     drift = _drift_of_specimen(companion, crew)
@@ -258,7 +259,7 @@ def fit_acquisition(
                     offset, disagreement = settle_offset(offset, here)
                     warnings += [disagreement] if disagreement else []
                     if offset is not edge_offset:
-                        calibration = calibrate(first, offset, asked)
+                        calibration = calibrate(first, offset, asked, dispersion_error=known)
                 fitted = replace(
                     fitted,
                     offset=calibration.offset,
@@ -269,6 +270,7 @@ def fit_acquisition(
                     fitted, drift_said = _follow_drift(crew, fitted, companion, edge_offset)
                     if fitted.offset is edge_offset:  # the zero loss is believed in nothing
                         calibration, fitted = of_edges, replace(fitted, dispersion=of_edges.dispersion)
+                warnings += unlikely_distances(first, others, calibration, dispersion_error=known)
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)

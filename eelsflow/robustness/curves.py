@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from eelsflow.models.disturbance import Disturbance
+from eelsflow.preprocess.calibration import dispersion_left
 from eelsflow.preprocess.features import FeatureTransform
+from eelsflow.preprocess.presets import Align
 from eelsflow.robustness.perturb import add_poisson_noise, draw_shifts
 from eelsflow.robustness.wide import Residual, broaden, lower_dose, scatter_again, stretch_axis
 
@@ -69,6 +71,12 @@ _UNDISTURBED = {"dose": np.inf, "pca_residual": 1.0}  # 0 for all others; Poisso
 def further_curves(*, has_variance: bool) -> tuple[Curve, ...]:
     """Return the curves beyond shift and Gaussian noise, for spectra with or without a known variance."""
     return (DOSE_CURVE if has_variance else COUNTS_CURVE, *FURTHER_CURVES)
+
+
+def _left_by_alignment(transform: FeatureTransform, error: float) -> float:
+    """Return how wrong a dispersion still is where the preset has aligned the acquisition."""
+    align = transform.preset.find(Align)
+    return error if align is None else dispersion_left(transform.edge, error, dispersion_error=align.dispersion_error)
 
 
 @dataclass
@@ -146,7 +154,8 @@ def assess(
     -----
     Definitions are ours where the paper leaves them out: one shift for each test spectrum from U(-5, 5) eV
     (also 3 and 1); Gaussian sigma .15 (also .10) times p99 - p1 after normalisation, not renormalised. An amplitude
-    that disturbs nothing is given the accuracy of the spectra as they are, without predicting again.
+    that disturbs nothing is given the accuracy of the spectra as they are, without predicting again. Of edges that are
+    judged together a wrong dispersion is what their alignment leaves of it, as an acquisition would meet it.
     """
     result = Assessment()
     as_it_is = Disturbance()
@@ -182,8 +191,8 @@ def assess(
             case "pca_residual":
                 return correct(as_it_is, residual.scale(test, amplitude))
             case "dispersion_error":
-                reference = transform.edge.reference_energy
-                stretched, recorded = stretch_axis(test, axis, reference_energy=reference, error=amplitude)
+                reference, error = transform.edge.reference_energy, _left_by_alignment(transform, amplitude)
+                stretched, recorded = stretch_axis(test, axis, reference_energy=reference, error=error)
                 result.padded |= not bool(recorded[:, transform.channels].all())
                 return correct(as_it_is, stretched)
             case "t_over_lambda":

@@ -76,19 +76,26 @@ def plan_directory(
     scenes: Sequence[str] | None = None,
     dose: tuple[float, float] | None = None,
     window: tuple[float, float] | None = None,
+    dispersion_error: float | None = None,
 ) -> list[PlannedAcquisition]:
     """Return what `simulate_directory` would simulate from the same arguments, without simulating it.
 
     Raises
     ------
     InputError
-        If there is nothing to simulate, the seed is negative, or the preset, the detector or a scene unknown.
+        If there is nothing to simulate, the seed or the dispersion error is out of range, or the preset, the detector
+        or a scene unknown.
     """
     if n_acquisitions < 1:
         raise InputError(f"{n_acquisitions} acquisitions were asked for; simulate at least 1")
     parameters = _resolve(preset)
     if window is not None:
         parameters = parameters.model_copy(update={"axis": parameters.axis.showing(window)})
+    if dispersion_error is not None:
+        if not 0 <= dispersion_error <= 0.1:
+            raise InputError(f"the dispersion error {dispersion_error} is no share from 0 to .1; .004 is usual")
+        axis = parameters.axis.model_copy(update={"dispersion_error": dispersion_error})
+        parameters = parameters.model_copy(update={"axis": axis})
     if shape is not None:
         parameters = parameters.model_copy(update={"shape": shape})
     if dose is not None:
@@ -121,6 +128,7 @@ def simulate_directory(
     scenes: Sequence[str] | None = None,
     dose: tuple[float, float] | None = None,
     window: tuple[float, float] | None = None,
+    dispersion_error: float | None = None,
     low_loss: LowLossRecording | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -150,6 +158,8 @@ def simulate_directory(
         Range of the dose relative to the measured one; as the preset has it where None.
     window
         Energies that every axis shows, eV, where the preset draws axes (``wide``); as the preset has it where None.
+    dispersion_error
+        Standard deviation of the relative error of the dispersion; as the preset has it where None.
     low_loss
         How a low loss of each scan is recorded beside its core loss; None: it is not.
     progress
@@ -167,7 +177,8 @@ def simulate_directory(
     Raises
     ------
     InputError
-        If there is nothing to simulate, the seed is negative, or the preset, the detector or a scene unknown.
+        If there is nothing to simulate, the seed or the dispersion error is out of range, or the preset, the detector
+        or a scene unknown.
     OutputPathError
         If the directory cannot be written to.
     """
@@ -180,6 +191,7 @@ def simulate_directory(
         scenes=scenes,
         dose=dose,
         window=window,
+        dispersion_error=dispersion_error,
     )
     directory = make_directory(Path(directory))
     rows = []

@@ -131,6 +131,8 @@ class Study(_Part):
     valence: dict[str, float] = {}
     density: Annotated[float | None, Field(gt=0, le=25)] = None
     caution: str = ""
+    dispersion_error: Annotated[float | None, Field(gt=0, le=0.1)] = None
+    """How well the dispersion of every file is known, a relative standard deviation; what presets say where None."""
     data: DataSource
     preprocess: Annotated[
         tuple[Annotated[Preset, BeforeValidator(resolve_preset)], ...], BeforeValidator(_as_list), Field(min_length=1)
@@ -199,6 +201,12 @@ class Study(_Part):
 
     @field_validator("preprocess")
     @classmethod
+    def _knowing_the_dispersion(cls, presets: tuple[Preset, ...], info: ValidationInfo) -> tuple[Preset, ...]:
+        error: float | None = info.data.get("dispersion_error")
+        return presets if error is None else tuple(preset.knowing_the_dispersion(error) for preset in presets)
+
+    @field_validator("preprocess")
+    @classmethod
     def _named_like_files(cls, presets: tuple[Preset, ...]) -> tuple[Preset, ...]:
         for preset in presets:
             if not _FILE_NAME.fullmatch(preset.name):
@@ -261,6 +269,11 @@ class Study(_Part):
             raise ValueError(
                 f"edges: {', '.join(one.name for one in self.edge.alone)} are judged together where acquisitions are "
                 "prepared, and the data is a table of ready spectra, which is of one edge: name that edge"
+            )
+        if self.dispersion_error is not None and not self.edge.beside:
+            raise ValueError(
+                f"dispersion_error: edges together judge the dispersion, and the study has {self.edge.name} alone: "
+                "name the edges (edges: [O_K, Fe_L3]), or leave it out"
             )
         if self.outside and self.data.has_acquisitions:
             raise ValueError(
@@ -425,6 +438,7 @@ edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or spelled 
                                # align_on: first_peak|maximum, elnes_window: [a, b], pre_edge_window: [a, b]};
                                # preprocess none needs no pre_edge_window
 # edges: [O_K, Fe_L3]          # instead: edges of the same spectra, judged together
+# dispersion_error: 0.0005     # of edges together: how well the dispersion of files is known, relatively; else 0.02
 classes: [FeO, Fe3O4]
 valence: {FeO: 2.0, Fe3O4: 2.667}  # optional: mean valence of each class, for a map of it
 # density: 5.4                 # optional, g/cm3: thickness in nm where a low loss and the microscope's angles are known

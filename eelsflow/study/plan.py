@@ -296,8 +296,13 @@ class Plan(BaseModel):
         return _plan_acquisitions(self.study, usable, merge([*self.set_aside, *found]), strict=strict)
 
 
-def simulated_manifest(simulated: Simulated, edge: Edge, store: Store) -> Path:
-    """Simulate acquisitions that show the edge, or find them in the store, and return their manifest."""
+def simulated_manifest(
+    simulated: Simulated, edge: Edge, store: Store, *, dispersion_error: float | None = None
+) -> Path:
+    """Simulate acquisitions that show the edge, or find them in the store, and return their manifest.
+
+    Their dispersions are wrong by `dispersion_error`, a relative standard deviation; as the preset has it where None.
+    """
     window = edge.recorded_window
 
     def write(directory: Path) -> None:
@@ -311,10 +316,12 @@ def simulated_manifest(simulated: Simulated, edge: Edge, store: Store) -> Path:
             detector=simulated.detector if simulated.preset == "wide" else None,
             scenes=KNOWN_FIELDS if simulated.preset == "wide" else None,
             window=window,
+            dispersion_error=dispersion_error,
         )
 
     code = code_version("simulator", "io", *_FOUNDATION)
-    return store.compute(digest_of("simulated", simulated, window, code), write) / "manifest.csv"
+    digest = digest_of("simulated", simulated, window, dispersion_error, code)
+    return store.compute(digest, write) / "manifest.csv"
 
 
 def plan_data(study: Study, store: Store, *, strict: bool = False) -> Plan:
@@ -354,7 +361,7 @@ def plan_data(study: Study, store: Store, *, strict: bool = False) -> Plan:
 
     manifest = study.data.manifest
     if study.data.simulate is not None:
-        manifest = simulated_manifest(study.data.simulate, study.edge, store)
+        manifest = simulated_manifest(study.data.simulate, study.edge, store, dispersion_error=study.dispersion_error)
     assert manifest is not None  # the study model has one of the three
     rows = read_rows(manifest)
     for row in rows:

@@ -5,10 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eelsflow.edges import FE_L3, MN_L3, O_K, Edge
+from eelsflow.edges import FE_L3, MN_L3, O_K, Edge, join_edges
 from eelsflow.io.read import read_spectrum_image
-from eelsflow.preprocess.calibration import DISPERSION_ERRORS, DISTANCES, calibrate, usual_distance
+from eelsflow.preprocess.calibration import (
+    DISTANCES,
+    calibrate,
+    dispersion_left,
+    unlikely_distances,
+    usual_distance,
+)
 from eelsflow.preprocess.offset import OffsetEstimate, estimate_offset
+from eelsflow.preprocess.presets import DISPERSION_ERROR
 from tests.strategies import examples
 
 USUAL, SPREAD = DISTANCES["O_K", "Fe_L3"]
@@ -35,7 +42,7 @@ def test_what_chemistry_may_explain_is_divided_as_the_two_usually_go(chemistry):
     found = calibrate(
         O_K, OffsetEstimate(0.0, 0.01), [(FE_L3, asked(0.0, 0.0, distance=USUAL + chemistry, error=0.01))]
     )
-    of_dispersion = (DISPERSION_ERRORS[0][1] * USUAL) ** 2
+    of_dispersion = (DISPERSION_ERROR * USUAL) ** 2
     share = of_dispersion / (of_dispersion + SPREAD**2)
     assert (found.dispersion - 1.0) * USUAL == pytest.approx(-share * chemistry, abs=0.02)
     measured, error = found.distances["Fe_L3"]
@@ -46,6 +53,40 @@ def test_what_chemistry_may_explain_is_divided_as_the_two_usually_go(chemistry):
 def test_a_file_with_the_dispersion_of_another_setting_is_put_right():
     found = calibrate(O_K, OffsetEstimate(1.0, 0.05), [(FE_L3, asked(1.0, 0.06))])
     assert found.dispersion == pytest.approx(1.06, abs=0.004)
+
+
+@examples(40)
+@given(deviation=st.floats(-1.5, 1.5))
+def test_a_dispersion_that_is_known_leaves_to_chemistry_what_the_edges_deviate_by(deviation):
+    there = asked(0.0, 0.0, distance=USUAL + deviation)
+    found = calibrate(O_K, OffsetEstimate(0.0, 0.03), [(FE_L3, there)], dispersion_error=5e-4)
+    assert abs(found.dispersion - 1.0) * USUAL < 0.04 + 0.03 * abs(deviation)  # .02 of it, and hardly more by the tail
+    assert found.dispersion_error < 7e-4
+    assert found.distances["Fe_L3"][0] == pytest.approx(USUAL + deviation, abs=1e-9)
+
+
+@examples(40)
+@given(error=st.floats(-0.02, 0.02), known=st.sampled_from([0.02, 0.004, 5e-4]))
+def test_what_is_left_of_a_wrong_dispersion_is_what_calibrating_its_axis_leaves(error, known):
+    found = calibrate(
+        O_K,
+        OffsetEstimate(0.0, 0.05),
+        [(FE_L3, asked(0.0, 1.0 / (1.0 + error) - 1.0, error=0.05))],
+        dispersion_error=known,
+    )
+    left = dispersion_left(join_edges([O_K, FE_L3]), error, dispersion_error=known)
+    assert left == pytest.approx((1.0 + error) * found.dispersion - 1.0, abs=1e-9)
+    assert abs(left) <= abs(error) + 1e-9
+    assert dispersion_left(O_K, error, dispersion_error=known) == pytest.approx(error)
+
+
+def test_a_wrong_dispersion_that_was_said_to_be_known_is_told():
+    there = [(FE_L3, asked(1.0, 0.015))]
+    known = calibrate(O_K, OffsetEstimate(1.0, 0.03), there, dispersion_error=5e-4)
+    (told,) = unlikely_distances(O_K, [FE_L3], known, dispersion_error=5e-4)
+    assert "174.6 +- 0.0 eV apart" in told
+    assert "not known to 0.05 %" in told
+    assert not unlikely_distances(O_K, [FE_L3], calibrate(O_K, OffsetEstimate(1.0, 0.03), there), dispersion_error=0.02)
 
 
 def test_a_single_edge_leaves_the_dispersion_as_it_is():

@@ -14,6 +14,7 @@ from eelsflow.preprocess.features import FeatureTransform, require_window, shift
 from eelsflow.preprocess.joint_features import JointTransform, fit_transform, load_transform
 from eelsflow.preprocess.presets import PRESETS, Align, VacuumMask, resolve_preset
 from eelsflow.preprocess.shapes import to_shapes
+from eelsflow.robustness.curves import Curve, assess
 from eelsflow.robustness.wide import blur, stretch_axis
 from eelsflow.simulator import plan_directory, simulate_acquisition
 from eelsflow.spectrum_image import build_spectrum_image
@@ -206,10 +207,32 @@ def test_a_product_must_hold_every_window(product):
         require_window(lacking, BOTH)
 
 
+def test_what_a_wrong_dispersion_is_assessed_by_is_what_alignment_leaves_of_it(product, training):
+    """Of a second edge 177 eV away, moved by an electronvolt where nothing corrects it."""
+    wide, variance = training
+    wide, variance = wide[:40], variance[:40]
+    seen = {}
+
+    def l3_moves_by(known):
+        preset = PRESETS["recommended"].knowing_the_dispersion(known)
+        transform = fit_transform(wide, product["energy_loss"].values, edge=BOTH, preset=preset, variance=variance)
+
+        def predict(spectra, disturbance):
+            seen.setdefault(known, []).append(spectra[:, 540:].mean(axis=0))
+            return np.full(len(spectra), "FeO")
+
+        curve = Curve(perturbation="dispersion_error", unit="", amplitudes=(0.01,))
+        label = np.full(len(wide), "FeO")
+        assess(predict, transform, test=wide, test_label=label, training=wide, curves=[curve], seed=0)
+        return 0.1 * float(seen[known][-1].argmax() - seen[known][0].argmax())
+
+    assert l3_moves_by(1e-6) == pytest.approx(1.77, abs=0.15)
+    assert abs(l3_moves_by(0.02)) < 0.15
+
+
 def test_the_dispersion_is_left_alone_where_instruments_are_trusted(acquisition, monkeypatch):
-    monkeypatch.setattr(calibration, "DISPERSION_ERRORS", ((1.0, 1e-9),))
     monkeypatch.setattr(calibration, "DISTANCES", {("O_K", "Fe_L3"): (177.2, 1e3)})
-    found = prepare(acquisition.image, edge=BOTH, preset=RECOMMENDED)
+    found = prepare(acquisition.image, edge=BOTH, preset=RECOMMENDED.knowing_the_dispersion(1e-9))
     assert found.attrs["dispersion_correction"] == pytest.approx(1.0, abs=1e-6)
     alone = prepare(acquisition.image, edge=O_K, preset=RECOMMENDED)
     known = ~alone["vacuum_mask"].values

@@ -88,6 +88,8 @@ def test_scenes_and_dose_can_be_chosen() -> None:
     assert [p.parameters.specimen.kind for p in plan] == ["mosaic", "other", "mosaic", "other", "mosaic"]
     truth = simulate_acquisition(plan[0].parameters, plan[0].seed).truth
     assert truth.attrs["dose"] == pytest.approx(0.01)
+    exact = plan_directory(n_acquisitions=1, seed=0, shape=SMALL, preset="wide", dispersion_error=0.0)
+    assert simulate_acquisition(exact[0].parameters, exact[0].seed).truth.attrs["dispersion_error"] == 0.0
     cubes = plan_directory(n_acquisitions=2, seed=0, scenes=("core_shell",))
     assert [p.name for p in cubes] == ["cubes-000-core-shell", "cubes-001-core-shell"]
 
@@ -100,6 +102,7 @@ def test_scenes_and_dose_can_be_chosen() -> None:
         ({"detector": "film"}, "no detector is called 'film'; there are ccd, counting, both"),
         ({"dose": (0.0, 1.0)}, "is no range"),
         ({"dose": (2.0, 1.0)}, "is no range"),
+        ({"dispersion_error": 0.5}, "is no share from 0 to .1"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(changes: dict[str, object], message: str) -> None:

@@ -5,6 +5,7 @@ import yaml
 
 from eelsflow.errors import EelsflowError, StudyFileError, UnreadableFileError
 from eelsflow.models.spec import STANDARD
+from eelsflow.preprocess.presets import Align
 from eelsflow.study.config import EXAMPLE, AmplitudeRange, load_study
 
 STUDIES = Path(__file__).parents[2] / "deployments" / "studies"
@@ -57,6 +58,16 @@ def test_resolved_study_is_a_study_file_that_means_the_same(study_file):
     assert again == study
 
 
+def test_a_dispersion_that_is_known_is_known_to_every_preset(study_file):
+    both = {"edges": ["O_K", "Fe_L3"], "preprocess": ["recommended", "paper"]}
+    rest = {key: value for key, value in MINIMAL.items() if key != "edge"}
+    study = load_study(study_file({**rest, **both, "dispersion_error": 5e-4}))
+    assert [preset.find(Align).dispersion_error for preset in study.preprocess] == [5e-4, 5e-4]
+    assert load_study(study_file(yaml.safe_dump(study.model_dump(mode="json")))) == study
+    usual = load_study(study_file({**rest, **both}))
+    assert [preset.find(Align).dispersion_error for preset in usual.preprocess] == [0.02, 0.02]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -81,6 +92,7 @@ def test_resolved_study_is_a_study_file_that_means_the_same(study_file):
         ({"cluster": {"slurm": {}, "kubernetes": {}}}, "cluster.*is no cluster"),
         ({"cluster": "lokal"}, "cluster.*'lokal' is no cluster"),
         ({"preprocess": {"name": "a/b", "steps": ["background", "rebin"]}}, "preprocess.*'a/b'.*names of files"),
+        ({"dispersion_error": 1e-3}, "dispersion_error: edges together .* the study has O_K alone"),
         ({"models": [{"base": "svm-rbf", "params": {"C": -1}}]}, r"models\.0: model 'svm-rbf': C is -1; it must be"),
     ],
 )
