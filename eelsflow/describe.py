@@ -114,7 +114,9 @@ def describe(
         nominal; ``edges`` in range on the nominal axis, with ``edge_onsets`` in eV; ``edge`` that the following refer
         to; ``energy_offset`` {value, error}, eV to add to the nominal axis at the reference energy, 1 sigma;
         ``offsets`` {edge: {value, error}} of every edge that shows, and a warning where they disagree;
-        ``dispersion`` {value, error, edges}, eV per channel, that the edges together ask for, or null;
+        ``dispersion`` {value, error, edges, distances}, eV per channel, that the edges together ask for, or null, with
+        ``distances`` {edge: {value, error, usual, usual_spread}}, eV from the first of the edges to each other on the
+        file's own axis, and in compounds;
         ``lost_pixels`` {nan, empty, saturated} that take no part (see `eelsflow.preprocess.lost`);
         ``spikes`` {channels, pixels} affected; ``dead_channels``; ``background_fraction`` of the pixels that show no
         specimen; ``noise`` {gain, readout_variance}; ``counts`` {min, max, mean} of the finite ones; ``file``,
@@ -370,7 +372,7 @@ def format_description(description: dict[str, Any]) -> str:
             for name, offset in description["offsets"].items()
         )
         or unknown,
-        **_dispersion_line(description["dispersion"]),
+        **_dispersion_lines(description["dispersion"]),
         "lost pixels": unknown
         if lost is None
         else ", ".join(f"{number} {kind}" for kind, number in lost.items() if number) or "none",
@@ -395,11 +397,19 @@ def _count_of(dead: list[int]) -> str:
     return f"{len(dead)} (channel{'s' if len(dead) > 1 else ''} {', '.join(map(str, dead))})"
 
 
-def _dispersion_line(dispersion: dict[str, Any] | None) -> dict[str, str]:
+def _dispersion_lines(dispersion: dict[str, Any] | None) -> dict[str, str]:
     if dispersion is None:
         return {}
     value = f"{dispersion['value']:.4g} +- {dispersion['error']:.2g} eV per channel"
-    return {"dispersion": f"{value}, by the distance of {' and '.join(dispersion['edges'])}"}
+    apart = (
+        f"{abs(one['value']):.2f} +- {one['error']:.2f} eV from {dispersion['edges'][0]} to {name} on this axis; "
+        f"compounds have {abs(one['usual']):.1f} +- {one['usual_spread']:.1f}"
+        for name, one in dispersion["distances"].items()
+    )
+    return {
+        "distance of edges": "; ".join(apart),
+        "dispersion": f"{value}, by the distance of {' and '.join(dispersion['edges'])}",
+    }
 
 
 def _low_loss_lines(low: dict[str, Any] | None) -> dict[str, str]:
@@ -495,6 +505,16 @@ def _dispersion(offsets: dict[str, OffsetEstimate], axis: EnergyAxis, edge: Edge
         "value": axis.dispersion * found.dispersion,
         "error": axis.dispersion * found.dispersion_error,
         "edges": [edge.name, *(one.name for one, _ in others)],
+        "distances": {
+            one.name: dict(
+                zip(
+                    ("value", "error", "usual", "usual_spread"),
+                    (*found.distances[one.name], *usual_distance(edge, one)),
+                    strict=True,
+                )
+            )
+            for one, _ in others
+        },
     }
 
 

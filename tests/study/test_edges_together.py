@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from eelsflow.describe import describe
+from eelsflow.describe import describe, format_description
 from eelsflow.errors import EelsflowError, StudyFileError
 from eelsflow.executors import LoopExecutor
 from eelsflow.explanation.contributions import explain
@@ -89,6 +89,11 @@ def test_a_new_file_is_mapped_and_its_decision_explained(studied, tmp_path):
     np.testing.assert_allclose(total, difference, rtol=1e-3, atol=1e-6)
     described = describe(path)
     assert described["dispersion"]["edges"] == ["O_K", "Fe_L3"]
+    apart = described["dispersion"]["distances"]["Fe_L3"]
+    assert apart["value"] * described["dispersion"]["value"] / described["energy_loss"]["dispersion"] == pytest.approx(
+        apart["usual"], abs=0.1
+    )
+    assert "to Fe_L3 on this axis; compounds have 177.2 +- 0.6" in format_description(described)
     assert json.dumps(described, allow_nan=False)
 
 
