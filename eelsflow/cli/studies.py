@@ -163,11 +163,13 @@ edge: O_K
 classes: [FeO, Fe3O4]
 data: {manifest: acquisitions/manifest.csv}
 preprocess: [recommended, paper]
-split: {by: [group, pixel], folds: 3, seeds: 2}
+split: {by: [group, pixel], folds: %(folds)d, seeds: %(seeds)d}
 grids: small
-training: {epochs: 25, batch_size: 32, patience: 8}
+training: {epochs: %(epochs)d, batch_size: 32, patience: 8}
 robustness: {shift_ev: [-10, 10, 2], noise_sigma: [0, 0.3, 0.05]}
 """
+WHOLE_DEMO, QUICK_DEMO = {"seeds": 2, "folds": 3, "epochs": 25}, {"seeds": 1, "folds": 2, "epochs": 3}
+"""How much of it there is."""
 
 
 @app.command(rich_help_panel=PANEL)
@@ -176,6 +178,9 @@ def demo(
     acquisitions: Annotated[int, typer.Option(min=6, help="How many acquisitions are simulated.")] = 6,
     pixels: Annotated[int, typer.Option(min=24, help="Pixels along either side of a scan.")] = 24,
     runner: Annotated[RunnerName | None, typer.Option(help="As in `eelsflow study`.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One repetition and three epochs: all pages, with less to see in them.")
+    ] = False,
 ) -> None:
     """Run the whole main job on simulated acquisitions, pure and core-shell."""
     from eelsflow.store import make_directory
@@ -185,7 +190,7 @@ def demo(
     say(f"simulating {acquisitions} acquisitions of {pixels} x {pixels} pixels in {directory / 'acquisitions'}")
     simulate(directory / "acquisitions", acquisitions=acquisitions, seed=7, pixels=pixels)
     study_file = directory / "study.yaml"
-    study_file.write_text(DEMO_STUDY)
+    study_file.write_text(DEMO_STUDY % (QUICK_DEMO if quick else WHOLE_DEMO))
     from eelsflow.study.config import load_study
 
     _run_study(load_study(study_file), directory / "results", runner=runner, promote=False, strict=False)
