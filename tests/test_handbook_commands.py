@@ -2,8 +2,9 @@
 
 Commands in lines of their own, and those within sentences that are whole: with a file and an option.
 
-Three things are added to what is shown: a study is run in its small size by the plain loop, a study file that was
-written by `--init` is cut to two models, and what serves until Ctrl-C gets Ctrl-C once it says so.
+Four things are added to what is shown: a study is run in its small size by the plain loop, shipped study files have one
+repetition and few epochs, a study file that was written by `--init` is cut to two models and one repetition, and what
+serves until Ctrl-C gets Ctrl-C once it says so.
 """
 
 import json
@@ -111,6 +112,10 @@ def as_dm3(image, path: Path) -> None:
     write_dm(path, image.values, start=energy_loss[0], step=float(np.diff(energy_loss)[0]), pixel_nm=2.0)
 
 
+def smaller(setting: re.Match[str]) -> str:
+    return f"{setting[1]}: {3 if setting[1] in ('epochs', 'patience') else 1}"
+
+
 @pytest.fixture(scope="session")
 def a_lab(tmp_path_factory, saved_model) -> Path:
     """A folder as the pages take it for granted: acquisitions, some of known phase, a pair, a model."""
@@ -149,7 +154,9 @@ def a_lab(tmp_path_factory, saved_model) -> Path:
         expected = expected + height * np.exp(-0.5 * ((energy_loss - position) / sigma) ** 2)
     counts = np.random.default_rng(0).poisson(np.broadcast_to(expected, (12, 12, 480)))
     write_dm(lab / "titanium.dm3", counts, start=400.0, step=0.25, pixel_nm=2.0)
-    (lab / "deployments").symlink_to(ROOT / "deployments")
+    shutil.copytree(ROOT / "deployments", lab / "deployments")
+    for study in (lab / "deployments" / "studies").glob("*.yaml"):
+        study.write_text(re.sub(r"\b(epochs|patience|seeds|copies): \d+", smaller, study.read_text()))
     (lab / "results").mkdir()
     replace(ModelBundle.load(saved_model), preset=resolve_preset("recommended")).save(lab / "results")
     return lab
@@ -206,6 +213,7 @@ def run(command: str) -> None:
     if command == "eelsflow study --init > study.yaml":
         study = yaml.safe_load(Path("study.yaml").read_text())
         study |= {"models": study["models"][:2], "preprocess": study["preprocess"][0]}
+        study["split"]["seeds"] = 1
         Path("study.yaml").write_text(yaml.safe_dump(study))
     assert status == 0
 
