@@ -22,6 +22,7 @@ from eelsflow.maps.result import SCHEMA, Map
 from eelsflow.maps.white_lines import fit_lines, fit_shared_lines, white_lines_of
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.calibration import usual_distance
+from eelsflow.preprocess.presets import Align, Preset
 
 
 def map_prepared(product: xr.Dataset, bundle: ModelBundle, *, recorded: xr.DataArray | None = None) -> Map:
@@ -115,10 +116,14 @@ def _describe_edges(edge: Edge, attrs: Mapping[str, Any]) -> dict[str, Any] | No
     if not edge.beside:
         return None
     first, *others = edge.alone
-    measured = json.loads(attrs["edge_distances"])
+    measured, align = json.loads(attrs["edge_distances"]), Preset.model_validate_json(attrs["preset"]).find(Align)
     return {
         "names": [one.name for one in edge.alone],
-        "dispersion": {"factor": float(attrs["dispersion_correction"]), "error": _finite(attrs["dispersion_error"])},
+        "dispersion": {
+            "factor": float(attrs["dispersion_correction"]),
+            "error": _finite(attrs["dispersion_error"]),
+            "known_to": align.dispersion_error if align else None,
+        },
         "distances": [
             {
                 "from": first.name,

@@ -105,15 +105,17 @@ def calibrate(
     first edge has alternatives, each is weighed with how well the others suit it. Method and numbers are ours.
     """
     asked = []  # what each other edge asks of o + s D, and the variance of that
-    distances = {}
     for edge, there in others:
         usual, spread = usual_distance(first, edge)
         moved = there.value - (edge.reference_energy - first.reference_energy - usual)
         asked.append((usual, moved, there.error**2 + spread**2))
-        distances[edge.name] = (usual + offset.value - moved, float(np.hypot(offset.error, there.error)))
     if not asked:
         return Calibration(offset, 1.0, dispersion_error, {})
     value, rest = _most_likely(offset, asked, dispersion_error)
+    distances = {
+        edge.name: (usual + value - moved, float(np.hypot(offset.error, there.error)))
+        for (edge, there), (usual, moved, _) in zip(others, asked, strict=True)
+    }
     solved = [_solve(value, offset.error, asked, scale * dispersion_error) for _, scale in _SCALES]
     weights = np.log([share for share, _ in _SCALES]) + np.array([evidence for _, _, evidence in solved])
     weights = np.exp(weights - weights.max())
@@ -154,17 +156,16 @@ def dispersion_left(edge: Edge, error: float, *, dispersion_error: float = DISPE
 def unlikely_distances(
     first: Edge, others: Sequence[Edge], calibration: Calibration, *, dispersion_error: float
 ) -> list[str]:
-    """Say which edges lie so far from their usual distance that neither compounds nor the dispersion explain it."""
+    """Say which edges are left so far from their usual distance that no compound explains it."""
     said = []
     for other in others:
         usual, spread = usual_distance(first, other)
         measured, error = calibration.distances[other.name]
-        of_axis = dispersion_error * abs(usual)
-        if abs(measured - usual) > _SIGNIFICANT * np.hypot(np.hypot(spread, error), of_axis):
+        if abs(measured * calibration.dispersion - usual) > _SIGNIFICANT * np.hypot(spread, error):
             said.append(
-                f"{first.name} and {other.name} lie {abs(measured):.1f} +- {error:.1f} eV apart on the aligned axis, "
+                f"{first.name} and {other.name} lie {abs(measured):.2f} +- {error:.2f} eV apart on the file's axis, "
                 f"and compounds have {abs(usual):.1f} +- {spread:.1f} eV: the dispersion of this file is not known to "
-                f"{100 * dispersion_error:g} %, as the preset has it, and what tells classes apart by that distance is "
+                f"{100 * dispersion_error:g} %, as the preset has it, and classes that are told by that distance are "
                 "wrong: calibrate the axis again, or use a model whose preset expects a larger dispersion_error"
             )
     return said

@@ -260,6 +260,7 @@ def fit_acquisition(
                     warnings += [disagreement] if disagreement else []
                     if offset is not edge_offset:
                         calibration = calibrate(first, offset, asked, dispersion_error=known)
+                        calibration = replace(calibration, distances=of_edges.distances)  # those of the edges alone
                 fitted = replace(
                     fitted,
                     offset=calibration.offset,

@@ -92,8 +92,8 @@ def plan_directory(
     if window is not None:
         parameters = parameters.model_copy(update={"axis": parameters.axis.showing(window)})
     if dispersion_error is not None:
-        if not 0 <= dispersion_error <= 0.1:
-            raise InputError(f"the dispersion error {dispersion_error} is no share from 0 to .1; .004 is usual")
+        if not 0 <= dispersion_error < 0.1:
+            raise InputError(f"the dispersion error {dispersion_error} is no share from 0 to below .1; .004 is usual")
         axis = parameters.axis.model_copy(update={"dispersion_error": dispersion_error})
         parameters = parameters.model_copy(update={"axis": axis})
     if shape is not None:

@@ -25,7 +25,7 @@ from eelsflow.dataset.splits import SplitBy
 from eelsflow.edges import Edge, resolve_edge, resolve_edges
 from eelsflow.errors import StudyFileError, UnreadableFileError
 from eelsflow.models.spec import STANDARD, ModelSpec, resolve_model
-from eelsflow.preprocess.presets import Preset, resolve_preset
+from eelsflow.preprocess.presets import DISPERSION_ERROR, Align, Preset, resolve_preset
 from eelsflow.robustness.amplitudes import AmplitudeRange
 
 QUICK_SPECTRA, QUICK_SIMULATION = 600, {"acquisitions": 12, "pixels": 24}
@@ -131,8 +131,9 @@ class Study(_Part):
     valence: dict[str, float] = {}
     density: Annotated[float | None, Field(gt=0, le=25)] = None
     caution: str = ""
-    dispersion_error: Annotated[float | None, Field(gt=0, le=0.1)] = None
-    """How well the dispersion of every file is known, a relative standard deviation; what presets say where None."""
+    dispersion_error: Annotated[float | None, Field(gt=0, lt=0.1)] = None
+    """How well the dispersion of every file is known, simulated ones included, a relative standard deviation.
+    Where None presets say it, and the simulator has its own."""
     data: DataSource
     preprocess: Annotated[
         tuple[Annotated[Preset, BeforeValidator(resolve_preset)], ...], BeforeValidator(_as_list), Field(min_length=1)
@@ -203,7 +204,21 @@ class Study(_Part):
     @classmethod
     def _knowing_the_dispersion(cls, presets: tuple[Preset, ...], info: ValidationInfo) -> tuple[Preset, ...]:
         error: float | None = info.data.get("dispersion_error")
-        return presets if error is None else tuple(preset.knowing_the_dispersion(error) for preset in presets)
+        if error is None:
+            return presets
+        for preset in presets:
+            align = preset.find(Align)
+            if align is None:
+                raise ValueError(
+                    f"{preset.name!r} does not align acquisitions, so the study's dispersion_error means nothing to "
+                    "it: add the step align, or leave dispersion_error out"
+                )
+            if align.dispersion_error not in (DISPERSION_ERROR, error):
+                raise ValueError(
+                    f"the step align of {preset.name!r} says dispersion_error {align.dispersion_error:g} and the study "
+                    f"{error:g}: leave one of them out"
+                )
+        return tuple(preset.knowing_the_dispersion(error) for preset in presets)
 
     @field_validator("preprocess")
     @classmethod
@@ -438,7 +453,8 @@ edge: O_K                      # a shipped edge (O_K, Fe_L3, Mn_L3), or spelled 
                                # align_on: first_peak|maximum, elnes_window: [a, b], pre_edge_window: [a, b]};
                                # preprocess none needs no pre_edge_window
 # edges: [O_K, Fe_L3]          # instead: edges of the same spectra, judged together
-# dispersion_error: 0.0005     # of edges together: how well the dispersion of files is known, relatively; else 0.02
+# dispersion_error: 0.0005     # of edges together: how well that of files is known, relatively; without it 0.02, and
+                               # 0.004 is that of simulated ones
 classes: [FeO, Fe3O4]
 valence: {FeO: 2.0, Fe3O4: 2.667}  # optional: mean valence of each class, for a map of it
 # density: 5.4                 # optional, g/cm3: thickness in nm where a low loss and the microscope's angles are known

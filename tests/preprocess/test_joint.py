@@ -230,7 +230,22 @@ def test_what_a_wrong_dispersion_is_assessed_by_is_what_alignment_leaves_of_it(p
     assert abs(l3_moves_by(0.02)) < 0.15
 
 
-def test_the_dispersion_is_left_alone_where_instruments_are_trusted(acquisition, monkeypatch):
+def stretched(image, factor):
+    """Return the image as a file has it whose channels are said to be `factor` times as wide, right at 530 eV."""
+    return image.assign_coords(energy_loss=530.0 + (image["energy_loss"] - 530.0) * factor)
+
+
+def test_how_well_the_dispersion_is_known_decides_what_is_corrected(acquisition):
+    wide = stretched(acquisition.image, 1.015)
+    usual = prepare(wide, edge=BOTH, preset=RECOMMENDED)
+    known = prepare(wide, edge=BOTH, preset=RECOMMENDED.knowing_the_dispersion(5e-4))
+    assert usual.attrs["dispersion_correction"] == pytest.approx(1.0 / 1.015, abs=0.008)
+    assert known.attrs["dispersion_correction"] == pytest.approx(1.0, abs=2e-3)
+    assert "the dispersion of this file is not known to 0.05 %" in known.attrs["warnings"]
+    assert "not known" not in usual.attrs["warnings"]
+
+
+def test_edges_of_unknown_distance_are_prepared_as_each_alone(acquisition, monkeypatch):
     monkeypatch.setattr(calibration, "DISTANCES", {("O_K", "Fe_L3"): (177.2, 1e3)})
     found = prepare(acquisition.image, edge=BOTH, preset=RECOMMENDED.knowing_the_dispersion(1e-9))
     assert found.attrs["dispersion_correction"] == pytest.approx(1.0, abs=1e-6)

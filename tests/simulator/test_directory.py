@@ -102,7 +102,7 @@ def test_scenes_and_dose_can_be_chosen() -> None:
         ({"detector": "film"}, "no detector is called 'film'; there are ccd, counting, both"),
         ({"dose": (0.0, 1.0)}, "is no range"),
         ({"dose": (2.0, 1.0)}, "is no range"),
-        ({"dispersion_error": 0.5}, "is no share from 0 to .1"),
+        ({"dispersion_error": 0.5}, "is no share from 0 to below .1"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(changes: dict[str, object], message: str) -> None:

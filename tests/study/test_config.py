@@ -58,6 +58,23 @@ def test_resolved_study_is_a_study_file_that_means_the_same(study_file):
     assert again == study
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (["background", "rebin"], "'mine' does not align acquisitions"),
+        (
+            [{"step": "align", "dispersion_error": 0.004}, "background", "rebin"],
+            r"align of 'mine' says dispersion_error 0\.004 and the study 0\.0005",
+        ),
+    ],
+)
+def test_a_dispersion_that_a_preset_knows_otherwise_is_refused(study_file, steps, message):
+    rest = {key: value for key, value in MINIMAL.items() if key != "edge"}
+    preset = {"name": "mine", "steps": steps}
+    with pytest.raises(EelsflowError, match=message):
+        load_study(study_file({**rest, "edges": ["O_K", "Fe_L3"], "preprocess": preset, "dispersion_error": 5e-4}))
+
+
 def test_a_dispersion_that_is_known_is_known_to_every_preset(study_file):
     both = {"edges": ["O_K", "Fe_L3"], "preprocess": ["recommended", "paper"]}
     rest = {key: value for key, value in MINIMAL.items() if key != "edge"}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from eelsflow.simulator import simulate_directory
 from eelsflow.spectrum_image import energy_axis
 from eelsflow.store import Store, read_json
 from eelsflow.study.config import load_study
+from eelsflow.study.plan import plan_data
 from eelsflow.study.run import run_study
 from eelsflow.study.stages import Place
 
@@ -63,6 +65,7 @@ def test_a_study_of_two_edges_maps_and_reports(studied):
     assert (distance["from"], distance["to"]) == ("O_K", "Fe_L3")
     assert distance["value"] == pytest.approx(177.2, abs=3.0)
     assert summary["edges"]["dispersion"]["error"] < 0.01
+    assert summary["edges"]["dispersion"]["known_to"] == 0.02
     assert summary["white_lines"]["distance"] == pytest.approx(13.0, abs=1.0)
     position, specimen = mapped["l3_position"].values, mapped["class_index"].values >= 0
     assert np.isfinite(position[specimen]).mean() > 0.9
@@ -71,6 +74,18 @@ def test_a_study_of_two_edges_maps_and_reports(studied):
     page = (folder / "map.html").read_text()
     assert '<option value="1">Fe_L3</option>' in page
     assert "L3/L2 ratio" in page
+
+
+def test_simulated_acquisitions_are_as_wrong_as_a_study_says(tmp_path):
+    errors = []
+    for known in ({}, {"dispersion_error": 5e-4}):
+        store = Store(tmp_path / f"store{len(errors)}")
+        data = {"simulate": {"acquisitions": 4, "seed": 1, "pixels": 8}}
+        plan = plan_data(load_study(write(tmp_path, data=data, **known)), store)
+        truths = [path.with_suffix(".truth.zarr") for path in sorted(Path(one.path) for one in plan.acquisitions)]
+        errors.append([open_dataset(path).attrs["dispersion_error"] for path in truths])
+    np.testing.assert_allclose(errors[1], np.array(errors[0]) * 5e-4 / 0.004, rtol=1e-9)
+    assert np.abs(errors[0]).max() > 1e-3
 
 
 def test_a_new_file_is_mapped_and_its_decision_explained(studied, tmp_path):
