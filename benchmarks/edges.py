@@ -163,7 +163,10 @@ def maps(tested: Sequence[FieldOf | None], known: References) -> dict[str, np.nd
 
             row = score_map(map_of(field, lend, known), field.fraction)
             if row is not None:
-                scores = {f"{row['kind']}, {way}": row["balanced_accuracy"], f"fraction, {way}": row["fraction_rmse"]}
+                scores = {
+                    **{f"{kind}, {way}": row["balanced_accuracy"] for kind in (row["kind"], "all mapped")},
+                    f"fraction, {way}": row["fraction_rmse"],
+                }
                 for name, value in scores.items():
                     found.setdefault(name, np.full(len(tested), np.nan))[index] = value
     return found

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from eelsflow.edges import FE_L3, O_K, resolve_edge
-from eelsflow.maps.white_lines import STEP_RATIO, STEP_WIDTH, fit_lines, fit_shared_lines, white_lines_of
+from eelsflow.maps.white_lines import (
+    STEP_RATIO,
+    STEP_WIDTH,
+    _lines,
+    _with_slopes,
+    fit_lines,
+    fit_shared_lines,
+    white_lines_of,
+)
 
 ENERGY = np.arange(700.0, 730.0, 0.1)
 WIDTHS, DISTANCE = (2.0, 2.1), 13.0
@@ -118,3 +126,11 @@ def test_what_shows_no_lines_is_left_out():
 def test_white_lines_belong_to_the_edge_that_has_them():
     assert white_lines_of(O_K) is None
     assert white_lines_of(resolve_edge("O_K+Fe_L3")).name == "Fe_L3"
+
+
+def test_slopes_are_those_of_differences():
+    energies, position = np.arange(695.0, 735.0, 0.5), np.array([706.3, 709.1])
+    lines, slopes = _with_slopes(energies, position, (1.6, 2.1), 13.1)
+    np.testing.assert_allclose(lines, _lines(energies, position, (1.6, 2.1), 13.1), atol=1e-14)
+    up, down = (np.array(_lines(energies, position + moved, (1.6, 2.1), 13.1)) for moved in (1e-5, -1e-5))
+    np.testing.assert_allclose(slopes, (up - down) / 2e-5, atol=1e-8)

@@ -28,7 +28,6 @@ FARTHEST = 4.0
 """How far L3 may lie from where the acquisition's mean has it, eV (our choice)."""
 
 _N_STEPS = 6  # of Gauss and Newton
-_SMALL = 0.05  # eV, of the slope's difference quotient
 _ROWS = 1024  # spectra at once
 
 Floats = NDArray[np.float64]
@@ -155,19 +154,36 @@ def _lines(
     return l3, l2, (rise[0] + STEP_RATIO * rise[1]) / (1.0 + STEP_RATIO)
 
 
+def _with_slopes(
+    energies: Floats, position: Floats, widths: tuple[float, float], distance: float
+) -> tuple[Floats, Floats]:
+    """Return what `_lines` does, and the slope of each with the position, per eV: (3, positions, energies) both."""
+    x = energies - position[:, None]
+    lines, slopes = np.empty((3, *x.shape)), np.empty((3, *x.shape))
+    lines[2], slopes[2] = 0.5, 0.0
+    for number, (one, width, share) in enumerate(
+        ((x, widths[0], 1.0), (x - distance, widths[1], STEP_RATIO))  # L3, L2
+    ):
+        np.exp(-0.5 * (one / width) ** 2, out=lines[number])
+        np.multiply(lines[number], one / width**2, out=slopes[number])
+        steep = one * (np.pi / STEP_WIDTH)
+        lines[2] += np.arctan(steep) * (share / np.pi / (1.0 + STEP_RATIO))
+        slopes[2] -= share / STEP_WIDTH / (1.0 + STEP_RATIO) / (1.0 + steep**2)
+    return lines, slopes
+
+
 def _fit_lines(energies: Floats, values: Floats, variance: Floats, shared: SharedLines) -> Floats:
     """Return ratio, its error, position and its error of each spectrum, shape (4, n)."""
     weight = 1.0 / np.maximum(variance, 0.1 * variance.mean(axis=1, keepdims=True) + 1e-30)
     position = np.full(len(values), shared.position)
 
-    def shapes(moved: float) -> tuple[Floats, Floats, Floats]:
-        return _lines(energies, position + moved, shared.widths, shared.distance)
-
-    heights = _linear(np.stack(shapes(0.0), axis=2), values, weight)[0]
-    for _ in range(_N_STEPS):
-        slopes = [(up - down) / (2 * _SMALL) for up, down in zip(shapes(_SMALL), shapes(-_SMALL), strict=True)]
-        slope = np.einsum("nk,knc->nc", heights, np.array(slopes))
-        design = np.stack([*shapes(0.0), slope], axis=2)
+    lines, slopes = _with_slopes(energies, position, shared.widths, shared.distance)
+    heights = _linear(lines.transpose(1, 2, 0), values, weight)[0]
+    for number in range(_N_STEPS):
+        if number:
+            lines, slopes = _with_slopes(energies, position, shared.widths, shared.distance)
+        slope = np.einsum("nk,knc->nc", heights, slopes)
+        design = np.stack([*lines, slope], axis=2)
         found, covariance = _linear(design, values, weight)
         heights = found[:, :3]
         position = position + np.clip(found[:, 3], -1.0, 1.0)

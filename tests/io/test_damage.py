@@ -17,7 +17,7 @@ from eelsflow.io.read import read_spectrum_image
 from tests.io.cube_files import CUBES, SPECTRA
 from tests.io.damaged_reading import FINE, CodeRanError, outcomes, refuse_code
 
-N_DAMAGES = 60
+N_DAMAGES = 100
 N_PROBED = 20
 """HDF5 damages that are read as users read them, with the process that looks first."""
 WRITERS = {**CUBES, **SPECTRA}
