@@ -1,9 +1,9 @@
 """What two edges cost against one, from a file to the saved map with its pages, by the same model.
 
-    python -m benchmarks.edges_speed [--pairs 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.edges_speed [--pairs 5]
 
 A small study of O K and Fe L3 leaves a model of both and, beside it, one of O K alone. Either maps the same DM3 file of
-64 x 64 x 1024, in turn, on one thread; the first pair is not counted, for it loads libraries.
+64 x 64 x 1024, in turn; the first pair is not counted, for it loads libraries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What two edges cost against one.")
     parser.add_argument("--pairs", type=int, default=5)
     pairs = parser.parse_args().pairs
-    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["EELSFLOW_HOME"] = f"{scratch}/home"
         file = write_file(Path(scratch))

@@ -16,6 +16,7 @@ from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.maps.registry import check_model
 from eelsflow.simulator import PRESETS, simulate_acquisition
 from eelsflow.spectrum_image import build_spectrum_image
+from eelsflow.study.config import load_study
 
 
 @pytest.fixture(autouse=True)
@@ -342,3 +343,15 @@ def test_a_study_says_which_model_it_kept_and_how_good_that_was_on_what_was_held
     }
     studies._say_kept(results, Path("results"))
     assert capsys.readouterr().err == f"kept: mlls, recommended ({said}); it is in results/model\n"
+
+
+@pytest.mark.parametrize("size", [studies.WHOLE_DEMO, studies.QUICK_DEMO])
+def test_the_study_of_the_demonstration_is_one(size, tmp_path):
+    (tmp_path / "study.yaml").write_text(studies.DEMO_STUDY % size)
+    study = load_study(tmp_path / "study.yaml")
+    assert (study.split.seeds, study.split.folds, study.training.epochs) == (
+        size["seeds"],
+        size["folds"],
+        size["epochs"],
+    )
+    assert len(study.models) == 7
