@@ -14,6 +14,7 @@ from eelsflow.cli import studies
 from eelsflow.errors import UnusableModelError
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.maps.registry import check_model
+from eelsflow.models.spec import STANDARD
 from eelsflow.simulator import PRESETS, simulate_acquisition
 from eelsflow.spectrum_image import build_spectrum_image
 from eelsflow.study.config import load_study
@@ -354,4 +355,4 @@ def test_the_study_of_the_demonstration_is_one(size, tmp_path):
         size["folds"],
         size["epochs"],
     )
-    assert len(study.models) == 7
+    assert [model.name for model in study.models] == list(STANDARD)
