@@ -9,12 +9,13 @@ import tifffile
 import yaml
 
 from eelsflow.edges import SHIPPED
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import EnergyAxis, side_by_side
 from eelsflow.errors import EdgeOutOfRangeError, UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.maps import Map, check_model, classify, classify_file, find_model, map_product, register_model
+from eelsflow.maps.pixels import on_axis
 from eelsflow.maps.write import _file_names
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.blocks import prepare_blocks
@@ -304,3 +305,14 @@ def test_a_map_saved_into_the_folder_of_another_leaves_nothing_of_it(saved_model
     assert not (tmp_path / "map.html").exists()
     assert not (tmp_path / "fraction-other.tif").exists()
     assert "map.html" not in (tmp_path / "index.html").read_text()
+
+
+def test_spectra_on_the_axis_of_a_model_are_taken_as_they_are_and_others_are_resampled_edge_by_edge():
+    axis = side_by_side([EnergyAxis(513.0, 0.1, 50), EnergyAxis(688.0, 0.1, 60)])
+    wide = np.random.default_rng(5).normal(size=(3, axis.size)).astype(np.float32)
+    assert on_axis(wide, axis.values + 1e-12, axis) is wide  # as energies are that were written and read
+    ramp = np.concatenate([np.linspace(0, 1, 50), np.linspace(5, 3, 60)]).astype(np.float32)[None]
+    moved = on_axis(ramp, axis.values + 0.05, axis)
+    between = ramp[0] + np.gradient(ramp[0]) * -0.5
+    inside = np.r_[1:49, 51:109]
+    np.testing.assert_allclose(moved[0, inside], between[inside], atol=1e-5)

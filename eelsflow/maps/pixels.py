@@ -21,6 +21,8 @@ from eelsflow.unmixing.structure import STRUCTURED
 VACUUM = -1
 """Class index of pixels without specimen, and of lost ones."""
 
+_SAME = 1e-6  # of a channel: energies that are closer are those of one axis, written and read
+
 Rows = NDArray[np.floating]
 
 
@@ -255,7 +257,8 @@ def _weights_of(unmixed: Unmixed, order: Sequence[int]) -> Weights | None:
 
 def on_axis(wide: NDArray[np.float32], energy_loss: NDArray[np.float64], axis: Axis) -> NDArray[np.float32]:
     """Resample prepared spectra onto the axis a model was trained on, where that is another (ready tables)."""
-    if np.array_equal(energy_loss, axis.values):
+    same = energy_loss.shape == (axis.size,) and np.abs(energy_loss - axis.values).max() < _SAME * axis.dispersion
+    if same:
         return wide
     pairs = zip(stretches(axis_of(energy_loss)), stretches(axis), strict=True)
     resampled = [rebin_linear(here.values, wide[:, where], there) for (here, where), (there, _) in pairs]

@@ -26,6 +26,7 @@ PER_OCTAVE = 8
 """Spectra are kept in steps that are whole powers of 2^(1/8), which a page can tell exactly."""
 
 _ROWS = 64  # of pixels that are read at once: those of a store's block
+_AT_ONCE = 256  # spectra that are coded at once: 2 MiB stay in the cache
 
 
 @dataclass(frozen=True)
@@ -120,21 +121,17 @@ class Spectra:
         codes, powers = [], []
         for first in range(0, self.n_rows, _ROWS):
             rows = slice(first, min(first + _ROWS, self.n_rows))
-            values = np.asarray(self.read(rows), dtype=np.float64)
-            if together > 1:
-                values = self._added_up(values, together)
-            values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, 0.0)
-            power = np.zeros(len(values), dtype=np.int32)
-            if step:
-                least = 1e-6 * np.abs(values).max(axis=1) + 1e-9
-                noise = np.maximum(self.noise(values, rows, together), least)
-                power = np.floor(PER_OCTAVE * np.log2(step * noise)).astype(np.int32)
-                values /= np.exp2(power[:, None] / PER_OCTAVE)
-            whole = np.rint(values)
-            if not step and not (np.array_equal(whole, values) and np.abs(whole).max(initial=0.0) <= LARGEST):
-                return self.pack(FINENESS[0].prepared, width)  # these are no whole counts
-            codes.append(code_rows(np.clip(whole, -LARGEST, LARGEST).astype(np.int32)))
-            powers.append(power)
+            read = self.read(rows)
+            n_pixels = len(read) // (rows.stop - rows.start)  # of a row
+            at_once = max(1, _AT_ONCE // n_pixels)
+            for low in range(rows.start, rows.stop, at_once):
+                some = slice(low, min(low + at_once, rows.stop))
+                here = slice((some.start - rows.start) * n_pixels, (some.stop - rows.start) * n_pixels)
+                coded = self._code(np.asarray(read[here], dtype=np.float64), some, together, step)
+                if coded is None:
+                    return self.pack(FINENESS[0].prepared, width)  # these are no whole counts
+                codes.append(coded[0])
+                powers.append(coded[1])
         pieces = [
             EnergyAxis(
                 piece.start + 0.5 * (together - 1) * piece.dispersion,
@@ -144,6 +141,24 @@ class Spectra:
             for piece, _ in stretches(self.axis)
         ]
         return PackedSpectra(pack(codes), side_by_side(pieces), together, np.concatenate(powers), exact=not step)
+
+    def _code(
+        self, values: NDArray[np.float64], rows: slice, together: int, step: float
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | None:
+        """Return codes and powers of the spectra of some rows; None where they are to be kept and are no whole counts."""
+        if together > 1:
+            values = self._added_up(values, together)
+        values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, 0.0)
+        power = np.zeros(len(values), dtype=np.int32)
+        if step:
+            least = 1e-6 * np.abs(values).max(axis=1) + 1e-9
+            noise = np.maximum(self.noise(values, rows, together), least)
+            power = np.floor(PER_OCTAVE * np.log2(step * noise)).astype(np.int32)
+            values /= np.exp2(power[:, None] / PER_OCTAVE)
+        whole = np.rint(values)
+        if not step and not (np.array_equal(whole, values) and np.abs(whole).max(initial=0.0) <= LARGEST):
+            return None
+        return code_rows(np.clip(whole, -LARGEST, LARGEST).astype(np.int32)), power
 
     def _added_up(self, values: NDArray[np.float64], together: int) -> NDArray[np.float64]:
         sums = []
