@@ -33,8 +33,19 @@ from eelsflow.errors import EelsflowError, InputError, UnusableModelError
 from eelsflow.executors import LoopExecutor
 from eelsflow.io.formats import format_of
 from eelsflow.io.read import read_spectrum_image
+from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps import check_file
-from eelsflow.maps.registry import as_unpromoted, find_model, is_champion, models_alone, read_edge, registered_models
+from eelsflow.maps.registry import (
+    as_uncalibrated,
+    as_unpromoted,
+    find_model,
+    has_unlikely_distance,
+    is_champion,
+    model_for_uncalibrated,
+    models_alone,
+    read_edge,
+    registered_models,
+)
 from eelsflow.maps.write import map_product
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.blocks import HELD_BYTES
@@ -156,26 +167,35 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         check_file(path, edge=edge, lazy=_head_alone(path))
         recorded = Recorded(given=acquisition.path, name=acquisition.name, path=path, sha256=acquisition.sha256)
         read, reasons = _ReadOnce(path), []
-        for one in (directory, *models_alone(directory)):  # an edge that the axis shows may not be in the specimen
+        own: xr.Dataset | None = None
+        candidates = [directory, *models_alone(directory)]  # an edge that the axis shows may not be in the specimen
+        while candidates:
+            one = candidates.pop(0)
             bundle, model_digest = _load(one)
             step = PrepareAcquisition(acquisition=recorded, edge=bundle.edge, preset=bundle.acquisition_preset)
             is_new = not store.has(step.digest)
             if is_new and digest_file(path) != acquisition.sha256:
                 return None  # it changes under our eyes, and is seen anew
             entry = prepare_acquisition(step, Place(store, LoopExecutor()), read=read)
-            if not isinstance(entry, SetAside):
+            if isinstance(entry, SetAside):
+                reasons.append(entry.reason)
+                continue
+            if is_new and digest_file(path) != acquisition.sha256:  # it changed while it was read
+                store.discard(step.digest)
+                return None
+            uncalibrated, product = model_for_uncalibrated(one), open_dataset(entry / "prepared.zarr")
+            if uncalibrated is None or not has_unlikely_distance(product):
                 break
-            reasons.append(entry.reason)
+            own, candidates = product, [uncalibrated]
         if isinstance(entry, SetAside):
             raise InputError(reasons[0])
-        if is_new and digest_file(path) != acquisition.sha256:  # it changed while it was read
-            store.discard(step.digest)
-            return None
         if acquisition.state is not State.PREPARED and not advance(State.PREPARED):
             return None
         made_by = {"digest": model_digest, "code": map_code(), "prepared": step.digest}
         if order.model == "default" and not is_champion(directory):
             bundle, made_by["unpromoted"] = as_unpromoted(bundle), "yes"
+        if own is not None:
+            bundle = as_uncalibrated(bundle, own)
         folder = order.folder_for(acquisition)
         _remove_left(folder)
         if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):

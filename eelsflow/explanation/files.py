@@ -8,8 +8,7 @@ from pathlib import Path
 
 from eelsflow.explanation.contributions import explain
 from eelsflow.explanation.result import Explanation
-from eelsflow.io.zarr_store import open_dataset
-from eelsflow.maps.mapping import look_at, prepare_given
+from eelsflow.maps.mapping import look_at, prepare_suitably
 from eelsflow.maps.registry import find_model
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.shapes import BAND_WIDTH
@@ -58,7 +57,7 @@ def explain_file(
     others = [ModelBundle.load(find_model(name, axis=axis)) for name in models[1:]]
     make_directory(out)
     with tempfile.TemporaryDirectory(dir=out, prefix=".explain-") as work:
-        prepared = open_dataset(prepare_given(given, Path(work)))
+        given, prepared = prepare_suitably(given, Path(work))
         explanation = explain(given.bundle, prepared, pixels=pixels, classes=classes, width=width, models=others)
     explanation.save(out)
     return explanation

@@ -41,6 +41,7 @@ def judge_map(found: PixelMap, bundle: ModelBundle, product: xr.Dataset) -> list
         _seen_in_training(bundle, product),
         _unpromoted(bundle),
         _alone(bundle),
+        _uncalibrated(bundle),
         bundle.provenance.get("caution"),
     )
     return [sentence for sentence in sentences if sentence]
@@ -134,6 +135,16 @@ def _alone(bundle: ModelBundle) -> str | None:
     return (
         f"of the edges {whole.replace(JOINED, ' and ')}, which the model judges together, the file shows "
         f"{bundle.edge.name} alone: this map is by its model of that edge, which has less to go by"
+    )
+
+
+def _uncalibrated(bundle: ModelBundle) -> str | None:
+    said = bundle.provenance.get("uncalibrated")
+    if not said:
+        return None
+    return (
+        f"{said}: the dispersion of this file is not as well known as the model expects, so this map is by its model "
+        "for files whose dispersion is not known, to which the distance of edges says nothing: calibrate the axis"
     )
 
 

@@ -21,7 +21,17 @@ from eelsflow.io.acquisitions import as_spectrum_image, name_of
 from eelsflow.io.read import read_spectrum_image
 from eelsflow.io.zarr_store import open_dataset
 from eelsflow.maps.build import map_prepared
-from eelsflow.maps.registry import as_unpromoted, find_model, load_found, models_alone, read_edge, registered_models
+from eelsflow.maps.registry import (
+    as_uncalibrated,
+    as_unpromoted,
+    find_model,
+    has_unlikely_distance,
+    load_found,
+    model_for_uncalibrated,
+    models_alone,
+    read_edge,
+    registered_models,
+)
 from eelsflow.maps.result import Map
 from eelsflow.maps.write import write_map
 from eelsflow.models.bundle import ModelBundle, read_description
@@ -109,6 +119,8 @@ class Given:
     bundle: ModelBundle
     alone: tuple[Path, ...] = ()
     """Models of each edge, where the model is of several."""
+    uncalibrated: Path | None = None
+    """Model for files whose dispersion is not known, where the model expects that it is."""
 
 
 def look_at(
@@ -127,7 +139,8 @@ def look_at(
     if loaded is not None:
         return Given(name, image, low, loaded)
     directory = find_model(str(model), edge=edge, axis=axis)
-    return Given(name, image, low, load_found(str(model), directory), tuple(models_alone(directory)))
+    bundle = load_found(str(model), directory)
+    return Given(name, image, low, bundle, tuple(models_alone(directory)), model_for_uncalibrated(directory))
 
 
 def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = None) -> Path:
@@ -152,21 +165,46 @@ def prepare_given(given: Given, scratch: Path, *, executor: Executor | None = No
         raise type(error)(f"{given.name}: {error}") from error
 
 
+def prepare_suitably(given: Given, scratch: Path, *, executor: Executor | None = None) -> tuple[Given, xr.Dataset]:
+    """Prepare an acquisition, once more for the model of uncalibrated files where its edges show that it is one.
+
+    Returns
+    -------
+    Given
+        With the model that suits it.
+    xarray.Dataset
+        The product for that.
+
+    Raises
+    ------
+    EelsflowError
+        If it cannot be prepared; names the acquisition.
+    """
+    product = open_dataset(prepare_given(given, scratch, executor=executor))
+    if given.uncalibrated is not None and has_unlikely_distance(product):
+        bundle = as_uncalibrated(_stand_in(given.uncalibrated, given.bundle), product)
+        given = replace(given, bundle=bundle, uncalibrated=None)
+        product = open_dataset(prepare_given(given, scratch, executor=executor))
+    return given, product
+
+
 def _map(given: Given, scratch: Path, *, executor: Executor | None) -> Map:
     try:
-        prepared = prepare_given(given, scratch, executor=executor)
+        suited, product = prepare_suitably(given, scratch, executor=executor)
         if given.alone:
-            require_window(open_dataset(prepared), given.bundle.edge)
+            require_window(product, given.bundle.edge)
     except InputError:  # an edge that the axis shows may not be in the specimen
         for directory in given.alone:
-            bundle = ModelBundle.load(directory)
-            if given.bundle.provenance.get("unpromoted"):
-                bundle = as_unpromoted(bundle)
-            single = replace(given, bundle=bundle, alone=())
+            single = replace(given, bundle=_stand_in(directory, given.bundle), alone=(), uncalibrated=None)
             with contextlib.suppress(InputError):
                 return _map(single, scratch, executor=executor)
         raise
-    return map_prepared(open_dataset(prepared), given.bundle, recorded=given.image)
+    return map_prepared(product, suited.bundle, recorded=given.image)
+
+
+def _stand_in(directory: Path, bundle: ModelBundle) -> ModelBundle:
+    found = ModelBundle.load(directory)
+    return as_unpromoted(found) if bundle.provenance.get("unpromoted") else found
 
 
 def classify_file(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import xarray as xr
 
 from eelsflow.edges import Edge
 from eelsflow.energy import EnergyAxis
@@ -16,6 +19,9 @@ from eelsflow.store import home, make_directory, read_json, write_json
 
 ALONE = "alone"
 """Folder in that of a model of several edges: a model of each of them, by its name."""
+
+UNCALIBRATED = "uncalibrated"
+"""Folder in that of a model which expects a dispersion that is known: the same model for files where it is not."""
 
 
 def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None = None) -> Path:
@@ -45,8 +51,22 @@ def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None =
 
 def models_alone(directory: Path) -> list[Path]:
     """Return the directories of the models of each edge that lie beside a model of several, in order of energy."""
-    found = [path.parent for path in directory.glob(f"{ALONE}/*/model.json")]
+    beside = directory.parent if directory.name == UNCALIBRATED else directory
+    found = [path.parent for path in beside.glob(f"{ALONE}/*/model.json")]
     return sorted(found, key=lambda path: read_edge(path).elnes_window)
+
+
+def model_for_uncalibrated(directory: Path) -> Path | None:
+    """Return the directory of the model for files whose dispersion is not known, beside one that expects that it is."""
+    found = directory / UNCALIBRATED
+    return found if (found / "model.json").is_file() else None
+
+
+def _own(directory: Path) -> Path:
+    """Return the directory of the study's own model, of one that may stand in for it."""
+    if directory.parent.name == ALONE:
+        return directory.parent.parent
+    return directory.parent if directory.name == UNCALIBRATED else directory
 
 
 def _find_model(model: str, edge: str | None, axis: EnergyAxis | None) -> Path:
@@ -101,10 +121,23 @@ def as_unpromoted(bundle: ModelBundle) -> ModelBundle:
     return replace(bundle, provenance=bundle.provenance | {"unpromoted": True})
 
 
+def has_unlikely_distance(product: xr.Dataset) -> bool:
+    """Tell whether edges of a prepared acquisition lie as far apart as in no compound, as its preset has left them."""
+    return bool(json.loads(product.attrs["unlikely_distances"]))
+
+
+def as_uncalibrated(bundle: ModelBundle, product: xr.Dataset) -> ModelBundle:
+    """Return a model for files whose dispersion is not known, whose maps say why it was taken.
+
+    `product` is the acquisition as it was prepared for the model that expects a known dispersion.
+    """
+    said = "; ".join(json.loads(product.attrs["unlikely_distances"]))
+    return replace(bundle, provenance=bundle.provenance | {"uncalibrated": said})
+
+
 def is_champion(directory: Path) -> bool:
-    """Tell whether a model is the champion of its edge, or of one edge alone beside such a model."""
-    whole = directory.resolve()
-    resolved = str(whole.parent.parent if whole.parent.name == ALONE else whole)
+    """Tell whether a model is the champion of its edge, or stands in for such a model."""
+    resolved = str(_own(directory.resolve()))
     return any(entry["path"] == resolved and entry.get("champion", False) for entry in registered_models())
 
 

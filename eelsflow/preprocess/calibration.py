@@ -153,9 +153,7 @@ def dispersion_left(edge: Edge, error: float, *, dispersion_error: float = DISPE
     return (1.0 + error) * found.dispersion - 1.0
 
 
-def unlikely_distances(
-    first: Edge, others: Sequence[Edge], calibration: Calibration, *, dispersion_error: float
-) -> list[str]:
+def unlikely_distances(first: Edge, others: Sequence[Edge], calibration: Calibration) -> list[str]:
     """Say which edges are left so far from their usual distance that no compound explains it."""
     said = []
     for other in others:
@@ -164,9 +162,7 @@ def unlikely_distances(
         if abs(measured * calibration.dispersion - usual) > _SIGNIFICANT * np.hypot(spread, error):
             said.append(
                 f"{first.name} and {other.name} lie {abs(measured):.2f} +- {error:.2f} eV apart on the file's axis, "
-                f"and compounds have {abs(usual):.1f} +- {spread:.1f} eV: the dispersion of this file is not known to "
-                f"{100 * dispersion_error:g} %, as the preset has it, and classes that are told by that distance are "
-                "wrong: calibrate the axis again, or use a model whose preset expects a larger dispersion_error"
+                f"and compounds have {abs(usual):.1f} +- {spread:.1f} eV"
             )
     return said
 

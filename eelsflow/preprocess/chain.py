@@ -96,6 +96,12 @@ _UNCERTAIN_OFFSET = 0.3  # eV; the peaks of the two oxides lie 0.6 eV apart
 _SIGNIFICANT = 3.0  # standard errors
 _MANY_SPIKES = 0.25  # of the pixels; measured are 4 %
 
+_UNLIKELY = (
+    "{said}: the dispersion of this file is not known to {percent:g} %, as the preset has it, and classes that are "
+    "told by that distance are wrong: calibrate the axis again, or use a model whose preset expects a larger "
+    "dispersion_error"
+)
+
 Result = TypeVar("Result")
 
 
@@ -114,6 +120,7 @@ class Acquisition:
     companion: Companion | None = None
     warnings: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    unlikely: tuple[str, ...] = ()
 
 
 def prepare(image: xr.DataArray, *, edge: Edge, preset: Preset, companion: Companion | None = None) -> xr.Dataset:
@@ -232,6 +239,7 @@ def fit_acquisition(
     mean_spectrum: NDArray[np.float64] | None = None
     edge_offset: OffsetEstimate | None = None
     drift_said: str | None = None
+    unlikely: list[str] = []
     warnings += companion.warnings if companion else ()
 
     for step in preset.acquisition_steps:
@@ -271,7 +279,8 @@ def fit_acquisition(
                     fitted, drift_said = _follow_drift(crew, fitted, companion, edge_offset)
                     if fitted.offset is edge_offset:  # the zero loss is believed in nothing
                         calibration, fitted = of_edges, replace(fitted, dispersion=of_edges.dispersion)
-                warnings += unlikely_distances(first, others, calibration, dispersion_error=known)
+                unlikely = unlikely_distances(first, others, calibration)
+                warnings += [_UNLIKELY.format(said=said, percent=100 * known) for said in unlikely]
             case presets.Background():
                 if mean_spectrum is None:
                     mean_spectrum = _mean_of_specimen(crew, fitted)
@@ -313,6 +322,7 @@ def fit_acquisition(
         companion,
         tuple(warnings),
         calibration,
+        tuple(unlikely),
     )
 
 
@@ -394,6 +404,7 @@ def describe_product(acquisition: Acquisition, image: xr.DataArray) -> xr.Datase
             "edge_offset": edge_offset.value if edge_offset else None,
             "edge_offset_error": edge_offset.error if edge_offset else None,
             **_describe_calibration(acquisition.calibration),
+            "unlikely_distances": json.dumps(acquisition.unlikely),
             "low_loss": json.dumps({**companion.facts, **used}) if companion else None,
             "pixel_size": image.attrs["pixel_size"],
             "pixel_unit": image.attrs["pixel_unit"],

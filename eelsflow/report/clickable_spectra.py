@@ -145,7 +145,7 @@ class Spectra:
     def _code(
         self, values: NDArray[np.float64], rows: slice, together: int, step: float
     ) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | None:
-        """Return codes and powers of the spectra of some rows; None where they are to be kept and are no whole counts."""
+        """Return codes and powers of the spectra of some rows; None where values without a step are no whole counts."""
         if together > 1:
             values = self._added_up(values, together)
         values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, 0.0)

@@ -28,7 +28,6 @@ from eelsflow.models.bundle import ModelBundle, describe_model
 from eelsflow.report.page import build_report
 from eelsflow.store import Store, empty_directory, make_directory
 from eelsflow.study import stages
-from eelsflow.study.alone import plan_alone, prepare_alone, write_alone
 from eelsflow.study.champion import held_out_scores, judge_promotion, keep_champion
 from eelsflow.study.config import ChooseBy, Study
 from eelsflow.study.gpu import turn_at_gpu
@@ -53,6 +52,7 @@ from eelsflow.study.plan import (
 )
 from eelsflow.study.results import score_rows, write_results
 from eelsflow.study.stages import Place
+from eelsflow.study.stand_ins import plan_stand_ins, prepare_stand_ins, write_stand_ins
 
 StepType = TypeVar("StepType", bound=Step)
 
@@ -246,17 +246,17 @@ def _choice_of(fit: FitModel, fits: Sequence[FitModel], store: Store) -> dict[st
 
 
 def fit_final_model(plan: Plan, final: FitModel, place: Place, run: Runner) -> None:
-    """Fit the model that leaves the study, on all labelled spectra; of several edges also one of each edge alone."""
+    """Fit the model that leaves the study, on all labelled spectra; of several edges also its stand-ins."""
     run(stages.fit_features, [final.features])
     run(stages.fit_model, [final])
     if not plan.study.edge.beside:
         return
-    run(stages.prepare_acquisition, prepare_alone(plan, final))
-    for _, dataset, fit in plan_alone(plan, final, place.store):
-        with contextlib.suppress(InputError):  # that edge has no model of its own then
-            run(stages.build_dataset, [dataset])
-            run(stages.fit_features, [fit.features])
-            run(stages.fit_model, [fit])
+    run(stages.prepare_acquisition, prepare_stand_ins(plan, final))
+    for one in plan_stand_ins(plan, final, place.store):
+        with contextlib.suppress(InputError):  # there is no such model then
+            run(stages.build_dataset, [one.dataset])
+            run(stages.fit_features, [one.fit.features])
+            run(stages.fit_model, [one.fit])
 
 
 def _unique(steps: Iterable[StepType]) -> list[StepType]:
@@ -305,7 +305,7 @@ def write_outputs(
     shutil.copytree(place.store.path(final.digest) / "model", unfinished / "model")
     about = _about_model(plan.study) | _about_training(plan, measured, final, place)
     describe_model(unfinished / "model", name=final.model.name, **about)
-    write_alone(plan, final, place.store, unfinished / "model", about=_about_model(plan.study))
+    write_stand_ins(plan, final, place.store, unfinished / "model", about=_about_model(plan.study))
     evidence = _write_maps(plan, measured, final, place, unfinished / "maps")
     promotion = judge_promotion(plan, measured.scored, final, place) if promote else None
     run = {

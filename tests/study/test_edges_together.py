@@ -2,20 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from eelsflow.catalogue.process import Order, identify, work_through
+from eelsflow.catalogue.states import Acquisition, State
 from eelsflow.describe import describe, format_description
 from eelsflow.errors import EelsflowError, StudyFileError
 from eelsflow.executors import LoopExecutor
+from eelsflow.explanation import explain_file
 from eelsflow.explanation.contributions import explain
-from eelsflow.io.zarr_store import open_dataset, open_spectrum_image
+from eelsflow.io.zarr_store import open_dataset, open_spectrum_image, write_spectrum_image
 from eelsflow.maps.mapping import classify
 from eelsflow.maps.registry import find_model, models_alone, register_model
 from eelsflow.models.bundle import ModelBundle
+from eelsflow.preprocess.presets import Align
 from eelsflow.report.style import leave_out_gaps, new_figure, spans
 from eelsflow.simulator import simulate_directory
 from eelsflow.spectrum_image import energy_axis
@@ -178,6 +183,75 @@ def test_an_edge_that_is_not_in_the_specimen_leaves_the_other(studied, tmp_path)
 def test_a_model_of_both_edges_by_itself_refuses_a_file_of_one(studied, short):
     with pytest.raises(EelsflowError, match="cannot show the Fe_L3 edge"):
         classify(short, model=ModelBundle.load(studied / "model"))
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """A study of files whose dispersion is known."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EELSFLOW_HOME", str(folder / "home"))
+        place = Place(store=Store(folder / "store"), executor=LoopExecutor())
+        study = write(folder, dispersion_error=5e-4, models=["mlls"])
+        run_study(load_study(study), folder / "out", place=place)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def wide_channels(tmp_path_factory):
+    """A file whose channels are wider than it says, by 2 %, and one that says what they are."""
+    folder = tmp_path_factory.mktemp("channels")
+    simulate_directory(
+        folder, n_acquisitions=1, seed=881, shape=(12, 12), preset="wide", window=(490.0, 750.0), dispersion_error=5e-4
+    )
+    right = open_spectrum_image(folder / "field-000-FeO.zarr").load()
+    energies = right["energy_loss"]
+    return right.assign_coords(energy_loss=530.0 + (energies - 530.0) / 1.02), right
+
+
+def test_a_file_that_is_not_calibrated_is_mapped_by_the_model_that_does_not_expect_it(calibrated, wide_channels):
+    wrong, right = wide_channels
+    own, stand_in = (ModelBundle.load(calibrated / "model" / name) for name in ("", "uncalibrated"))
+    assert [one.preset.find(Align).dispersion_error for one in (own, stand_in)] == [5e-4, 0.02]
+    assert own.provenance["trained_on"] == stand_in.provenance["trained_on"]
+    suits = classify(right, model=calibrated)
+    assert suits.summary["edges"]["dispersion"]["known_to"] == 5e-4
+    assert "not as well known" not in " ".join(suits.summary["warnings"])
+
+    found = classify(wrong, model=calibrated)
+    assert found.summary["edges"]["dispersion"]["known_to"] == 0.02
+    (said,) = [one for one in found.summary["warnings"] if "not as well known as the model expects" in one]
+    assert "apart on the file's axis, and compounds have 177.2 +- 0.6 eV" in said
+    assert abs(found.summary["edges"]["dispersion"]["factor"] - 1.02) < 0.006
+    named = classify(wrong, model=calibrated / "model" / "uncalibrated")
+    np.testing.assert_array_equal(found.dataset["class_index"], named.dataset["class_index"])
+    assert "not as well known" not in " ".join(named.summary["warnings"])  # whoever names it knows
+    by_itself = classify(wrong, model=own)  # nothing stands beside a model object
+    assert by_itself.summary["edges"]["dispersion"]["known_to"] == 5e-4
+    assert "not known to 0.05 %" in " ".join(by_itself.summary["warnings"])
+
+
+def test_the_model_of_uncalibrated_files_refers_to_those_of_single_edges(calibrated, short):
+    assert classify(short, model=calibrated / "model" / "uncalibrated").summary["model"]["edge"] == "O_K"
+
+
+def test_an_inbox_and_an_explanation_take_the_model_that_a_map_takes(calibrated, wide_channels, tmp_path):
+    wrong, _ = wide_channels
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    write_spectrum_image(wrong, inbox / "wrong.zarr")
+    order = Order(inbox=str(inbox), out=tmp_path / "out", store=tmp_path / "store", model=str(calibrated))
+    one = Acquisition(1, str(inbox / "wrong.zarr"), 1, "", State.INGESTED)
+    one = replace(one, sha256=identify(one, order))
+    assert work_through(one, order, lambda *_, **__: True) is not None
+    summary = read_json(order.folder_for(one) / "summary.json")
+    assert summary["edges"]["dispersion"]["known_to"] == 0.02
+    assert any("not as well known" in warning for warning in summary["warnings"])
+    found = explain_file(inbox / "wrong.zarr", models=[str(calibrated)], out=tmp_path / "explained")
+    direct = explain_file(
+        inbox / "wrong.zarr", models=[str(calibrated / "model" / "uncalibrated")], out=tmp_path / "direct"
+    )
+    np.testing.assert_array_equal(found.dataset["contribution"], direct.dataset["contribution"])
 
 
 def test_edges_are_listed_once_and_not_beside_an_edge(tmp_path):
