@@ -98,6 +98,7 @@ def simulate(
     preset: str = "paper",
     detector: Literal["ccd", "counting", "both"] = "ccd",
     dose: float | None = None,
+    dispersion_error: float | None = None,
     low_loss: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -118,6 +119,9 @@ def simulate(
         ``ccd``, ``counting``, or ``both``: either, by chance.
     dose
         Of the beam, relative to the measured one (1); drawn by the preset if it is None.
+    dispersion_error
+        How far the channels' widths are from what files say, relatively, a standard deviation; by the preset if it is
+        None.
     low_loss
         Whether the low loss of every scan is written too.
     progress
@@ -131,7 +135,8 @@ def simulate(
     Raises
     ------
     EelsflowError
-        If the preset or the detector is unknown, or the folder cannot be written.
+        If the preset or the detector is unknown, the error of the dispersion out of range, or the folder cannot be
+        written.
     """
     from eelsflow.simulator import LowLossRecording, simulate_directory
     from eelsflow.store import make_directory
@@ -147,6 +152,7 @@ def simulate(
         preset=preset,
         detector=detector,
         dose=None if dose is None else (dose, dose),
+        dispersion_error=dispersion_error,
         low_loss=LowLossRecording() if low_loss else None,
         progress=progress,
     )

@@ -294,8 +294,9 @@ def test_report_of_what_is_no_results_directory_is_refused(eelsflow, tmp_path):
 def test_simulate_takes_preset_detector_and_dose(eelsflow, tmp_path):
     options = ("--acquisitions", "2", "--seed", "4", "--pixels", "8")
     status, out, _ = eelsflow(
-        "simulate", tmp_path / "wide", *options, "--preset", "wide", "--detector", "counting", "--dose", "0.5"
-    )
+        "simulate", tmp_path / "wide", *options, "--preset", "wide", "--detector", "counting", "--dose", "0.5",
+        "--dispersion-error", "1e-5",
+    )  # fmt: skip
     assert status == 0
     manifest = Path(out.strip())
     assert manifest == tmp_path / "wide" / "manifest.csv"
@@ -303,6 +304,7 @@ def test_simulate_takes_preset_detector_and_dose(eelsflow, tmp_path):
     truth = open_dataset(tmp_path / "wide" / "field-000-FeO.truth.zarr")
     assert truth.attrs["detector"] == "counting"
     assert truth.attrs["dose"] == pytest.approx(0.5)
+    assert 0 < abs(truth.attrs["dispersion_error"]) < 3e-5  # .004 by the preset
 
 
 def test_simulate_draws_the_measured_cubes_if_nothing_else_is_asked_for(eelsflow, tmp_path):
@@ -315,7 +317,9 @@ def test_simulate_draws_the_measured_cubes_if_nothing_else_is_asked_for(eelsflow
     assert open_dataset(tmp_path / "cubes-000-FeO.truth.zarr").attrs["sha256"] == expected.attrs["sha256"]
 
 
-@pytest.mark.parametrize("option", [("--preset", "narrow"), ("--detector", "film"), ("--dose", "0")])
+@pytest.mark.parametrize(
+    "option", [("--preset", "narrow"), ("--detector", "film"), ("--dose", "0"), ("--dispersion-error", "1")]
+)
 def test_simulate_refuses_what_it_does_not_know(eelsflow, tmp_path, option):
     status, _, err = eelsflow("simulate", tmp_path / "out", *option)
     assert status == 2

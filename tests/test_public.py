@@ -34,7 +34,18 @@ PUBLIC = {
     "prepare": ["acquisition", "edge", "preset", "low_loss", "executor"],
     "read": ["acquisition"],
     "run_study": ["study", "out", "runner", "quick", "promote", "strict", "on_step", "say"],
-    "simulate": ["directory", "acquisitions", "seed", "pixels", "preset", "detector", "dose", "low_loss", "progress"],
+    "simulate": [
+        "directory",
+        "acquisitions",
+        "seed",
+        "pixels",
+        "preset",
+        "detector",
+        "dose",
+        "dispersion_error",
+        "low_loss",
+        "progress",
+    ],
     "to_hyperspy": ["value"],
 }
 """A change here is a change for everybody who uses the library: say so in the handbook."""

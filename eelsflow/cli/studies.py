@@ -49,6 +49,15 @@ def simulate(
         float | None,
         typer.Option(min=0.001, help="Beam dose relative to the measured one (1); drawn by the preset if not given."),
     ] = None,
+    dispersion_error: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.05,
+            help="How far the channels' widths are from what files say, relatively (standard deviation): 0.0005 for "
+            "calibrated files; by the preset, 0.004, if not given.",
+        ),
+    ] = None,
     low_loss: Annotated[
         bool, typer.Option("--low-loss", help="Write the low loss of every scan too: NAME.low-loss.zarr.")
     ] = False,
@@ -63,6 +72,7 @@ def simulate(
             preset=preset.value,
             detector=detector.value,
             dose=dose,
+            dispersion_error=dispersion_error,
             low_loss=low_loss,
             progress=lambda done, total: on_step("simulate", done, total),
         )
