@@ -23,7 +23,7 @@ from scipy.special import ndtri
 
 from eelsflow.dataset.labels import PURE_FRACTION
 from eelsflow.dose import DosePlan, plan_dose
-from eelsflow.energy import EnergyAxis
+from eelsflow.energy import axis_of
 from eelsflow.errors import EelsflowError
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.chain import prepare
@@ -71,7 +71,7 @@ class Field:
         preset = bundle.acquisition_preset
         steps = tuple(step for step in preset.steps if not isinstance(step, Spatial))
         product = prepare(acquisition.image, edge=bundle.edge, preset=preset.model_copy(update={"steps": steps}))
-        axis = EnergyAxis.from_values(product["energy_loss"].values)
+        axis = axis_of(product["energy_loss"].values)
         self.image_shapes = to_shapes(product["intensity"].values, product["variance"].values, axis, bundle.edge)
         known = ~product["vacuum_mask"].values & self.image_shapes.known
         self.telling = known & (self.image_shapes.counts >= TELLING * np.quantile(self.image_shapes.counts[known], 0.9))

@@ -14,7 +14,7 @@ from eelsflow.dose.recording import record
 from eelsflow.dose.shapes import ClassShapes
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.shapes import whitening
-from eelsflow.preprocess.transform import Fitted, edge_axis
+from eelsflow.preprocess.transform import Fitted, product_axis
 
 Floats = NDArray[np.float64]
 
@@ -107,8 +107,13 @@ class Draws:
                 pool = np.flatnonzero(reading.group == reading.own[k] if reading.own[k] >= 0 else reading.group >= 0)
                 pixels = rng.choice(pool, (2 * n, _N_PIXELS))
                 change = drawn[:, k, None] - reading.measured[reading.group[pixels]]
-                density = spread_bands(change, pilot.band_bounds, boundaries)
-                expected[k] = base[pixels] + pilot.edge_counts[pixels][..., None] * density
+                expected[k] = base[pixels]
+                first, n_edges = 0, len(pilot.band_bounds)
+                for number, bounds in enumerate(pilot.band_bounds):  # a shape's bands are shares of 1 over all edges
+                    of_edge = n_edges * change[..., first : first + bounds.size - 1]
+                    density = spread_bands(of_edge, bounds, boundaries)
+                    expected[k] += pilot.edge_counts[pixels, number][..., None] * density
+                    first += bounds.size - 1
             parts.append(expected)
         return cls(np.concatenate(parts, axis=1), pilot.fitted, bundle, int(rng.integers(2**31)))
 
@@ -120,7 +125,7 @@ class Draws:
             counts = record(factor * counts, self.fitted.noise, np.random.default_rng(self.seed), readout=readout)
         group = np.tile(np.repeat([f"{number}" for number in range(n_acquisitions)], n_pixels), n_classes)
         intensity, _ = prepare_again(counts, self.fitted)
-        predicted = predict_spectra(intensity, edge_axis(self.fitted), self.bundle, group)
+        predicted = predict_spectra(intensity, product_axis(self.fitted), self.bundle, group)
         names = np.asarray(self.bundle.classes)[:, None, None]
         right = predicted.reshape(n_classes, n_acquisitions, n_pixels) == names
         of_each = right.mean(axis=2)

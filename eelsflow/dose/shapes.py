@@ -14,7 +14,7 @@ from eelsflow.dose.recording import record
 from eelsflow.errors import InputError
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.shapes import band_edges
-from eelsflow.preprocess.transform import edge_axis
+from eelsflow.preprocess.transform import product_axis
 from eelsflow.unmixing.field import COMMON, unmix
 from eelsflow.unmixing.references import mean_shape
 from eelsflow.unmixing.structure import STRUCTURED
@@ -128,17 +128,25 @@ def _recorded_shapes(pilot: Pilot, group: NDArray[np.intp]) -> tuple[Floats, Flo
     rows = taking_part[np.arange(max(_N_NOISE, taking_part.size)) % taking_part.size]
     expected = expected_counts(pilot, group)[rows]
     counts = record(expected, pilot.fitted.noise, np.random.default_rng(0))
-    axis, edge = edge_axis(pilot.fitted), pilot.fitted.edge
-    starts = band_edges(axis, edge)
     (mean, _), (intensity, variance) = (prepare_again(part, pilot.fitted) for part in (expected, counts))
-    window = slice(starts[0], starts[-1])
-    mean, deviation = (
-        np.add.reduceat(part[:, window], starts[:-1] - starts[0], axis=1, dtype=np.float64)
-        for part in (mean, intensity - mean)
-    )
-    shape = mean / mean.sum(axis=1, keepdims=True)
-    deviation -= shape * deviation.sum(axis=1, keepdims=True)  # linear: a ratio of few counts has no variance
-    deviation /= np.sqrt(variance[:, window].sum(axis=1, dtype=np.float64))[:, None]
+    axis, edge = product_axis(pilot.fitted), pilot.fitted.whole_edge
+    shapes, deviations, relative = [], [], []
+    for one in edge.alone:
+        starts = band_edges(axis, one)
+        window = slice(starts[0], starts[-1])
+        bands, deviation = (
+            np.add.reduceat(part[:, window], starts[:-1] - starts[0], axis=1, dtype=np.float64)
+            for part in (mean, intensity - mean)
+        )
+        total = bands.sum(axis=1, keepdims=True)
+        shapes.append(bands / total / len(edge.alone))
+        # linear: a ratio of few counts has no variance
+        deviations.append(
+            (deviation / total - bands / total**2 * deviation.sum(axis=1, keepdims=True)) / len(edge.alone)
+        )
+        relative.append(variance[:, window].sum(axis=1, dtype=np.float64) / total[:, 0] ** 2)
+    shape = np.concatenate(shapes, axis=1)
+    deviation = np.concatenate(deviations, axis=1) / np.sqrt(np.mean(relative, axis=0))[:, None]
     for number in range(group.max() + 1):
         members = group[rows] == number
         shape[members] -= shape[members].mean(axis=0)
@@ -170,7 +178,7 @@ def _labelled_groups(
 
 def _share_right(pilot: Pilot, bundle: ModelBundle, labels: NDArray[np.str_], classes: Sequence[str]) -> float:
     """Return the share of labelled pixels that the model names rightly, mean over the classes."""
-    predicted = predict_spectra(pilot.intensity[pilot.telling], edge_axis(pilot.fitted), bundle, None)
+    predicted = predict_spectra(pilot.intensity[pilot.telling], product_axis(pilot.fitted), bundle, None)
     own = labels[pilot.telling]
     return float(np.mean([(predicted[own == name] == name).mean() for name in classes]))
 
