@@ -21,6 +21,7 @@ import eelsflow
 from eelsflow.dataset.spectra import LabelledSpectra
 from eelsflow.dataset.splits import split_spectra
 from eelsflow.digest import code_version, digest_of
+from eelsflow.edges import JOINED
 from eelsflow.errors import DataSetError
 from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.joint_features import load_transform
@@ -616,6 +617,9 @@ def _counts(values: NDArray[np.str_]) -> tuple[list[str], list[int]]:
     return names.tolist(), counts.tolist()
 
 
+FEW_FOR_EDGES = 20
+"""Acquisitions from which on edges together mapped fields of one phase as well as O K alone (decision 0035)."""
+
 _HELD_OUT = {"group": "held-out acquisitions", "pixel": "random test spectra"}
 
 
@@ -654,6 +658,14 @@ def _study_warnings(plan: Plan, maps: Sequence[Row], acquisitions: Sequence[Row]
         warnings.append(
             f"most maps of fields of two phases show one class only, by {', '.join(one_class)}: these models erase the "
             "smaller phase, whatever they score on pure fields"
+        )
+    if plan.study.edge.beside and len(plan.acquisitions) < FEW_FOR_EDGES:
+        first = plan.study.edge.alone[0].name
+        warnings.append(
+            f"{len(plan.acquisitions)} acquisitions tell little of {plan.study.edge.name.replace(JOINED, ' and ')} "
+            f"together: of fewer than {FEW_FOR_EDGES} simulated ones maps of fields of one phase were worse than by "
+            f"one edge, because more must be learnt; add acquisitions, or compare with the model of {first} alone, "
+            "which lies beside this one (model/alone)"
         )
     if plan.acquisitions:
         warnings += [preset.caution for preset in plan.study.preprocess if preset.caution]
