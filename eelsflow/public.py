@@ -455,13 +455,16 @@ def plan_dose(
     from eelsflow.dataset.labels import label_pixels
     from eelsflow.dose import plan_dose
     from eelsflow.maps import find_model
+    from eelsflow.maps.registry import model_for_uncalibrated
     from eelsflow.models.bundle import ModelBundle
     from eelsflow.spectrum_image import energy_axis
 
     image = read(acquisition).load()
-    bundle = model
+    bundle, uncalibrated = model, None
     if isinstance(bundle, str | Path):
-        bundle = ModelBundle.load(find_model(str(bundle), axis=energy_axis(image)))
+        directory = find_model(str(bundle), axis=energy_axis(image))
+        bundle, other = ModelBundle.load(directory), model_for_uncalibrated(directory)
+        uncalibrated = ModelBundle.load(other) if other is not None else None
     if isinstance(labels, str | Path):
         no_vacuum = np.zeros(image.shape[:2], dtype=bool)  # thin pixels take no part in a plan, whatever they are
         if isinstance(labels, str) and labels not in bundle.classes:
@@ -470,7 +473,9 @@ def plan_dose(
         labels = label_pixels(no_vacuum, label=label, truth=truth, classes=bundle.classes, name=image.attrs["source"])
     elif labels is not None:
         labels = np.asarray(labels, dtype=np.str_)
-    return plan_dose(image, bundle, accuracy=accuracy, fraction_error=fraction_error, labels=labels)
+    return plan_dose(
+        image, bundle, accuracy=accuracy, fraction_error=fraction_error, labels=labels, uncalibrated=uncalibrated
+    )
 
 
 def to_hyperspy(value: xr.DataArray | Map) -> Any:

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from eelsflow import public
 from eelsflow.dataset.labels import MIXED, PURE_FRACTION
 from eelsflow.dose import Curve, plan_dose, write_plan
 from eelsflow.dose.curves import spread_bands
+from eelsflow.dose.pilot import Pilot, expected_counts, prepare_again
 from eelsflow.dose.recording import record, spread_kernel
 from eelsflow.edges import SHIPPED, join_edges
 from eelsflow.energy import axis_of
@@ -22,10 +24,11 @@ from eelsflow.preprocess.joint_features import fit_transform
 from eelsflow.preprocess.noise import NoiseModel
 from eelsflow.preprocess.presets import Spatial, resolve_preset
 from eelsflow.preprocess.shapes import to_shapes
+from eelsflow.preprocess.transform import product_axis
 from eelsflow.simulator import PRESETS, plan_directory, simulate_acquisition
 from eelsflow.simulator.acquisition import AxisParameters
 from eelsflow.unmixing.field import TELLING
-from eelsflow.unmixing.references import References
+from eelsflow.unmixing.references import References, mean_shape
 
 CAMERA = NoiseModel(5.5, 40.0, np.array([1.0, 0.6, 0.3, 0.1, 0.0]))
 COUNTING = NoiseModel(1.0, 0.0, np.array([1.0, 0.0, 0.0]), quantum=1.0)
@@ -173,6 +176,25 @@ def test_averaged_pixels_bring_their_read_out_along(bundle, mosaic):
     assert found.readout_share > 0.1
     dose, averaged = found.answers["fraction_error"]
     assert averaged.factor > 1.1 * dose.factor
+
+
+def test_of_edges_together_each_has_its_own_counts_and_bands_and_recorded_anew_its_shape():
+    image, _ = simulate("FeO", 31, dose=3.0, n_channels=1080)
+    preset = resolve_preset("recommended")
+    pilot = Pilot.of(image, SimpleNamespace(name="both", edge=BOTH, acquisition_preset=preset.for_acquisition))
+    axis = pilot.fitted.corrected_axis
+    for number, edge in enumerate(BOTH.alone):
+        assert pilot.edge[number, axis.channels(edge.elnes_window)].sum() == pytest.approx(1.0)
+        assert pilot.edge[number, axis.values < edge.background_window[1]] == pytest.approx(0.0)
+        assert pilot.band_bounds[number][[0, -1]] == pytest.approx(edge.elnes_window, abs=0.3)
+    # the one of detector channels, the other of those of the product
+    ratio = np.median(pilot.edge_counts / pilot.single.edge_counts[pilot.telling], axis=0)
+    assert ratio[1] == pytest.approx(ratio[0], rel=0.1)
+    group = np.zeros(len(pilot.counts), dtype=np.intp)
+    again = prepare_again(expected_counts(pilot, group), pilot.fitted)
+    shapes = to_shapes(*again, product_axis(pilot.fitted), BOTH)
+    own = pilot.single[pilot.telling]
+    np.testing.assert_allclose(shapes.values.mean(axis=0), mean_shape(own).values[0], atol=0.002)
 
 
 def accuracy_at(dose, seed, detector, bundle, **shown):

@@ -167,26 +167,31 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         check_file(path, edge=edge, lazy=_head_alone(path))
         recorded = Recorded(given=acquisition.path, name=acquisition.name, path=path, sha256=acquisition.sha256)
         read, reasons = _ReadOnce(path), []
-        own: xr.Dataset | None = None
-        candidates = [directory, *models_alone(directory)]  # an edge that the axis shows may not be in the specimen
+        # an edge that the axis shows may not be in the specimen; with the product that made another model stand in
+        candidates: list[tuple[Path, xr.Dataset | None]] = [
+            (one, None) for one in (directory, *models_alone(directory))
+        ]
         while candidates:
-            one = candidates.pop(0)
+            one, own = candidates.pop(0)
             bundle, model_digest = _load(one)
             step = PrepareAcquisition(acquisition=recorded, edge=bundle.edge, preset=bundle.acquisition_preset)
             is_new = not store.has(step.digest)
             if is_new and digest_file(path) != acquisition.sha256:
                 return None  # it changes under our eyes, and is seen anew
             entry = prepare_acquisition(step, Place(store, LoopExecutor()), read=read)
-            if isinstance(entry, SetAside):
-                reasons.append(entry.reason)
-                continue
-            if is_new and digest_file(path) != acquisition.sha256:  # it changed while it was read
+            is_prepared = store.has(step.digest)  # also where it could be prepared, but lacks a part of the window
+            if is_new and is_prepared and digest_file(path) != acquisition.sha256:  # it changed while it was read
                 store.discard(step.digest)
                 return None
-            uncalibrated, product = model_for_uncalibrated(one), open_dataset(entry / "prepared.zarr")
-            if uncalibrated is None or not has_unlikely_distance(product):
+            uncalibrated = model_for_uncalibrated(one)
+            if uncalibrated is not None and is_prepared:
+                product = open_dataset(store.path(step.digest) / "prepared.zarr")
+                if has_unlikely_distance(product):
+                    candidates.insert(0, (uncalibrated, product))
+                    continue
+            if not isinstance(entry, SetAside):
                 break
-            own, candidates = product, [uncalibrated]
+            reasons.append(entry.reason)
         if isinstance(entry, SetAside):
             raise InputError(reasons[0])
         if acquisition.state is not State.PREPARED and not advance(State.PREPARED):
@@ -195,7 +200,7 @@ def _work_through(acquisition: Acquisition, order: Order, advance: Advance, stor
         if order.model == "default" and not is_champion(directory):
             bundle, made_by["unpromoted"] = as_unpromoted(bundle), "yes"
         if own is not None:
-            bundle = as_uncalibrated(bundle, own)
+            bundle, made_by["uncalibrated"] = as_uncalibrated(bundle, own), "yes"
         folder = order.folder_for(acquisition)
         _remove_left(folder)
         if acquisition.facts.get(AGAIN) or not _is_made(folder, made_by):
@@ -289,7 +294,7 @@ def _load(directory: Path) -> tuple[ModelBundle, str]:
     return _load_once(directory, changed)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _load_once(directory: Path, changed: int) -> tuple[ModelBundle, str]:
     return ModelBundle.load(directory), digest_file(directory)
 

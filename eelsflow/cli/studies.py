@@ -53,7 +53,7 @@ def simulate(
         float | None,
         typer.Option(
             min=0.0,
-            max=0.05,
+            max=0.099,
             help="How far the channels' widths are from what files say, relatively (standard deviation): 0.0005 for "
             "calibrated files; by the preset, 0.004, if not given.",
         ),

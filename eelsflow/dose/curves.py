@@ -109,10 +109,10 @@ class Draws:
                 change = drawn[:, k, None] - reading.measured[reading.group[pixels]]
                 expected[k] = base[pixels]
                 first, n_edges = 0, len(pilot.band_bounds)
-                for number, bounds in enumerate(pilot.band_bounds):  # a shape's bands are shares of 1 over all edges
+                for place, bounds in enumerate(pilot.band_bounds):  # a shape's bands are shares of 1 over all edges
                     of_edge = n_edges * change[..., first : first + bounds.size - 1]
                     density = spread_bands(of_edge, bounds, boundaries)
-                    expected[k] += pilot.edge_counts[pixels, number][..., None] * density
+                    expected[k] += pilot.edge_counts[pixels, place][..., None] * density
                     first += bounds.size - 1
             parts.append(expected)
         return cls(np.concatenate(parts, axis=1), pilot.fitted, bundle, int(rng.integers(2**31)))

@@ -47,6 +47,7 @@ class Pilot:
     band_bounds: tuple[Floats, ...]  # of each edge, (bands + 1,), eV
     readout_share: Floats  # (pixels,)
     electrons: float
+    unlikely: tuple[str, ...]  # which edges lie as far apart as in no compound
 
     @classmethod
     def of(cls, image: xr.DataArray, bundle: ModelBundle) -> Pilot:
@@ -106,7 +107,7 @@ class Pilot:
             fitted, telling, counts, basis, np.stack([one.counts for one in found], axis=1),
             np.stack([one.rest for one in found], axis=1), _added_by_edges(found, fitted), single,
             product["intensity"], tuple(bounds), readout / np.maximum(variance, 1e-30),
-            float(np.median(product["electrons"][telling])),
+            float(np.median(product["electrons"][telling])), acquisition.unlikely,
         )  # fmt: skip
 
     def relative_variance(self, factor: float, readout: float) -> Floats:

@@ -154,6 +154,7 @@ def plan_dose(
     accuracy: float | None = None,
     fraction_error: float | None = None,
     labels: NDArray[np.str_] | None = None,
+    uncalibrated: ModelBundle | None = None,
     seed: int = 0,
 ) -> DosePlan:
     """Plan the dose of acquisitions such as one that was recorded.
@@ -171,6 +172,8 @@ def plan_dose(
     labels
         Class of each pixel, shape (y, x), as `eelsflow.dataset.labels.label_pixels` gives it; pixels of no class of the
         model are left out. None: the model says what the acquisition holds.
+    uncalibrated
+        The model that takes over where edges lie as far apart as in no compound, which `bundle` expects of no file.
     seed
         Of the draws.
 
@@ -199,7 +202,14 @@ def plan_dose(
     neighbours lend nothing here.
     """
     _check_targets(accuracy, fraction_error, len(bundle.classes))
-    pilot = Pilot.of(image, bundle)
+    pilot, said = Pilot.of(image, bundle), ""
+    if pilot.unlikely:
+        said = "; ".join(pilot.unlikely) + ": the dispersion of this file is not as well known as the model expects"
+        if uncalibrated is None:
+            said += ", so classes are taken for each other: calibrate the axis"
+        else:
+            said += ", so the plan is for its model for files whose dispersion is not known"
+            bundle, pilot = uncalibrated, Pilot.of(image, uncalibrated)
     shapes, measured = class_shapes(pilot, bundle, labels)
     rng = np.random.default_rng(seed)
     field = Draws.of(pilot, shapes, bundle, rng)
@@ -232,7 +242,7 @@ def plan_dose(
         fraction_error_averaged=errors_averaged,
         answers=answers,
         measured_accuracy=measured,
-        warnings=tuple(_warnings_about(pilot, bundle, labelled=labels is not None)),
+        warnings=(*([said] if said else []), *_warnings_about(pilot, bundle, labelled=labels is not None)),
     )
 
 

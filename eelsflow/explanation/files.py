@@ -9,7 +9,7 @@ from pathlib import Path
 from eelsflow.explanation.contributions import explain
 from eelsflow.explanation.result import Explanation
 from eelsflow.maps.mapping import look_at, prepare_suitably
-from eelsflow.maps.registry import find_model
+from eelsflow.maps.registry import find_model, model_for_uncalibrated
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.shapes import BAND_WIDTH
 from eelsflow.spectrum_image import energy_axis
@@ -54,10 +54,13 @@ def explain_file(
         return explanation
     given = look_at(path, model=models[0], low_loss=low_loss)
     axis = energy_axis(given.image)
-    others = [ModelBundle.load(find_model(name, axis=axis)) for name in models[1:]]
+    further = [find_model(name, axis=axis) for name in models[1:]]
     make_directory(out)
     with tempfile.TemporaryDirectory(dir=out, prefix=".explain-") as work:
-        given, prepared = prepare_suitably(given, Path(work))
-        explanation = explain(given.bundle, prepared, pixels=pixels, classes=classes, width=width, models=others)
+        suited, prepared = prepare_suitably(given, Path(work))
+        if suited is not given:
+            further = [model_for_uncalibrated(one) or one for one in further]
+        bundles = [ModelBundle.load(one) for one in further]
+        explanation = explain(suited.bundle, prepared, pixels=pixels, classes=classes, width=width, models=bundles)
     explanation.save(out)
     return explanation

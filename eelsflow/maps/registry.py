@@ -51,7 +51,7 @@ def find_model(model: str, *, edge: str | None = None, axis: EnergyAxis | None =
 
 def models_alone(directory: Path) -> list[Path]:
     """Return the directories of the models of each edge that lie beside a model of several, in order of energy."""
-    beside = directory.parent if directory.name == UNCALIBRATED else directory
+    beside = _own(directory) if directory.resolve().name == UNCALIBRATED else directory
     found = [path.parent for path in beside.glob(f"{ALONE}/*/model.json")]
     return sorted(found, key=lambda path: read_edge(path).elnes_window)
 
@@ -64,9 +64,10 @@ def model_for_uncalibrated(directory: Path) -> Path | None:
 
 def _own(directory: Path) -> Path:
     """Return the directory of the study's own model, of one that may stand in for it."""
-    if directory.parent.name == ALONE:
-        return directory.parent.parent
-    return directory.parent if directory.name == UNCALIBRATED else directory
+    directory = directory.resolve()
+    parent = directory.parent
+    own = parent.parent if parent.name == ALONE else parent if directory.name == UNCALIBRATED else directory
+    return own if (own / "model.json").is_file() else directory
 
 
 def _find_model(model: str, edge: str | None, axis: EnergyAxis | None) -> Path:
@@ -137,7 +138,7 @@ def as_uncalibrated(bundle: ModelBundle, product: xr.Dataset) -> ModelBundle:
 
 def is_champion(directory: Path) -> bool:
     """Tell whether a model is the champion of its edge, or stands in for such a model."""
-    resolved = str(_own(directory.resolve()))
+    resolved = str(_own(directory))
     return any(entry["path"] == resolved and entry.get("champion", False) for entry in registered_models())
 
 

@@ -664,8 +664,7 @@ def _study_warnings(plan: Plan, maps: Sequence[Row], acquisitions: Sequence[Row]
         warnings.append(
             f"{len(plan.acquisitions)} acquisitions tell little of {plan.study.edge.name.replace(JOINED, ' and ')} "
             f"together: of fewer than {FEW_FOR_EDGES} simulated ones maps of fields of one phase were worse than by "
-            f"one edge, because more must be learnt; add acquisitions, or compare with the model of {first} alone, "
-            "which lies beside this one (model/alone)"
+            f"one edge, because more must be learnt; add acquisitions, or compare with a study of {first}"
         )
     if plan.acquisitions:
         warnings += [preset.caution for preset in plan.study.preprocess if preset.caution]

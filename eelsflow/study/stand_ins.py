@@ -123,9 +123,9 @@ def _kinds(plan: Plan, final: FitModel) -> list[tuple[Path, Edge, Preset, dict[s
         (Path(ALONE) / edge.name, edge, final.preset, {"alone_of": whole.name}) for edge in whole.alone
     ]
     align = final.preset.find(Align)
-    if align is not None and align.dispersion_error < DISPERSION_ERROR:
+    if align is not None and align.dispersion_error <= DISPERSION_ERROR / 2:
         preset = final.preset.knowing_the_dispersion(DISPERSION_ERROR)
-        kinds.append((Path(UNCALIBRATED), whole, preset, {}))
+        kinds.append((Path(UNCALIBRATED), whole, preset, {"stands_in_for": "files whose dispersion is not known"}))
     return kinds
 
 

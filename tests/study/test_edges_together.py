@@ -21,6 +21,7 @@ from eelsflow.maps.mapping import classify
 from eelsflow.maps.registry import find_model, models_alone, register_model
 from eelsflow.models.bundle import ModelBundle
 from eelsflow.preprocess.presets import Align
+from eelsflow.public import plan_dose
 from eelsflow.report.style import leave_out_gaps, new_figure, spans
 from eelsflow.simulator import simulate_directory
 from eelsflow.spectrum_image import energy_axis
@@ -235,23 +236,62 @@ def test_the_model_of_uncalibrated_files_refers_to_those_of_single_edges(calibra
     assert classify(short, model=calibrated / "model" / "uncalibrated").summary["model"]["edge"] == "O_K"
 
 
-def test_an_inbox_and_an_explanation_take_the_model_that_a_map_takes(calibrated, wide_channels, tmp_path):
-    wrong, _ = wide_channels
-    inbox = tmp_path / "inbox"
-    inbox.mkdir()
-    write_spectrum_image(wrong, inbox / "wrong.zarr")
-    order = Order(inbox=str(inbox), out=tmp_path / "out", store=tmp_path / "store", model=str(calibrated))
-    one = Acquisition(1, str(inbox / "wrong.zarr"), 1, "", State.INGESTED)
+def through_an_inbox(image, model, folder):
+    """Return the summary of the map that a watcher makes of an image."""
+    (folder / "inbox").mkdir(exist_ok=True, parents=True)
+    write_spectrum_image(image, folder / "inbox" / "scan.zarr")
+    order = Order(inbox=str(folder / "inbox"), out=folder / "out", store=folder / "store", model=str(model))
+    one = Acquisition(1, str(folder / "inbox" / "scan.zarr"), 1, "", State.INGESTED)
     one = replace(one, sha256=identify(one, order))
     assert work_through(one, order, lambda *_, **__: True) is not None
-    summary = read_json(order.folder_for(one) / "summary.json")
-    assert summary["edges"]["dispersion"]["known_to"] == 0.02
-    assert any("not as well known" in warning for warning in summary["warnings"])
-    found = explain_file(inbox / "wrong.zarr", models=[str(calibrated)], out=tmp_path / "explained")
-    direct = explain_file(
-        inbox / "wrong.zarr", models=[str(calibrated / "model" / "uncalibrated")], out=tmp_path / "direct"
+    return read_json(order.folder_for(one) / "summary.json")
+
+
+def test_an_inbox_takes_the_model_that_a_map_takes(calibrated, wide_channels, tmp_path):
+    wrong, _ = wide_channels
+    named = through_an_inbox(wrong, calibrated / "model" / "uncalibrated", tmp_path)
+    summary = through_an_inbox(wrong, calibrated, tmp_path)  # the same model and preparation, and now it says why
+    for one, says_why in ((named, False), (summary, True)):
+        assert one["edges"]["dispersion"]["known_to"] == 0.02
+        assert one["model"]["stands_in_for"] == "files whose dispersion is not known"
+        assert any("not as well known" in warning for warning in one["warnings"]) == says_why
+
+
+@pytest.mark.parametrize(("factor", "end"), [(0.98, 728.0), (1.02, 726.0)])
+def test_a_file_that_is_cut_and_not_calibrated_is_mapped_by_the_same_model_everywhere(
+    calibrated, wide_channels, tmp_path, factor, end
+):
+    """The window of iron ends at 730 eV: whether it is all there depends on the dispersion."""
+    _, right = wide_channels
+    image = right.assign_coords(energy_loss=530.0 + (right["energy_loss"] - 530.0) / factor)
+    image = image.isel(energy_loss=image["energy_loss"].values < end)
+    direct = classify(image, model=calibrated).summary
+    watched = through_an_inbox(image, calibrated, tmp_path)
+    assert watched["model"]["edge"] == direct["model"]["edge"] == ("O_K" if factor < 1 else "O_K+Fe_L3")
+    assert watched["warnings"] == direct["warnings"]
+
+
+def test_explanations_and_plans_take_the_model_that_a_map_takes(calibrated, wide_channels, tmp_path):
+    wrong, right = wide_channels
+    file, other = write_spectrum_image(wrong, tmp_path / "wrong.zarr"), calibrated / "model" / "uncalibrated"
+    found, direct = (
+        explain_file(file, models=[str(model)] * 2, out=tmp_path / "explained") for model in (calibrated, other)
     )
-    np.testing.assert_array_equal(found.dataset["contribution"], direct.dataset["contribution"])
+    for name in found.dataset:
+        np.testing.assert_array_equal(found.dataset[name], direct.dataset[name])
+    own, stand_in = (ModelBundle.load(model) for model in (calibrated / "model", other))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eelsflow.dose.curves._N_ACQUISITIONS", 16)
+        patch.setattr("eelsflow.dose.plan._PER_DECADE", 1)
+        by_directory, by_object, expected = (
+            plan_dose(image, model=model, accuracy=0.8, labels="FeO")
+            for image, model in ((file, calibrated), (file, own), (file, stand_in))
+        )
+        plain = plan_dose(right, model=calibrated, accuracy=0.8, labels="FeO")
+    np.testing.assert_array_equal(by_directory.accuracy.value, expected.accuracy.value)
+    assert "so the plan is for its model for files whose dispersion is not known" in by_directory.warnings[0]
+    assert "so classes are taken for each other" in by_object.warnings[0]
+    assert not any("not as well known" in warning for warning in (*expected.warnings, *plain.warnings))
 
 
 def test_edges_are_listed_once_and_not_beside_an_edge(tmp_path):
