@@ -42,7 +42,10 @@ ERRORS = (0.3, 0.15)
 PILOTS = (0.3, 1.0, 3.0)
 
 
-def simulate(seed: int, number: int, *, scene: str, thickness: float, detector: str, dose: float, pixels: int) -> Any:
+def simulate(
+    seed: int, number: int, *, scene: str, thickness: float, detector: str, dose: float, pixels: int,
+    window: tuple[float, float] | None,
+) -> Any:  # fmt: skip
     """Return the acquisition of a specimen; scene, detector and dose leave its shapes and thickness as they are."""
     wide = SIMULATED["wide"]
     preset = wide.model_copy(
@@ -50,7 +53,7 @@ def simulate(seed: int, number: int, *, scene: str, thickness: float, detector: 
     )
     planned = plan_directory(
         n_acquisitions=number + 1, seed=seed, shape=(pixels, pixels), preset=preset, detector=detector,
-        scenes=(scene,), dose=(dose, dose),
+        scenes=(scene,), dose=(dose, dose), window=window,
     )[number]  # fmt: skip
     return simulate_acquisition(planned.parameters, planned.seed, name=planned.name)
 
@@ -160,11 +163,12 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=32)
     options = parser.parse_args()
     bundle = ModelBundle.load(options.model)
+    window = bundle.edge.recorded_window if bundle.edge.beside else None
     rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for place, thickness in enumerate(THICKNESSES):
         for detector in ("ccd", "counting"):
             for number in range(options.specimens):
-                about = {"thickness": thickness, "detector": detector, "pixels": options.pixels}
+                about = {"thickness": thickness, "detector": detector, "pixels": options.pixels, "window": window}
                 seed, which = options.seed + place, 2 * number + (detector == "counting")
 
                 def field(scene: str, dose: float, seed=seed, which=which, about=about) -> Any:

@@ -186,9 +186,13 @@ def plan(
     acquisition: Any = file
     labels: Any = label if label is not None else truth
     if simulated:
+        from eelsflow.maps.registry import find_model, read_edge
+
+        edge = read_edge(find_model(model))
         acquisition, labels = simulate_specimen(
-            preset=preset.value, detector=detector.value, thickness=thickness, seed=seed
-        )
+            preset=preset.value, detector=detector.value, thickness=thickness, seed=seed,
+            window=edge.recorded_window if edge.beside else None,
+        )  # fmt: skip
     found = public.plan_dose(acquisition, model=model, accuracy=accuracy, fraction_error=fraction_error, labels=labels)
     if out is not None:
         write_plan(found, out)

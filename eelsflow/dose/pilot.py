@@ -193,7 +193,7 @@ class _OfEdge:
 def _added_by_edges(found: Sequence[_OfEdge], fitted: Fitted) -> Floats:
     """Return what each edge adds to the counts, (edges, channels), sum 1 in its window.
 
-    From where the next edge's background is fitted, what an edge adds is that background.
+    From the end of the window that the next edge's background is fitted in, what an edge adds is that background.
     """
     values, added = fitted.corrected_axis.values, []
     for number, (one, of_edge) in enumerate(zip(fitted.of_edges, found, strict=True)):

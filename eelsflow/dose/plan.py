@@ -273,6 +273,8 @@ def _warnings_about(pilot: Pilot, bundle: ModelBundle, *, labelled: bool) -> Ite
     )
     if unlike is not None:
         yield f"{unlike}. The plan is for the classes of the model, and this may be another specimen"
+    if bundle.provenance.get("alone_of"):
+        yield f"the file shows {bundle.edge.name} alone, so the plan is for the model of that edge"
     if not labelled:
         yield (
             f"what the pixels are is what {bundle.name} says of them; the plan is surer where that is known (--label, "

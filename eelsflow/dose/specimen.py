@@ -22,6 +22,7 @@ def simulate_specimen(
     detector: Literal["ccd", "counting", "both"] = "ccd",
     thickness: float | None = None,
     seed: int = 0,
+    window: tuple[float, float] | None = None,
 ) -> tuple[xr.DataArray, NDArray[np.str_]]:
     """Return a simulated field that holds both oxides, and the class of each of its pixels.
 
@@ -33,6 +34,8 @@ def simulate_specimen(
         Of the thickest place, nm; by default what the preset draws.
     seed
         Of the specimen and its noise.
+    window
+        Energies that the axis shows at the least, eV.
 
     Returns
     -------
@@ -54,7 +57,7 @@ def simulate_specimen(
         raise InputError(f"the specimens of the preset {preset} have the thickness of their size; use the preset wide")
     planned = plan_directory(
         n_acquisitions=1, seed=seed, preset=parameters, detector=detector, scenes=(scene,), dose=(1.0, 1.0),
-        shape=(N_PIXELS, N_PIXELS),
+        shape=(N_PIXELS, N_PIXELS), window=window,
     )[0]  # fmt: skip
     acquisition = simulate_acquisition(planned.parameters, planned.seed, name=planned.name)
     fraction = acquisition.truth["phase_fraction"].values

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eelsflow.explanation.contributions import explain
 from eelsflow.explanation.result import Explanation
+from eelsflow.maps.judge import say_uncalibrated
 from eelsflow.maps.mapping import look_at, prepare_suitably
 from eelsflow.maps.registry import find_model, model_for_uncalibrated
 from eelsflow.models.bundle import ModelBundle
@@ -61,6 +62,9 @@ def explain_file(
         if suited is not given:
             further = [model_for_uncalibrated(one) or one for one in further]
         bundles = [ModelBundle.load(one) for one in further]
+        said = say_uncalibrated(suited.bundle)
         explanation = explain(suited.bundle, prepared, pixels=pixels, classes=classes, width=width, models=bundles)
+    if said:
+        explanation.dataset.attrs["note"] = f"Warning: {said}. {explanation.dataset.attrs['note']}".strip()
     explanation.save(out)
     return explanation

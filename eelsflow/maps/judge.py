@@ -41,7 +41,7 @@ def judge_map(found: PixelMap, bundle: ModelBundle, product: xr.Dataset) -> list
         _seen_in_training(bundle, product),
         _unpromoted(bundle),
         _alone(bundle),
-        _uncalibrated(bundle),
+        say_uncalibrated(bundle),
         bundle.provenance.get("caution"),
     )
     return [sentence for sentence in sentences if sentence]
@@ -138,12 +138,13 @@ def _alone(bundle: ModelBundle) -> str | None:
     )
 
 
-def _uncalibrated(bundle: ModelBundle) -> str | None:
+def say_uncalibrated(bundle: ModelBundle) -> str | None:
+    """Say why a model for files whose dispersion is not known was taken, where it was taken for another."""
     said = bundle.provenance.get("uncalibrated")
     if not said:
         return None
     return (
-        f"{said}: the dispersion of this file is not as well known as the model expects, so this map is by its model "
+        f"{said}: the dispersion of this file is not as well known as the model expects, so this is by its model "
         "for files whose dispersion is not known, to which the distance of edges says nothing: calibrate the axis"
     )
 

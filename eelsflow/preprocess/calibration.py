@@ -153,13 +153,19 @@ def dispersion_left(edge: Edge, error: float, *, dispersion_error: float = DISPE
     return (1.0 + error) * found.dispersion - 1.0
 
 
-def unlikely_distances(first: Edge, others: Sequence[Edge], calibration: Calibration) -> list[str]:
-    """Say which edges are left so far from their usual distance that no compound explains it."""
+def unlikely_distances(
+    first: Edge, others: Sequence[Edge], calibration: Calibration, *, dispersion_error: float
+) -> list[str]:
+    """Say which edges lie so far from their usual distance that no compound explains it, and no expected dispersion.
+
+    `dispersion_error` is that which `calibrate` was given.
+    """
     said = []
     for other in others:
         usual, spread = usual_distance(first, other)
         measured, error = calibration.distances[other.name]
-        if abs(measured * calibration.dispersion - usual) > _SIGNIFICANT * np.hypot(spread, error):
+        expected = np.sqrt(spread**2 + error**2 + (dispersion_error * usual) ** 2)
+        if abs(measured - usual) > _SIGNIFICANT * expected:
             said.append(
                 f"{first.name} and {other.name} lie {abs(measured):.2f} +- {error:.2f} eV apart on the file's axis, "
                 f"and compounds have {abs(usual):.1f} +- {spread:.1f} eV"

@@ -279,7 +279,7 @@ def fit_acquisition(
                     fitted, drift_said = _follow_drift(crew, fitted, companion, edge_offset)
                     if fitted.offset is edge_offset:  # the zero loss is believed in nothing
                         calibration, fitted = of_edges, replace(fitted, dispersion=of_edges.dispersion)
-                unlikely = unlikely_distances(first, others, calibration)
+                unlikely = unlikely_distances(first, others, calibration, dispersion_error=known)
                 warnings += [_UNLIKELY.format(said=said, percent=100 * known) for said in unlikely]
             case presets.Background():
                 if mean_spectrum is None:

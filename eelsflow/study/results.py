@@ -25,6 +25,7 @@ from eelsflow.edges import JOINED
 from eelsflow.errors import DataSetError
 from eelsflow.io.zarr_store import open_dataset, write_dataset
 from eelsflow.preprocess.joint_features import load_transform
+from eelsflow.preprocess.presets import DISPERSION_ERROR
 from eelsflow.robustness.compare import compare_models
 from eelsflow.robustness.control import shuffled_label_control
 from eelsflow.robustness.scores import (
@@ -659,12 +660,14 @@ def _study_warnings(plan: Plan, maps: Sequence[Row], acquisitions: Sequence[Row]
             f"most maps of fields of two phases show one class only, by {', '.join(one_class)}: these models erase the "
             "smaller phase, whatever they score on pure fields"
         )
-    if plan.study.edge.beside and len(plan.acquisitions) < FEW_FOR_EDGES:
+    is_calibrated = (plan.study.dispersion_error or DISPERSION_ERROR) <= DISPERSION_ERROR / 2
+    if plan.study.edge.beside and len(plan.acquisitions) < FEW_FOR_EDGES and not is_calibrated:
         first = plan.study.edge.alone[0].name
         warnings.append(
             f"{len(plan.acquisitions)} acquisitions tell little of {plan.study.edge.name.replace(JOINED, ' and ')} "
-            f"together: of fewer than {FEW_FOR_EDGES} simulated ones maps of fields of one phase were worse than by "
-            f"one edge, because more must be learnt; add acquisitions, or compare with a study of {first}"
+            f"together: of fewer than {FEW_FOR_EDGES} simulated ones, not calibrated, maps of fields of one phase were "
+            "worse by O_K and Fe_L3 than by O_K, because more must be learnt; add acquisitions, or compare with a "
+            f"study of {first}"
         )
     if plan.acquisitions:
         warnings += [preset.caution for preset in plan.study.preprocess if preset.caution]

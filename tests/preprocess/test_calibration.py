@@ -80,14 +80,17 @@ def test_what_is_left_of_a_wrong_dispersion_is_what_calibrating_its_axis_leaves(
     assert dispersion_left(O_K, error, dispersion_error=known) == pytest.approx(error)
 
 
-def test_a_wrong_dispersion_that_was_said_to_be_known_is_told():
-    there = [(FE_L3, asked(1.0, 0.015))]
-    known = calibrate(O_K, OffsetEstimate(1.0, 0.03), there, dispersion_error=5e-4)
-    (told,) = unlikely_distances(O_K, [FE_L3], known)
-    assert "174.58 +- 0.04 eV apart on the file's axis" in told
-    for asks in (there, [(FE_L3, asked(1.0, 0.06))]):  # where it was corrected there is nothing to tell
-        found = calibrate(O_K, OffsetEstimate(1.0, 0.03), asks)
-        assert not unlikely_distances(O_K, [FE_L3], found)
+@pytest.mark.parametrize(
+    ("known", "wrong", "told"),
+    [(5e-4, 0.008, False), (5e-4, 0.012, True), (2e-3, 0.01, False), (2e-3, 0.015, True), (0.01, 0.025, False),
+     (0.01, 0.04, True), (0.02, 0.015, False), (0.02, 0.05, False)],
+)  # fmt: skip
+def test_a_wrong_dispersion_that_was_said_to_be_known_is_told(known, wrong, told):
+    found = calibrate(O_K, OffsetEstimate(1.0, 0.03), [(FE_L3, asked(1.0, wrong))], dispersion_error=known)
+    said = unlikely_distances(O_K, [FE_L3], found, dispersion_error=known)
+    assert len(said) == told
+    if told:
+        assert f"{USUAL / (1 + wrong):.2f} +- 0.04 eV apart on the file's axis" in said[0]
 
 
 def test_the_distance_is_that_on_the_axis_whose_offset_is_chosen():
@@ -95,7 +98,7 @@ def test_the_distance_is_that_on_the_axis_whose_offset_is_chosen():
     found = calibrate(O_K, taken_for_the_first, [(FE_L3, asked(9.4, 0.0))], dispersion_error=5e-4)
     assert found.offset.value == pytest.approx(9.4, abs=0.05)
     assert found.distances["Fe_L3"][0] == pytest.approx(USUAL, abs=1e-6)
-    assert not unlikely_distances(O_K, [FE_L3], found)
+    assert not unlikely_distances(O_K, [FE_L3], found, dispersion_error=5e-4)
 
 
 def test_a_single_edge_leaves_the_dispersion_as_it_is():

@@ -14,6 +14,7 @@ from eelsflow.catalogue.ledger import Catalogue, Found
 from eelsflow.catalogue.serve import serving
 from eelsflow.catalogue.states import State
 from eelsflow.edges import SHIPPED
+from eelsflow.energy import EnergyAxis
 from eelsflow.errors import InputError
 from eelsflow.io.zarr_store import open_dataset, write_spectrum_image
 from eelsflow.maps.build import map_prepared
@@ -431,3 +432,24 @@ def test_images_of_any_scale_and_without_a_pixel_size_are_drawn_with_references_
     bar = browser.evaluate("Bokeh.documents[0].get_model_by_name('map').above.map(one => one.label)")
     assert "@{value} px" in bar
     assert browser.problems == []
+
+
+def test_spectra_are_packed_the_same_in_whatever_portions(monkeypatch):
+    rng, n_rows, width = np.random.default_rng(3), 70, 13
+    cube = rng.normal(100.0, 10.0, (n_rows, width, 40))
+    cube[5, 2, 7] = np.nan
+    noise_of_row = 1.0 + np.arange(n_rows)
+
+    def noise(values, rows, together):
+        return np.repeat(noise_of_row[rows], width) * np.sqrt(together)
+
+    spectra = Spectra(EnergyAxis(500.0, 0.1, 40), lambda rows: cube[rows].reshape(-1, 40), noise, 10.0, n_rows, 910)
+    packed = []
+    for at_once in (1, 100, 10**9):
+        monkeypatch.setattr("eelsflow.report.clickable_spectra._AT_ONCE", at_once)
+        packed.append(spectra.pack(0.5, 0.2))
+    for one in packed[1:]:
+        assert one.planes == packed[0].planes
+        np.testing.assert_array_equal(one.power, packed[0].power)
+    whole = np.floor(8 * np.log2(0.5 * np.sqrt(2) * np.repeat(noise_of_row, width)))
+    np.testing.assert_array_equal(np.delete(packed[0].power, 5 * width + 2), np.delete(whole, 5 * width + 2))

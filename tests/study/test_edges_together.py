@@ -181,6 +181,14 @@ def test_an_edge_that_is_not_in_the_specimen_leaves_the_other(studied, tmp_path)
     assert found.summary["model"]["edge"] == "O_K"
 
 
+def test_a_plan_of_a_file_of_one_edge_says_so(studied, short):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eelsflow.dose.curves._N_ACQUISITIONS", 16)
+        patch.setattr("eelsflow.dose.plan._PER_DECADE", 1)
+        found = plan_dose(short, model=studied, accuracy=0.8, labels="FeO")
+    assert "the file shows O_K alone, so the plan is for the model of that edge" in found.warnings
+
+
 def test_a_model_of_both_edges_by_itself_refuses_a_file_of_one(studied, short):
     with pytest.raises(EelsflowError, match="cannot show the Fe_L3 edge"):
         classify(short, model=ModelBundle.load(studied / "model"))
@@ -269,6 +277,7 @@ def test_a_file_that_is_cut_and_not_calibrated_is_mapped_by_the_same_model_every
     watched = through_an_inbox(image, calibrated, tmp_path)
     assert watched["model"]["edge"] == direct["model"]["edge"] == ("O_K" if factor < 1 else "O_K+Fe_L3")
     assert watched["warnings"] == direct["warnings"]
+    assert any("not as well known" in warning for warning in direct["warnings"]) == (factor > 1)
 
 
 def test_explanations_and_plans_take_the_model_that_a_map_takes(calibrated, wide_channels, tmp_path):
@@ -277,6 +286,8 @@ def test_explanations_and_plans_take_the_model_that_a_map_takes(calibrated, wide
     found, direct = (
         explain_file(file, models=[str(model)] * 2, out=tmp_path / "explained") for model in (calibrated, other)
     )
+    assert "not as well known as the model expects" in found.dataset.attrs["note"]
+    assert "not as well known" not in direct.dataset.attrs["note"]
     for name in found.dataset:
         np.testing.assert_array_equal(found.dataset[name], direct.dataset[name])
     own, stand_in = (ModelBundle.load(model) for model in (calibrated / "model", other))

@@ -353,16 +353,22 @@ def test_models_renamed_in_the_study_file_run_through_to_the_results_and_nothing
 def test_results_say_what_the_order_of_the_paper_costs():
     names = ("paper", "recommended")
     for chosen in (names, names[1:]):
-        study = SimpleNamespace(preprocess=[resolve_preset(name) for name in chosen], edge=SHIPPED["O_K"])
+        study = SimpleNamespace(
+            preprocess=[resolve_preset(name) for name in chosen], edge=SHIPPED["O_K"], dispersion_error=None
+        )
         plan = SimpleNamespace(acquisitions=("one",), study=study)
         warnings = _study_warnings(plan, [{"n_mixed": 1, "one_class": 0}], [], padded=False)
         assert ["hardly any spike" in warning for warning in warnings] == [True] * ("paper" in chosen)
 
 
-@pytest.mark.parametrize(("edges", "n", "warned"), [(2, 19, True), (2, 20, False), (1, 6, False)])
-def test_few_acquisitions_of_several_edges_are_said_to_be_few(edges, n, warned):
+@pytest.mark.parametrize(
+    ("edges", "n", "known", "warned"),
+    [(2, 19, None, True), (2, 20, None, False), (1, 6, None, False), (2, 6, 5e-4, False)],
+)
+def test_few_acquisitions_of_several_edges_are_said_to_be_few(edges, n, known, warned):
     edge = join_edges([SHIPPED["O_K"], SHIPPED["Fe_L3"]][:edges])
-    plan = SimpleNamespace(acquisitions=("one",) * n, study=SimpleNamespace(preprocess=[], edge=edge))
+    study = SimpleNamespace(preprocess=[], edge=edge, dispersion_error=known)
+    plan = SimpleNamespace(acquisitions=("one",) * n, study=study)
     warnings = _study_warnings(plan, [{"n_mixed": 1, "one_class": 0}], [], padded=False)
     assert any("tell little of O_K and Fe_L3 together" in warning for warning in warnings) == warned
 
