@@ -1,6 +1,7 @@
 """Two edges against one, on simulated fields with truth, with the bound and with errors of the axis.
 
     python -m benchmarks.edges [--seed 9011] [--training 165] [--test 66] [--pure 240]
+    python -m benchmarks.edges --learning 10 20 40 80 160 --seed 9061 --pure 120         by how many acquisitions
 
 Trained on acquisitions of the wide simulator, judged on others at dose 1, which have nothing in common with them; every
 field is prepared for O K, for Fe L3 and for both. Measured are, each with the standard error that the scatter gives,
@@ -243,13 +244,42 @@ def learn(training: Iterable[dict[str, FieldOf | None]]) -> dict[str, References
     return {name: fit_references([one[name] for one in prepared if one[name] is not None]) for name in prepared[0]}
 
 
+def learning_curve(numbers: Sequence[int], options: argparse.Namespace) -> None:
+    """Print what O K and both reach on usual axes, of three draws of so many acquisitions (one of 100 or more)."""
+    ways = ("O_K", BOTH)
+
+    def prepared(n: int, **shown) -> list[dict[str, FieldOf | None]]:  # type: ignore[no-untyped-def]
+        return [one for one in fields(n, **shown) if all(one[name] is not None for name in ways)]
+
+    training = prepared(options.training, seed=options.seed, pixels=18)
+    pure = prepared(options.pure, seed=options.seed + 2, pixels=12, scenes=("FeO", "Fe3O4"), dose=(1, 1))
+    mapped = prepared(options.test, seed=options.seed + 1, pixels=24, dose=(1, 1))
+    print("acquisitions; of O K and of both: single pixels, maps of one phase, of two, error of the fraction")
+    for number in numbers:
+        found = []
+        for draw in range(3 if number < 100 else 1):
+            some = np.random.default_rng(draw).permutation(len(training))[:number]
+            row = []
+            for name in ways:
+                known = fit_references([training[index][name] for index in some])  # type: ignore[misc]
+                of_maps = maps([one[name] for one in mapped], known)
+                row.append([np.nanmean(single_pixels([one[name] for one in pure], known)[0])])
+                row[-1] += [np.nanmean(of_maps[f"{what}, alone"]) for what in ("pure", "mixed", "fraction")]
+            found.append(row)
+        print(number, *np.mean(found, axis=0).round(3).tolist(), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Two edges against one.")
     parser.add_argument("--seed", type=int, default=9011)
     parser.add_argument("--training", type=int, default=165)
     parser.add_argument("--test", type=int, default=66, help="fields that are mapped")
     parser.add_argument("--pure", type=int, default=240, help="fields of one phase whose pixels are judged singly")
+    parser.add_argument("--learning", type=int, nargs="+", help="numbers of acquisitions, instead of all the rest")
     options = parser.parse_args()
+    if options.learning:
+        learning_curve(options.learning, options)
+        return
     usual, calibrated = (
         learn(fields(options.training, seed=options.seed, pixels=18, dispersion_error=error)) for error in (None, KNOWN)
     )

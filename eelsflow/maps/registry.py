@@ -123,7 +123,7 @@ def as_unpromoted(bundle: ModelBundle) -> ModelBundle:
 
 
 def has_unlikely_distance(product: xr.Dataset) -> bool:
-    """Tell whether edges of a prepared acquisition lie as far apart as in no compound, as its preset has left them."""
+    """Tell whether edges of a prepared acquisition lie further off than compounds and the preset let expect."""
     return bool(json.loads(product.attrs["unlikely_distances"]))
 
 

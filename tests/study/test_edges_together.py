@@ -49,14 +49,17 @@ def write(tmp_path, **changes):
     return path
 
 
-@pytest.fixture(scope="module")
-def studied(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("both")
+def study_in(folder, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EELSFLOW_HOME", str(folder / "home"))
         place = Place(store=Store(folder / "store"), executor=LoopExecutor())
-        run_study(load_study(write(folder)), folder / "out", place=place)
+        run_study(load_study(write(folder, **changes)), folder / "out", place=place)
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    return study_in(tmp_path_factory.mktemp("both"))
 
 
 def test_a_study_of_two_edges_maps_and_reports(studied):
@@ -197,13 +200,7 @@ def test_a_model_of_both_edges_by_itself_refuses_a_file_of_one(studied, short):
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory):
     """A study of files whose dispersion is known."""
-    folder = tmp_path_factory.mktemp("calibrated")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EELSFLOW_HOME", str(folder / "home"))
-        place = Place(store=Store(folder / "store"), executor=LoopExecutor())
-        study = write(folder, dispersion_error=5e-4, models=["mlls"])
-        run_study(load_study(study), folder / "out", place=place)
-    return folder / "out"
+    return study_in(tmp_path_factory.mktemp("calibrated"), dispersion_error=5e-4, models=["mlls"])
 
 
 @pytest.fixture(scope="module")
